@@ -1,0 +1,8 @@
+"""Keras layers and optimizers that keep neural networks able to learn."""
+
+from keras_plasticity import functional as functional
+from keras_plasticity import layers as layers
+from keras_plasticity import optimizers as optimizers
+from keras_plasticity.version import __version__ as __version__
+
+__all__ = ["__version__", "functional", "layers", "optimizers"]

@@ -1,0 +1,90 @@
+"""How many units are due, and which.
+
+The count of units due grows by `replacement_rate * (mature units)` at each
+update, tiny numbers over millions of updates. In float32 their sum drifts by
+whole units. So the fraction is kept as decimal digits in integers: `rate` is
+read as the shortest decimal number that stands for the float, as a person
+would write it, and no update loses anything.
+"""
+
+from decimal import Decimal
+
+from keras import ops
+
+# Digits beyond the 30th decimal place are dropped: at a thousand units, such
+# a rate would not replace one in the age of the universe.
+_DECIMALS = 30
+
+
+def count_digits(replacement_rate, units):
+    """Splits a replacement rate into digits for `advance_count`.
+
+    Args:
+        replacement_rate: Float in [0, 1].
+        units: Integer, the number of units in the layer. It decides how many
+            decimal places fit in one int32 digit.
+
+    Returns:
+        Tuple `(whole, digits, base)`: `replacement_rate` is `whole` plus the
+        sum of `digits[i] / base**(i + 1)`.
+
+    Example:
+
+    >>> keras_plasticity.functional.count_digits(1e-4, units=2000)
+    (0, (10,), 100000)
+    """
+    places = 1
+    while 10 ** (places + 1) * (units + 2) < 2**31:
+        places += 1
+    base = 10**places
+    rate = Decimal(repr(float(replacement_rate)))
+    whole = int(rate)
+    rest = int((rate - whole) * 10**_DECIMALS)
+    digits = []
+    unit = 10**_DECIMALS
+    while rest:
+        rest *= base
+        digits.append(rest // unit)
+        rest %= unit
+    return whole, tuple(digits), base
+
+
+def advance_count(count, mature, digits):
+    """Adds one update's `replacement_rate * mature` to the count.
+
+    Args:
+        count: Int32 tensor of shape `(len(digits[1]),)`, the fraction of a
+            unit carried so far, most significant digit first.
+        mature: Int32 scalar tensor, the number of mature units.
+        digits: The result of `count_digits`.
+
+    Returns:
+        Tuple `(due, count)`: the int32 number of whole units now due, and the
+        fraction that remains.
+    """
+    whole, places, base = digits
+    carry = ops.zeros_like(mature)
+    remaining = []
+    for i in reversed(range(len(places))):
+        total = count[i] + places[i] * mature + carry
+        carry = total // base
+        remaining.append(total - carry * base)
+    if remaining:
+        count = ops.stack(remaining[::-1])
+    return carry + whole * mature, count
+
+
+def least_useful_unit(utility, age, maturity_threshold):
+    """Index of the mature unit with the lowest utility.
+
+    Args:
+        utility: Float tensor of shape `(units,)`.
+        age: Float tensor of shape `(units,)`, in updates.
+        maturity_threshold: Integer. A unit is mature when it is older.
+
+    Returns:
+        Integer scalar tensor. Of several equal units, the first. At least one
+        unit has to be mature.
+    """
+    mature = age > maturity_threshold
+    return ops.argmin(ops.where(mature, utility, float("inf")))

@@ -1,0 +1,55 @@
+"""The bias-corrected running mean, as a mean with a shrinking step.
+
+An exponential running mean `m <- decay * m + (1 - decay) * x` that starts at
+0 is too small while it is young, which is mended by dividing by
+`1 - decay**age`. Dividing at every step gives the recursion used here, on the
+corrected mean itself:
+
+    corrected <- corrected + gain * (x - corrected),
+    gain = (1 - decay) / (1 - decay**age).
+
+At age 1 the gain is 1, and it falls towards `1 - decay`. There is nothing to
+correct when the mean is read.
+"""
+
+import math
+
+from keras import ops
+
+
+def gain(age, decay_rate):
+    """Step size of the bias-corrected running mean.
+
+    Args:
+        age: Float tensor, the number of observations with the present one,
+            at least 1.
+        decay_rate: Float in [0, 1).
+
+    Returns:
+        Tensor of the shape of `age`, `(1 - decay_rate) / (1 - decay_rate**age)`.
+
+    Example:
+
+    >>> ops.convert_to_numpy(keras_plasticity.functional.gain(
+    ...     ops.convert_to_tensor([1.0, 2.0]), decay_rate=0.5))
+    array([1.       , 0.6666667], dtype=float32)
+    """
+    if decay_rate == 0.0:
+        return ops.ones_like(age)
+    # 1 - decay**age loses all its digits for a decay near 1; expm1 does not.
+    remaining = -ops.expm1(age * math.log(decay_rate))
+    return (1.0 - decay_rate) / remaining
+
+
+def running_mean(mean, value, gain):
+    """One step of the bias-corrected running mean.
+
+    Args:
+        mean: Tensor, the corrected mean before this observation.
+        value: Tensor, the observation.
+        gain: Tensor, the step size: see `keras_plasticity.functional.gain`.
+
+    Returns:
+        Tensor, the corrected mean with this observation in it.
+    """
+    return mean + gain * (value - mean)

@@ -1,0 +1,71 @@
+"""How useful a unit is: the utilities of continual backpropagation.
+
+Each function is named as in the paper, and takes only the quantities it uses,
+by name, one entry a unit:
+
+- `activation_magnitude`: mean of |h| over the batch, h being the unit's
+  output as its consumer receives it;
+- `activation_deviation`: mean of |h - f|, f being the unit's running mean
+  activation with this batch in it;
+- `outgoing_magnitude`: mean absolute outgoing weight;
+- `incoming_magnitude`: mean absolute incoming weight.
+
+A function of your own that takes any of these names can be given to
+`ContinualBackprop(utility=...)`.
+
+The paper writes sums of absolute weights where the authors' code takes means.
+Within a layer the ranking is the same; the means are used here.
+
+References:
+
+- [Dohare et al., 2023](https://arxiv.org/abs/2306.13812), section "overall
+    utility"
+"""
+
+from keras import ops
+
+# A unit whose incoming weights are all zero adapts infinitely fast, and
+# 0 * inf is not a number. Far below any trained weight, far above underflow.
+_SMALLEST_MAGNITUDE = 1e-30
+
+
+def mean_magnitude(weights, axis):
+    """Mean of absolute weights for each index of one axis.
+
+    Args:
+        weights: Tensor of any rank.
+        axis: Integer, the axis that is kept.
+
+    Returns:
+        Float32 tensor of shape `(weights.shape[axis],)`.
+    """
+    axis = axis % len(weights.shape)
+    others = tuple(i for i in range(len(weights.shape)) if i != axis)
+    return ops.mean(ops.abs(ops.cast(weights, "float32")), axis=others)
+
+
+def contribution(activation_magnitude, outgoing_magnitude):
+    """`mean |h| * mean |w_out|`: what the unit adds to its consumers."""
+    return activation_magnitude * outgoing_magnitude
+
+
+def mean_corrected_contribution(activation_deviation, outgoing_magnitude):
+    """`mean |h - f| * mean |w_out|`: what a constant could not replace."""
+    return activation_deviation * outgoing_magnitude
+
+
+def adaptation(incoming_magnitude):
+    """`1 / mean |w_in|`: how fast the unit can change."""
+    return 1.0 / ops.maximum(incoming_magnitude, _SMALLEST_MAGNITUDE)
+
+
+def overall(activation_deviation, outgoing_magnitude, incoming_magnitude):
+    """Mean-corrected contribution times adaptation."""
+    return mean_corrected_contribution(
+        activation_deviation, outgoing_magnitude
+    ) * adaptation(incoming_magnitude)
+
+
+def weight_magnitude(outgoing_magnitude):
+    """`mean |w_out|`: the outgoing weights alone."""
+    return outgoing_magnitude

@@ -1,0 +1,152 @@
+"""Who reads whom: the consumers of a plastic layer, from the model's graph."""
+
+import keras
+
+from keras_plasticity.layers.plastic_layer import PlasticLayer
+from keras_plasticity.utils import keras_compat
+
+# Layers that keep every unit apart and in its place, so that the consumer's
+# input feature i is still the producer's unit i.
+_UNIT_WISE_LAYERS = (
+    keras.layers.Activation,
+    keras.layers.ActivityRegularization,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.ELU,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+    keras.layers.LeakyReLU,
+    keras.layers.ReLU,
+)
+
+# Activations whose output for one unit depends on the others.
+_MIXING_ACTIVATIONS = (
+    keras.activations.glu,
+    keras.activations.log_softmax,
+    keras.activations.softmax,
+    keras.activations.sparsemax,
+)
+
+
+def find_consumers(layer):
+    """Finds the plastic layers that read the units of a plastic layer.
+
+    Args:
+        layer: A built plastic layer of a Functional or Sequential model.
+
+    Returns:
+        List of plastic layers in the order of the graph; empty for a layer
+        whose units are outputs of the model.
+
+    Raises:
+        ValueError: If the layer is not part of a graph, is called twice in
+            one model, or if its units reach a layer that is not plastic, or
+            that does not keep units apart.
+    """
+    _check_called_once(layer)
+    consumers = []
+    is_output = False
+    visited = set()
+    operations = [layer]
+    while operations:
+        operation = operations.pop()
+        nodes = keras_compat.uses(operation)
+        is_output = is_output or not nodes
+        for node in nodes:
+            reader = node.operation
+            if id(reader) in visited:
+                continue
+            visited.add(id(reader))
+            if isinstance(reader, PlasticLayer):
+                _check_called_once(reader)
+                consumers.append(reader)
+            elif type(reader) in _UNIT_WISE_LAYERS:
+                _check_keeps_units_apart(layer, reader)
+                operations.append(reader)
+            else:
+                raise ValueError(_unknown_reader_message(layer, reader))
+    if consumers:
+        _check_keeps_units_apart(layer, layer)
+    if consumers and is_output:
+        raise ValueError(
+            f"The units of layer '{layer.name}' are both outputs of the model "
+            f"and inputs of layer '{consumers[0].name}', so that replacing one "
+            "would change the output. Use `keras.layers` instead of "
+            f"`keras_plasticity.layers` for '{layer.name}', or leave its "
+            "output out of the model."
+        )
+    return consumers
+
+
+def _check_keeps_units_apart(layer, reader):
+    activation = getattr(reader, "activation", None)
+    if activation in _MIXING_ACTIVATIONS:
+        raise ValueError(
+            f"The activation `{activation.__name__}` of layer '{reader.name}' "
+            f"mixes the units of plastic layer '{layer.name}', so that none "
+            "of them can be replaced alone. Use an elementwise activation, or "
+            f"a plain Keras layer instead of '{layer.name}'."
+        )
+
+
+def _unknown_reader_message(layer, reader):
+    kind = type(reader).__name__
+    message = (
+        f"The units of plastic layer '{layer.name}' are read by "
+        f"'{reader.name}' (`{kind}`), which "
+    )
+    if isinstance(reader, keras.layers.Dense):
+        return message + (
+            "is not plastic: the contribution of a unit is measured by the "
+            "layer that reads it. Use `keras_plasticity.layers.Dense` for "
+            f"'{reader.name}' too (as the last layer, it only observes), or "
+            f"`keras.layers.Dense` for '{layer.name}'."
+        )
+    known = ", ".join(sorted(kind.__name__ for kind in _UNIT_WISE_LAYERS))
+    return message + (
+        "is not known to keep units apart. Between a plastic layer and its "
+        f"consumer there may be: {known}. Otherwise use a plain Keras layer "
+        f"instead of plastic layer '{layer.name}'."
+    )
+
+
+def _check_called_once(layer):
+    nodes = keras_compat.calls(layer)
+    if not nodes:
+        raise ValueError(
+            f"Plastic layer '{layer.name}' is not part of the graph of a "
+            "Functional or Sequential model, so the layers that read its "
+            "units cannot be found. Build the model with `keras.Sequential` "
+            "or `keras.Model(inputs, outputs)`."
+        )
+    # A Sequential model that was built again has left a graph of its own
+    # behind; two calls in one graph mean one layer with two places in it.
+    seen = set()
+    for node in nodes:
+        if id(node) in seen:
+            raise ValueError(
+                f"Plastic layer '{layer.name}' is called more than once in "
+                "the model. Which of its calls a statistic stems from could "
+                "not be told. Use one layer for each call, or "
+                f"`keras.layers.{type(layer).__name__}`."
+            )
+        seen |= _connected_nodes(node)
+
+
+def _connected_nodes(node):
+    """Ids of all nodes joined to a node, up and down the graph."""
+    connected = {id(node)}
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        readers = [
+            reader
+            for reader in keras_compat.uses(node.operation)
+            if node in keras_compat.parents(reader)
+        ]
+        for neighbour in keras_compat.parents(node) + readers:
+            if id(neighbour) not in connected:
+                connected.add(id(neighbour))
+                pending.append(neighbour)
+    return connected

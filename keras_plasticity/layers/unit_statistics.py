@@ -1,0 +1,133 @@
+"""The statistics of a plastic layer: what it reads, and what it makes."""
+
+import weakref
+
+import keras
+from keras import ops
+
+_UNIT_STATISTICS = ("utility", "age", "mean_activation")
+_INPUT_STATISTICS = (
+    "input_mean",
+    "input_magnitude",
+    "input_deviation",
+    "input_offset",
+    "input_gain",
+)
+
+
+class UnitStatistics(keras.layers.Layer):
+    """Weights that carry a plastic layer's statistics.
+
+    It is a sublayer, so that the statistics lie in a group of their own in a
+    weights file: a file of the plain Keras layer loads into the plastic one,
+    and back.
+
+    All of its weights are float32 and marked `overwrite_with_gradient`: the
+    "gradient" that back-propagation hands to the optimizer is the new value,
+    and every Keras optimizer stores it as it is. This is the one road on which
+    a forward pass can tell an optimizer something on all backends; Keras'
+    own float8 training takes it (tested with Keras 3.15.1).
+
+    Of the layer's own units, shape `(units,)`, kept by `ContinualBackprop`:
+
+    - `utility`: bias-corrected running mean of the utility;
+    - `age`: updates since the unit was created;
+    - `mean_activation`: bias-corrected running mean of its activation.
+
+    Of the layer's input features, shape `(features,)`, means over the batch
+    and all positions, observed in each training step:
+
+    - `input_mean`, `input_magnitude`: of `h` and of `|h|`;
+    - `input_deviation`: of `|h - c|`, `c = input_offset + input_gain * mean(h)`.
+
+    The centre `c` has to be the running mean with this very batch in it.
+    `input_offset` and `input_gain`, which the optimizer leaves for the next
+    step, say how.
+
+    Args:
+        owner: The plastic layer.
+        units: Integer, the number of the layer's units.
+        features: Integer, the number of the layer's input features.
+    """
+
+    def __init__(self, owner, units, features, **kwargs):
+        # Statistics do not follow the layer's dtype policy: means of half
+        # precision numbers over millions of steps would be worthless.
+        super().__init__(dtype="float32", **kwargs)
+        self._owner = weakref.ref(owner)
+        self.units = units
+        self.features = features
+
+    def build(self):
+        for name in _UNIT_STATISTICS:
+            setattr(self, name, self._add_statistic(name, self.units))
+        for name in _INPUT_STATISTICS:
+            initializer = "ones" if name == "input_gain" else "zeros"
+            setattr(
+                self,
+                name,
+                self._add_statistic(name, self.features, initializer),
+            )
+        self.built = True
+
+    def _add_statistic(self, name, size, initializer="zeros"):
+        variable = self.add_weight(
+            name=name,
+            shape=(size,),
+            initializer=initializer,
+            dtype="float32",
+            autocast=False,
+            aggregation="mean",
+            overwrite_with_gradient=True,
+        )
+        variable.plastic_layer = self._owner
+        return variable
+
+    def observe(self, inputs):
+        """Returns `inputs` unchanged; its backward pass yields the statistics.
+
+        Args:
+            inputs: Tensor of shape `(batch, ..., features)`.
+
+        Returns:
+            `inputs`.
+        """
+        variables = [
+            getattr(self, name) for name in _INPUT_STATISTICS + _UNIT_STATISTICS
+        ]
+        values = [ops.convert_to_tensor(v) for v in variables]
+        return _observe(inputs, *values)
+
+    def load_own_variables(self, store):
+        if not store.keys():
+            # The weights of a plain Keras layer: statistics start anew.
+            for variable in self.trainable_variables:
+                variable.assign(variable.initializer(variable.shape))
+            return
+        super().load_own_variables(store)
+
+
+@ops.custom_gradient
+def _observe(
+    inputs, mean, magnitude, deviation, offset, input_gain, *unit_statistics
+):
+    del mean, magnitude, deviation  # Replaced, whatever they were.
+
+    def gradient(*args, upstream=None):
+        if upstream is None:
+            (upstream,) = args
+        activation = ops.cast(inputs, "float32")
+        axes = tuple(range(len(activation.shape) - 1))
+        mean = ops.mean(activation, axis=axes)
+        center = offset + input_gain * mean
+        return (
+            upstream,
+            mean,
+            ops.mean(ops.abs(activation), axis=axes),
+            ops.mean(ops.abs(activation - center), axis=axes),
+            offset,
+            input_gain,
+            *unit_statistics,
+        )
+
+    return inputs, gradient

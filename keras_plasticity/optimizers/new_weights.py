@@ -1,0 +1,100 @@
+"""Fresh draws of one unit's weights from a layer's own initializer."""
+
+import math
+
+import keras
+
+# Initializers whose elements are independent and equally distributed whatever
+# the shape, so that a part of a weight can be drawn alone.
+_SHAPE_FREE = (
+    keras.initializers.Ones,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.Zeros,
+)
+# The same, but with a scale that depends on the shape of the whole weight.
+_VARIANCE_SCALING = (
+    keras.initializers.GlorotNormal,
+    keras.initializers.GlorotUniform,
+    keras.initializers.HeNormal,
+    keras.initializers.HeUniform,
+    keras.initializers.LecunNormal,
+    keras.initializers.LecunUniform,
+    keras.initializers.VarianceScaling,
+)
+# Standard deviation of a unit normal cut off at two standard deviations.
+_TRUNCATED_STDDEV = 0.87962566103423978
+
+
+def part_initializer(initializer, shape, seed_generator):
+    """Makes a function that draws one unit's part of a weight.
+
+    The initializer is copied with `seed_generator` for its seed: a seeded
+    Keras initializer returns the same numbers at every call.
+
+    Args:
+        initializer: A Keras initializer, or a function `(shape, dtype)`.
+        shape: Tuple, the shape of the whole weight, units last.
+        seed_generator: `keras.random.SeedGenerator` to draw from.
+
+    Returns:
+        Function `(dtype) -> tensor` of shape `shape[:-1]`. It costs as much as
+        that many numbers, except for initializers that cannot be drawn in
+        parts (orthogonal, identity, a function of one's own): these draw the
+        whole weight, of which the last unit's part is taken.
+    """
+    part = tuple(shape[:-1])
+    kind = type(initializer)
+    if kind is keras.initializers.Constant and _is_scalar(initializer.value):
+        return lambda dtype: initializer(part, dtype)
+    if kind in _SHAPE_FREE:
+        reseeded = _reseed(initializer, seed_generator)
+        return lambda dtype: reseeded(part, dtype)
+    if kind in _VARIANCE_SCALING:
+        reseeded = _fixed_scale(initializer, shape, seed_generator)
+        return lambda dtype: reseeded(part, dtype)
+    if isinstance(initializer, keras.initializers.Initializer):
+        initializer = _reseed(initializer, seed_generator)
+    return lambda dtype: initializer(tuple(shape), dtype)[..., -1]
+
+
+def _is_scalar(value):
+    return isinstance(value, (int, float, bool))
+
+
+def _reseed(initializer, seed_generator):
+    config = initializer.get_config()
+    if "seed" not in config:
+        return initializer
+    return type(initializer)(**{**config, "seed": seed_generator})
+
+
+def _fixed_scale(initializer, shape, seed_generator):
+    """The distribution of a `VarianceScaling` on a weight of this shape."""
+    fan_in, fan_out = _fans(shape)
+    fan = {
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "fan_avg": (fan_in + fan_out) / 2,
+    }[initializer.mode]
+    variance = initializer.scale / max(1.0, fan)
+    if initializer.distribution == "uniform":
+        limit = math.sqrt(3 * variance)
+        return keras.initializers.RandomUniform(
+            -limit, limit, seed=seed_generator
+        )
+    if initializer.distribution == "untruncated_normal":
+        return keras.initializers.RandomNormal(
+            stddev=math.sqrt(variance), seed=seed_generator
+        )
+    return keras.initializers.TruncatedNormal(
+        stddev=math.sqrt(variance) / _TRUNCATED_STDDEV, seed=seed_generator
+    )
+
+
+def _fans(shape):
+    if len(shape) == 1:
+        return shape[0], shape[0]
+    positions = math.prod(shape[:-2])
+    return positions * shape[-2], positions * shape[-1]

@@ -1,0 +1,136 @@
+"""The inner optimizer's slots: which belong to a variable, and how they begin.
+
+Keras optimizers keep their momenta and the like in lists by position, under
+names of their own. But every slot is made by `add_variable_from_reference`, a
+public method, with the variable it belongs to. Listening to it while the
+optimizer builds finds the slots of any optimizer, without knowing it.
+"""
+
+import contextlib
+import dataclasses
+
+import keras
+from keras import ops
+
+from keras_plasticity import backend
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A slot of an optimizer.
+
+    Attributes:
+        variable: `keras.Variable`, the slot.
+        axes: Tuple, for each axis of the slot the axis of the model variable
+            it belongs to.
+        initializer: Keras initializer of the slot; `None` if it starts as a
+            copy of the model variable.
+    """
+
+    variable: keras.Variable
+    axes: tuple
+    initializer: object
+
+    def reset(self, axis, index, value):
+        """Sets one row or column back to its initial value.
+
+        Args:
+            axis: Integer, an axis of the model variable.
+            index: Integer scalar tensor, the index on that axis.
+            value: Tensor, what the model variable now holds there.
+        """
+        if axis not in self.axes:
+            return
+        if self.initializer is not None:
+            shape = list(self.variable.shape)
+            del shape[self.axes.index(axis)]
+            value = self.initializer(tuple(shape), self.variable.dtype)
+        backend.assign_index(self.variable, self.axes.index(axis), index, value)
+
+
+def innermost(optimizer):
+    """The optimizer inside all wrappers."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+class SlotTable:
+    """The slots that an optimizer makes while it builds, by model variable."""
+
+    def __init__(self):
+        self._slots = {}
+
+    def of(self, variable):
+        """List of the `Slot`s of a model variable."""
+        return self._slots.get(id(variable), [])
+
+    @contextlib.contextmanager
+    def listen(self, optimizer):
+        """Context in which the slots that `optimizer` makes are noted."""
+        optimizers = getattr(optimizer, "optimizers", [optimizer])
+        with contextlib.ExitStack() as stack:
+            for each in optimizers:
+                stack.enter_context(self._listen_to(each))
+            yield
+
+    @contextlib.contextmanager
+    def _listen_to(self, optimizer):
+        add_variable = optimizer.add_variable
+        add_from_reference = optimizer.add_variable_from_reference
+        # Adafactor makes the two factors of its second moment, which have the
+        # shape of the variable less one axis, just before its full-shape slot.
+        unclaimed = []
+
+        def note_variable(*args, **kwargs):
+            variable = add_variable(*args, **kwargs)
+            unclaimed.append(variable)
+            return variable
+
+        def note_slot(reference_variable, name=None, initializer="zeros"):
+            before = list(unclaimed)
+            slot = add_from_reference(
+                reference_variable, name=name, initializer=initializer
+            )
+            if _starts_as_copy(optimizer, name):
+                initializer = None
+            else:
+                initializer = keras.initializers.get(initializer)
+            rank = len(reference_variable.shape)
+            found = [Slot(slot, tuple(range(rank)), initializer)]
+            zeros = keras.initializers.Zeros()
+            found += [
+                Slot(factor, axes, zeros)
+                for factor, axes in zip(before, _factor_axes(rank))
+                if tuple(factor.shape)
+                == tuple(reference_variable.shape[i] for i in axes)
+            ]
+            unclaimed.clear()
+            self._slots.setdefault(id(reference_variable), []).extend(found)
+            return slot
+
+        optimizer.add_variable = note_variable
+        optimizer.add_variable_from_reference = note_slot
+        try:
+            yield
+        finally:
+            del optimizer.add_variable
+            del optimizer.add_variable_from_reference
+
+
+def _starts_as_copy(optimizer, name):
+    """Whether a slot begins as a copy of its variable.
+
+    Moving averages of the weights do (their first step copies), and the
+    iterate that ScheduleFreeAdamW keeps under the name of a momentum.
+    """
+    schedule_free = getattr(keras.optimizers, "ScheduleFreeAdamW", ())
+    return name == "average" or (
+        name == "momentum" and isinstance(optimizer, schedule_free)
+    )
+
+
+def _factor_axes(rank):
+    """Axes of the row and of the column factor of a factored moment."""
+    leading = tuple(range(rank - 2))
+    return (*leading, rank - 2), (*leading, rank - 1)
