@@ -2,7 +2,20 @@
 
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
+from keras_plasticity import metrics as metrics
 from keras_plasticity import optimizers as optimizers
+from keras_plasticity import streams as streams
+from keras_plasticity import training as training
+from keras_plasticity import utils as utils
 from keras_plasticity.version import __version__ as __version__
 
-__all__ = ["__version__", "functional", "layers", "optimizers"]
+__all__ = [
+    "__version__",
+    "functional",
+    "layers",
+    "metrics",
+    "optimizers",
+    "streams",
+    "training",
+    "utils",
+]

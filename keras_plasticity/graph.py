@@ -112,41 +112,76 @@ def _unknown_reader_message(layer, reader):
 
 
 def _check_called_once(layer):
-    nodes = keras_compat.calls(layer)
-    if not nodes:
+    calls = keras_compat.calls(layer)
+    if not calls:
         raise ValueError(
             f"Plastic layer '{layer.name}' is not part of the graph of a "
             "Functional or Sequential model, so the layers that read its "
             "units cannot be found. Build the model with `keras.Sequential` "
             "or `keras.Model(inputs, outputs)`."
         )
-    # A Sequential model that was built again has left a graph of its own
-    # behind; two calls in one graph mean one layer with two places in it.
-    seen = set()
-    for node in nodes:
-        if id(node) in seen:
+    if len(calls) == 1:
+        return
+    # A Sequential model rebuilds its graph whenever a layer is added, and
+    # leaves the earlier ones behind. There, a layer stands at the end of the
+    # same chain of layers as before, and no later layer joins the two calls.
+    first = calls[0]
+    connected = _reach(first, _neighbours)
+    origin = _origin(first)
+    below = set()
+    for call in calls:
+        reached = _reach(call, _readers)
+        is_elsewhere = id(call) in connected and _origin(call) != origin
+        if below & reached or is_elsewhere:
             raise ValueError(
                 f"Plastic layer '{layer.name}' is called more than once in "
                 "the model. Which of its calls a statistic stems from could "
                 "not be told. Use one layer for each call, or "
                 f"`keras.layers.{type(layer).__name__}`."
             )
-        seen |= _connected_nodes(node)
+        below |= reached
 
 
-def _connected_nodes(node):
-    """Ids of all nodes joined to a node, up and down the graph."""
-    connected = {id(node)}
+def _readers(node):
+    return [
+        reader
+        for reader in keras_compat.uses(node.operation)
+        if node in keras_compat.parents(reader)
+    ]
+
+
+def _neighbours(node):
+    return keras_compat.parents(node) + _readers(node)
+
+
+def _reach(node, step):
+    """Ids of all nodes that `step` leads to from a node, itself included."""
+    reached = {id(node)}
     pending = [node]
     while pending:
-        node = pending.pop()
-        readers = [
-            reader
-            for reader in keras_compat.uses(node.operation)
-            if node in keras_compat.parents(reader)
-        ]
-        for neighbour in keras_compat.parents(node) + readers:
-            if id(neighbour) not in connected:
-                connected.add(id(neighbour))
+        for neighbour in step(pending.pop()):
+            if id(neighbour) not in reached:
+                reached.add(id(neighbour))
                 pending.append(neighbour)
-    return connected
+    return reached
+
+
+def _origin(node):
+    """Ids of the operations that lead to a node, each with its place.
+
+    Two calls of one layer have the same origin if the same operations, called
+    in the same order, made their inputs.
+    """
+    order = {}
+    result = []
+
+    def visit(node):
+        if id(node) in order:
+            return order[id(node)]
+        parents = tuple(visit(parent) for parent in keras_compat.parents(node))
+        order[id(node)] = len(order)
+        result.append((id(node.operation), parents))
+        return order[id(node)]
+
+    visit(node)
+    return result

@@ -19,9 +19,7 @@ if keras.backend.backend() == "jax":
     from keras_plasticity.backend.jax import no_gradient as no_gradient
     from keras_plasticity.backend.jax import repeat as repeat
 elif keras.backend.backend() == "tensorflow":
-    from keras_plasticity.backend.tensorflow import (
-        assign_index as assign_index,
-    )
+    from keras_plasticity.backend.tensorflow import assign_index as assign_index
     from keras_plasticity.backend.tensorflow import no_gradient as no_gradient
     from keras_plasticity.backend.tensorflow import repeat as repeat
 elif keras.backend.backend() == "torch":

@@ -26,7 +26,8 @@ def gain(age, decay_rate):
         decay_rate: Float in [0, 1).
 
     Returns:
-        Tensor of the shape of `age`, `(1 - decay_rate) / (1 - decay_rate**age)`.
+        Tensor of the shape of `age`,
+        `(1 - decay_rate) / (1 - decay_rate**age)`.
 
     Example:
 

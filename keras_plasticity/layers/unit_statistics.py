@@ -38,7 +38,8 @@ class UnitStatistics(keras.layers.Layer):
     and all positions, observed in each training step:
 
     - `input_mean`, `input_magnitude`: of `h` and of `|h|`;
-    - `input_deviation`: of `|h - c|`, `c = input_offset + input_gain * mean(h)`.
+    - `input_deviation`: of `|h - c|`, where
+        `c = input_offset + input_gain * mean(h)`.
 
     The centre `c` has to be the running mean with this very batch in it.
     `input_offset` and `input_gain`, which the optimizer leaves for the next

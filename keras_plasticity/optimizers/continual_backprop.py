@@ -7,7 +7,6 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity import graph
-from keras_plasticity.layers.unit_statistics import UnitStatistics
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.new_weights import part_initializer
 
@@ -552,9 +551,17 @@ class _HiddenLayers:
             consumers = graph.find_consumers(layer)
             if not consumers:
                 continue
-            touched = [layer.kernel] + [c.kernel for c in consumers]
-            if not all(id(v) in known for v in touched):
-                continue  # A frozen layer: see the class docstring.
+            if not all(each.trainable for each in [layer, *consumers]):
+                continue  # See the class docstring.
+            strangers = [c for c in consumers if id(c.kernel) not in known]
+            consumers = [c for c in consumers if c not in strangers]
+            if not consumers:
+                raise ValueError(
+                    f"The units of layer '{layer.name}' are read by layer "
+                    f"'{strangers[0].name}', whose weights are not among the "
+                    "variables of this optimizer. Build it on "
+                    "`model.trainable_variables`, all of them."
+                )
             for consumer in consumers:
                 if optimizer.transfer_mean and consumer.bias is None:
                     raise ValueError(

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 
 import keras
-from keras import ops
 
 from keras_plasticity import backend
 

@@ -20,3 +20,14 @@ def uses(operation):
 def parents(node):
     """The nodes whose outputs a node reads."""
     return list(node.parent_nodes)
+
+
+def build_for_training(model, x, y):
+    """Builds a compiled model's optimizer, loss and metrics, as `fit` does.
+
+    Args:
+        model: Compiled `keras.Model`.
+        x: Array, one batch of inputs.
+        y: Array, one batch of targets.
+    """
+    model._symbolic_build(data_batch=(x, y))

@@ -1,0 +1,149 @@
+"""How many directions a layer's activations really use.
+
+All functions take the activations of one layer, an array of shape
+`(examples, units)`, and summarise its singular values, which are computed in
+float64. All are 0 for the zero matrix, as of a layer whose units are all
+dead.
+
+"Stable rank" has two meanings. In the papers on loss of plasticity it is what
+is here called `absolute_approximate_rank`; elsewhere it is what is here
+called `stable_rank`.
+
+References:
+
+- [Roy and Vetterli, 2007](https://ieeexplore.ieee.org/document/7098875), the
+    effective rank
+- [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+- [Kumar et al., 2021](https://arxiv.org/abs/2010.14498), the absolute
+    approximate rank
+"""
+
+import numpy as np
+
+from keras_plasticity.metrics.validation import check_features
+
+# Activations are float32 at best, whatever type they come in.
+_RELATIVE_PRECISION = np.finfo("float32").eps
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """Exponential of the entropy of the normalised singular values.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+
+    Returns:
+        Float between 1 and the rank of `features`; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite.
+
+    Example:
+
+    >>> effective_rank(np.eye(3))
+    3.0
+    """
+    values = _singular_values(features)
+    values = values[values > 0.0]
+    if values.size == 0:
+        return 0.0
+    p = values / values.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
+    """Number of singular values that hold most of the sum of all squares.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        threshold: Float in (0, 1]. Defaults to `0.99`.
+
+    Returns:
+        Integer, the smallest `k` for which the `k` largest squared singular
+        values add up to `threshold` of their sum; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, or
+            if `threshold` is out of its range.
+    """
+    return _count_until(_singular_values(features) ** 2, threshold)
+
+
+def absolute_approximate_rank(
+    features: np.ndarray, threshold: float = 0.99
+) -> int:
+    """Number of singular values that hold most of the sum of all.
+
+    This is the "stable rank" of the papers on loss of plasticity.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        threshold: Float in (0, 1]. Defaults to `0.99`.
+
+    Returns:
+        Integer, the smallest `k` for which the `k` largest singular values
+        add up to `threshold` of their sum; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, or
+            if `threshold` is out of its range.
+    """
+    return _count_until(_singular_values(features), threshold)
+
+
+def stable_rank(features: np.ndarray) -> float:
+    """Squared Frobenius norm over squared spectral norm.
+
+    For the "stable rank" of the papers on loss of plasticity, see
+    `keras_plasticity.metrics.absolute_approximate_rank`.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+
+    Returns:
+        Float between 1 and the rank of `features`; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite.
+    """
+    values = _singular_values(features)
+    if values[0] == 0.0:
+        return 0.0
+    return float(np.sum((values / values[0]) ** 2))
+
+
+def hard_rank(features: np.ndarray) -> int:
+    """Number of singular values that are not zero.
+
+    Zero is what cannot be told from the rounding of float32 activations:
+    `max(examples, units)` times its precision, relative to the largest.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+
+    Returns:
+        Integer; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite.
+    """
+    values = _singular_values(features)
+    rounding = max(np.shape(features)) * _RELATIVE_PRECISION * values[0]
+    return int(np.count_nonzero(values > rounding))
+
+
+def _singular_values(features):
+    """Singular values in falling order, float64."""
+    features = check_features(features).astype("float64")
+    return np.linalg.svd(features, compute_uv=False)
+
+
+def _count_until(values, threshold):
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(
+            f"`threshold` must be in (0, 1]. Received: threshold={threshold}"
+        )
+    sums = np.cumsum(values)
+    if sums[-1] == 0.0:
+        return 0
+    return int(np.argmax(sums / sums[-1] >= threshold)) + 1

@@ -1,0 +1,154 @@
+import math
+import numbers
+
+import numpy as np
+
+
+class OnlinePermutedImages:
+    """A stream of classification tasks that differ in the order of the pixels.
+
+    Each task, the first one too, shuffles the pixels of all images by one
+    permutation of its own, and shows the images in an order of its own, each
+    once. With the 60,000 training images of MNIST and 800 tasks it is the
+    Online Permuted MNIST of the paper.
+
+    Both permutations depend on `seed` and the task's index alone, so any task
+    can be reached without replaying the ones before it.
+
+    Args:
+        images: NumPy array of shape `(images, ...)`, all axes but the first
+            being pixels. Unsigned 8-bit integers are divided by 255; floats
+            are taken as they are.
+        labels: NumPy array of integers, of shape `(images,)`.
+        num_tasks: Integer, the number of tasks. Defaults to `800`.
+        examples_per_task: Integer, the number of examples in each task.
+            Where it is larger than the number of images, a task goes through
+            the same shuffled images again and again. Defaults to `None`,
+            every image once.
+        seed: Non-negative integer. Defaults to `0`.
+
+    Attributes:
+        num_pixels: Integer, the number of pixels of an image.
+
+    Raises:
+        ValueError: If the arrays do not fit each other or hold values that
+            are no images or labels, or if a number is out of its range.
+
+    Example:
+
+    ```python
+    images, labels = keras_plasticity.streams.load_mnist()
+    stream = keras_plasticity.streams.OnlinePermutedImages(images, labels)
+    for index in range(len(stream)):
+        x, y = stream.task(index)
+        model.fit(x, y, batch_size=1, shuffle=False)
+    ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_tasks: int = 800,
+        examples_per_task: int | None = None,
+        seed: int = 0,
+    ):
+        images = np.asarray(images)
+        labels = np.asarray(labels)
+        _check_images(images)
+        _check_labels(labels, num_images=len(images))
+        if examples_per_task is None:
+            examples_per_task = len(images)
+        _check_integer("num_tasks", num_tasks, minimum=1)
+        _check_integer("examples_per_task", examples_per_task, minimum=1)
+        _check_integer("seed", seed, minimum=0)
+        self.num_pixels = math.prod(images.shape[1:])
+        self.num_tasks = num_tasks
+        self.examples_per_task = examples_per_task
+        self.seed = seed
+        self._images = images.reshape(len(images), self.num_pixels)
+        self._labels = labels.astype("int32")
+
+    def __len__(self) -> int:
+        """The number of tasks."""
+        return self.num_tasks
+
+    def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes one task.
+
+        Args:
+            index: Integer in `[0, len(stream))`.
+
+        Returns:
+            Tuple `(x, y)`: the pixels, float32 of shape
+            `(examples_per_task, num_pixels)`, and the labels, int32 of shape
+            `(examples_per_task,)`.
+
+        Raises:
+            IndexError: If there is no such task.
+        """
+        if not _is_integer(index) or not 0 <= index < self.num_tasks:
+            raise IndexError(
+                f"`index` must be an integer in [0, {self.num_tasks}), the "
+                f"stream's tasks. Received: index={index}"
+            )
+        rng = np.random.default_rng([self.seed, index])
+        pixels = rng.permutation(self.num_pixels)
+        order = rng.permutation(len(self._images))
+        # Longer than the order, it starts over; shorter, it is cut.
+        order = np.resize(order, self.examples_per_task)
+        # Shuffle the small integers, and only then make floats of them.
+        x = self._images[order].take(pixels, axis=1)
+        if x.dtype == np.uint8:
+            x = x.astype("float32")
+            x /= 255.0
+        return x.astype("float32", copy=False), self._labels[order]
+
+
+def _check_images(images):
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(
+            "`images` must be a non-empty array with one image for each index "
+            "of its first axis. Received: an array of shape "
+            f"images.shape={images.shape}"
+        )
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if images.dtype != np.uint8 and not is_float:
+        raise ValueError(
+            "`images` must be unsigned 8-bit integers or floats. Received: "
+            f"images.dtype={images.dtype}"
+        )
+    if is_float and not np.isfinite(images).all():
+        raise ValueError(
+            "`images` must be finite numbers. Received: an array with "
+            f"{np.count_nonzero(~np.isfinite(images))} NaN or infinite values."
+        )
+
+
+def _check_labels(labels, num_images):
+    if labels.shape != (num_images,):
+        raise ValueError(
+            "`labels` must hold one label for each image. Received: "
+            f"{num_images} images, labels.shape={labels.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "`labels` must be integers, the classes of the images. Received: "
+            f"labels.dtype={labels.dtype}"
+        )
+
+
+def _is_integer(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_integer(name, value, minimum):
+    if not _is_integer(value) or value < minimum:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {minimum}. "
+            f"Received: {name}={value}"
+        )

@@ -1,0 +1,158 @@
+import numpy as np
+
+
+class SlowlyChangingRegression:
+    """Regression on bits, most of which change rarely ("bit-flipping").
+
+    An example is `num_bits` bits. The first `num_slow_bits` keep their values
+    for a whole task; the others are fair coin flips in every example. The
+    target is the output of a fixed network with one hidden layer of
+    `num_target_units` linear threshold units, all of its weights and biases
+    +1 or -1. A learner much smaller than the target network has to track it,
+    for ever.
+
+    Unit i of the target network fires when its pre-activation exceeds
+    `(num_bits + 1) * beta - S_i`. In the paper `S_i` is the number of negative
+    incoming weights. The authors' code computes `(num_bits - sum_j w_ij +
+    b_i) / 2`, with which a unit of negative bias fires far more rarely; the
+    published errors go with the code, so that is the default here.
+
+    Args:
+        num_tasks: Integer, the number of tasks. Defaults to 100: with the
+            default length of a task, 1 million examples.
+        examples_per_task: Integer, the number of examples between changes.
+            Defaults to 10,000.
+        flip_one: Boolean, whether a change flips one slow bit, chosen at
+            random, or draws all of them anew. Defaults to `False`.
+        seed: Integer. It decides the target network, the slow bits and the
+            examples. Defaults to 0.
+        num_bits: Integer. Defaults to 20.
+        num_slow_bits: Integer, at most `num_bits`. Defaults to 15.
+        num_target_units: Integer. Defaults to 100.
+        beta: Float, how rarely target units fire. Defaults to 0.7.
+        negatives: `"code"` or `"paper"`, the formula for `S_i`.
+
+    Example:
+
+    >>> stream = keras_plasticity.streams.SlowlyChangingRegression(seed=1)
+    >>> x, y = stream.task(0)
+    >>> x.shape, y.shape
+    ((10000, 20), (10000, 1))
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    """
+
+    def __init__(
+        self,
+        num_tasks=100,
+        examples_per_task=10_000,
+        flip_one=False,
+        seed=0,
+        num_bits=20,
+        num_slow_bits=15,
+        num_target_units=100,
+        beta=0.7,
+        negatives="code",
+    ):
+        for name, value in (
+            ("num_tasks", num_tasks),
+            ("examples_per_task", examples_per_task),
+            ("num_bits", num_bits),
+            ("num_target_units", num_target_units),
+        ):
+            if int(value) != value or value < 1:
+                raise ValueError(
+                    f"`{name}` must be a positive integer. "
+                    f"Received: {name}={value}"
+                )
+        if not 0 <= num_slow_bits <= num_bits or num_bits - num_slow_bits > 62:
+            raise ValueError(
+                "`num_slow_bits` must be between 0 and `num_bits`, and at "
+                "least `num_bits - 62`. Received: "
+                f"num_slow_bits={num_slow_bits}, num_bits={num_bits}"
+            )
+        if negatives not in ("code", "paper"):
+            raise ValueError(
+                "`negatives` must be 'code' or 'paper'. "
+                f"Received: negatives={negatives}"
+            )
+        self.num_tasks = num_tasks
+        self.examples_per_task = examples_per_task
+        self.flip_one = flip_one
+        self.seed = seed
+        self.num_bits = num_bits
+        self.num_slow_bits = num_slow_bits
+
+        random = np.random.default_rng(seed)
+        shape = (num_bits, num_target_units)
+        self._weights = random.choice([-1.0, 1.0], shape).astype("float32")
+        self._biases = random.choice([-1.0, 1.0], shape[1]).astype("float32")
+        self._output_weights = random.choice(
+            [-1.0, 1.0], (num_target_units, 1)
+        ).astype("float32")
+        self._output_bias = random.choice([-1.0, 1.0])
+        if negatives == "code":
+            num_negative = (
+                num_bits - self._weights.sum(axis=0) + self._biases
+            ) / 2
+        else:
+            num_negative = (self._weights < 0).sum(axis=0) + (self._biases < 0)
+        self._thresholds = ((num_bits + 1) * beta - num_negative).astype(
+            "float32"
+        )
+        self._first_slow_bits = random.integers(0, 2, num_slow_bits)
+        self._flips = random.integers(0, max(1, num_slow_bits), num_tasks)
+
+    def __len__(self):
+        return self.num_tasks
+
+    def task(self, index):
+        """Returns the examples of a task.
+
+        Args:
+            index: Integer in `[0, num_tasks)`.
+
+        Returns:
+            Tuple `(x, y)` of float32 arrays of shapes
+            `(examples_per_task, num_bits)` and `(examples_per_task, 1)`.
+        """
+        if not 0 <= index < self.num_tasks:
+            raise IndexError(
+                f"`index` must be in [0, {self.num_tasks}). "
+                f"Received: index={index}"
+            )
+        random = np.random.default_rng([self.seed, index])
+        slow_bits = self._slow_bits(index, random)
+        num_fast_bits = self.num_bits - self.num_slow_bits
+        codes = random.integers(0, 2**num_fast_bits, self.examples_per_task)
+        # Within a task there are only as many different examples as there are
+        # codes: 32 with the defaults.
+        codes, which = np.unique(codes, return_inverse=True)
+        x = np.empty((len(codes), self.num_bits), "float32")
+        x[:, : self.num_slow_bits] = slow_bits
+        x[:, self.num_slow_bits :] = codes[:, None] >> np.arange(num_fast_bits)
+        x[:, self.num_slow_bits :] %= 2
+        return x[which], self.target(x)[which]
+
+    def target(self, x):
+        """The target network's output.
+
+        Args:
+            x: Array of bits, shape `(examples, num_bits)`.
+
+        Returns:
+            Float32 array of shape `(examples, 1)`.
+        """
+        fires = x @ self._weights + self._biases > self._thresholds
+        output = fires.astype("float32") @ self._output_weights
+        return (output + self._output_bias).astype("float32")
+
+    def _slow_bits(self, index, random):
+        if not self.flip_one:
+            return random.integers(0, 2, self.num_slow_bits)
+        num_flips = np.bincount(
+            self._flips[1 : index + 1], minlength=self.num_slow_bits
+        )
+        return (self._first_slow_bits + num_flips[: self.num_slow_bits]) % 2

@@ -1,0 +1,10 @@
+"""The online engine: task streams through a Keras model, compiled."""
+
+from keras_plasticity.training.online_trainer import (
+    OnlineTrainer as OnlineTrainer,
+)
+from keras_plasticity.training.online_trainer import (
+    TaskCallback as TaskCallback,
+)
+
+__all__ = ["OnlineTrainer", "TaskCallback"]

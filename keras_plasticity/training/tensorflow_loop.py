@@ -1,0 +1,73 @@
+"""The engine's inner loop on TensorFlow: one `tf.function` for many steps."""
+
+import numpy as np
+import tensorflow as tf
+
+
+class TrainingLoop:
+    """Trains learners one after another; see `jax_loop.TrainingLoop`."""
+
+    def __init__(self, models, num_learners):
+        self.num_learners = num_learners
+        self._models = list(models)
+        self._functions = [_make_function(model) for model in self._models]
+
+    def put(self, x, y):
+        return tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+
+    def run(self, data):
+        x, y = data
+        for learner, function in enumerate(self._functions):
+            function(x[learner], y[learner])
+
+    def compile(self, data):
+        # XLA compiles at the first run, so there has to be one: it trains on
+        # the data, and all that it changed is put back.
+        x, y = data
+        for learner, model in enumerate(self._models):
+            variables = model.variables + model.optimizer.variables
+            values = [tf.identity(v.value) for v in variables]
+            self._functions[learner](x[learner], y[learner])
+            for variable, value in zip(variables, values):
+                variable.assign(value)
+
+    def reset_metrics(self):
+        for model in self._models:
+            model.reset_metrics()
+
+    def results(self):
+        logs = [model.get_metrics_result() for model in self._models]
+        return {
+            name: np.array([float(log[name]) for log in logs])
+            for name in logs[0]
+        }
+
+    def wait(self):
+        pass
+
+    def model(self, learner):
+        return self._models[learner]
+
+    def write_back(self):
+        pass
+
+
+def _make_function(model):
+    @tf.function(
+        jit_compile=model.jit_compile,
+        reduce_retracing=False,
+        autograph=False,
+    )
+    def run(x, y):
+        def step(i):
+            model.train_step((x[i], y[i]))
+            return (i + 1,)
+
+        tf.while_loop(
+            lambda i: i < x.shape[0],
+            step,
+            (tf.constant(0),),
+            parallel_iterations=1,
+        )
+
+    return run

@@ -1,0 +1,330 @@
+"""Runs the trainers with tiny settings, on the real data."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from tensorboard.backend.event_processing import event_accumulator
+
+from keras_plasticity import streams
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_TRAINER = _ROOT / "examples" / "online_permuted_mnist.py"
+_DATA_DIR = os.environ.get(
+    "KERAS_PLASTICITY_DATA_DIR",
+    str(_ROOT.parent / "shared" / "data" / "tfds"),
+)
+_TINY = [
+    "--num_tasks=2",
+    "--examples_per_task=150",
+    "--hidden_units=16",
+    "--num_hidden_layers=2",
+    "--learning_rate=0.01",
+]
+_HIDDEN = ["hidden_1", "hidden_2"]
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    sys.path.insert(0, str(_TRAINER.parent))
+    try:
+        import online_permuted_mnist
+    finally:
+        sys.path.pop(0)
+    return online_permuted_mnist
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    if not os.path.isdir(os.path.join(_DATA_DIR, "mnist")):
+        pytest.skip(
+            f"MNIST is not in {_DATA_DIR}: set KERAS_PLASTICITY_DATA_DIR to a "
+            "folder of tensorflow_datasets that holds it"
+        )
+    return streams.load_mnist(_DATA_DIR)
+
+
+@pytest.fixture
+def loaded(trainer, mnist, monkeypatch):
+    """The trainer, with data that need not be read again for each run."""
+    monkeypatch.setattr(trainer.streams, "load_mnist", lambda data_dir: mnist)
+    return trainer
+
+
+def run(trainer, log_dir, *arguments):
+    with flagsaver.flagsaver():
+        flags.FLAGS([str(_TRAINER), f"--log_dir={log_dir}", *arguments])
+        trainer.main([str(_TRAINER)])
+    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
+
+
+def read_events(log_dir):
+    """Steps of each tag of the one event file in a folder."""
+    events = event_accumulator.EventAccumulator(str(log_dir))
+    events.Reload()
+    return {
+        tag: [event.step for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+
+
+def accuracies(summary):
+    return [record["online_accuracy"] for record in summary["per_task"]]
+
+
+def scalar_tags():
+    per_hidden_layer = [
+        f"{tag}/{layer}"
+        for tag in (
+            "units/dead",
+            "units/replaced",
+            "weights/magnitude",
+            "representation/effective_rank",
+        )
+        for layer in _HIDDEN
+    ]
+    return {
+        "task/online_accuracy",
+        "task/loss",
+        "weights/magnitude/output",
+        *per_hidden_layer,
+    }
+
+
+def test_cbp_writes_summary_events_and_table(loaded, tmp_path, capsys):
+    summary = run(
+        loaded,
+        tmp_path,
+        *_TINY,
+        "--method=cbp",
+        "--replacement_rate=0.01",
+        "--maturity_threshold=20",
+    )
+    assert summary["problem"] == "online_permuted_mnist"
+    assert summary["method"] == "cbp"
+    assert summary["backend"] == keras.backend.backend()
+    assert summary["num_learners"] == 1
+    assert summary["steps_per_learner"] == 300
+    assert summary["train_seconds"] > 0
+    assert summary["compile_seconds"] > 0
+    assert summary["learner_steps_per_second"] == pytest.approx(
+        300 / summary["train_seconds"]
+    )
+    assert summary["flags"]["replacement_rate"] == 0.01
+    assert summary["flags"]["utility"] == "overall"
+    assert [record["task"] for record in summary["per_task"]] == [0, 1]
+    for record in summary["per_task"]:
+        assert 0 < record["online_accuracy"] < 1
+        assert record["loss"] > 0
+        for key in ("dead_units", "effective_rank", "replaced"):
+            assert list(record[key]) == _HIDDEN
+        assert list(record["weight_magnitude"]) == [*_HIDDEN, "output"]
+        assert all(1 < r <= 16 for r in record["effective_rank"].values())
+    # 16 units of age 21 to 150 in the first task, with replaced ones younger.
+    replaced = summary["per_task"][0]["replaced"]
+    assert all(10 <= number <= 20 for number in replaced.values())
+
+    events = read_events(tmp_path)
+    histograms = {f"{n}/{h}" for n in ("utility", "age") for h in _HIDDEN}
+    assert set(events) == scalar_tags() | histograms | {"flags"}
+    assert events.pop("flags") == [0]
+    assert all(steps == [0, 1] for steps in events.values())
+
+    output = capsys.readouterr().out
+    assert f"backend {keras.backend.backend()} on " in output
+    assert "--replacement_rate=0.01" in output
+    assert "2/2" in output
+    assert "replaced" in output
+
+
+def test_bp_writes_the_same_without_histograms(loaded, tmp_path):
+    summary = run(loaded, tmp_path, *_TINY, "--method=bp")
+    assert summary["method"] == "bp"
+    assert "replacement_rate" not in summary["flags"]
+    for record in summary["per_task"]:
+        assert record["replaced"] == dict.fromkeys(_HIDDEN, 0)
+    assert set(read_events(tmp_path)) == scalar_tags() | {"flags"}
+
+
+def test_the_seed_decides_the_run(loaded, tmp_path):
+    arguments = [*_TINY, "--method=cbp", "--replacement_rate=0.01"]
+    first = run(loaded, tmp_path / "a", *arguments)
+    again = run(loaded, tmp_path / "b", *arguments)
+    other = run(loaded, tmp_path / "c", *arguments, "--seed=1")
+    assert accuracies(first) == accuracies(again)
+    assert accuracies(first) != accuracies(other)
+
+
+def test_without_replacement_cbp_is_bp(loaded, tmp_path):
+    cbp = run(
+        loaded, tmp_path / "a", *_TINY, "--method=cbp", "--replacement_rate=0"
+    )
+    bp = run(loaded, tmp_path / "b", *_TINY, "--method=bp")
+    assert accuracies(cbp) == accuracies(bp)
+
+
+def test_a_last_batch_that_is_not_whole(loaded, tmp_path):
+    summary = run(loaded, tmp_path, *_TINY, "--method=cbp", "--batch_size=40")
+    assert summary["steps_per_learner"] == 2 * 4
+
+
+def test_online_accuracy_is_measured_before_each_update(loaded, tmp_path):
+    """Against a loop that predicts, scores and only then trains."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", *_TINY, "--method=bp"])
+        model = loaded.build_model(784)
+        x, y = streams.OnlinePermutedImages(
+            *loaded.streams.load_mnist(None), examples_per_task=100
+        ).task(0)
+        initial = model.get_weights()
+        correct = 0
+        for i in range(100):
+            logits = model.predict_on_batch(x[i : i + 1])
+            correct += int(np.argmax(logits[0]) == y[i])
+            model.train_on_batch(x[i : i + 1], y[i : i + 1])
+        model = loaded.build_model(784)
+        model.set_weights(initial)
+        accuracy, _ = loaded.train_task(model, x, y)
+    assert accuracy == pytest.approx(correct / 100)
+
+
+def test_compiling_leaves_the_model_as_it_was(loaded, mnist):
+    with flagsaver.flagsaver():
+        flags.FLAGS(
+            [
+                "trainer",
+                *_TINY,
+                "--method=cbp",
+                "--batch_size=4",
+                "--replacement_rate=1",
+                "--maturity_threshold=0",
+            ]
+        )
+        model = loaded.build_model(784)
+        variables = model.variables + model.optimizer.variables
+        before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+        x, y = streams.OnlinePermutedImages(*mnist, examples_per_task=14).task(
+            0
+        )
+        assert loaded.compile_training(model, x, y) > 0
+        assert len(model.optimizer.variables) + len(model.variables) == len(
+            before
+        )
+    for variable, value in zip(variables, before):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(variable), value, err_msg=variable.path
+        )
+
+
+def test_a_run_that_diverges_says_so(loaded, tmp_path):
+    with pytest.raises(SystemExit, match="diverged in task 0.*learning_rate"):
+        run(loaded, tmp_path, *_TINY, "--method=bp", "--learning_rate=1e30")
+
+
+def test_a_folder_with_another_run_is_refused(loaded, tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="holds another run.*summary.json"):
+        run(loaded, tmp_path, *_TINY)
+
+
+def test_default_log_dirs_are_named_by_the_run(loaded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", *_TINY, "--method=bp", "--seed=3"])
+        loaded.main(["trainer"])
+    [folder] = (tmp_path / "logs" / "online_permuted_mnist").iterdir()
+    assert folder.name.startswith("bp-seed3-")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert pathlib.Path(summary["flags"]["log_dir"]).name == folder.name
+
+
+def test_a_data_dir_without_the_data(trainer, tmp_path):
+    with pytest.raises(SystemExit, match="MNIST was not found.*data_dir="):
+        run(trainer, tmp_path / "log", f"--data_dir={tmp_path}")
+
+
+def test_no_network_and_no_data(monkeypatch, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    builder = tfds.builder("mnist", data_dir=tmp_path)
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
+    monkeypatch.setattr(
+        "urllib.request.urlopen", _raise(OSError("no such host"))
+    )
+    with pytest.raises(ConnectionError, match="`data_dir`.*no such host"):
+        streams.load_mnist()
+
+
+def test_without_tensorflow_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match="pip install tensorflow"):
+        streams.load_mnist()
+
+
+def _raise(error):
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--method=bp", "--replacement_rate=0.1", "--utility=random"],
+            "--method=bp with --replacement_rate=0.1, --utility=random",
+        ),
+        (["--method=sgd"], "bp.*cbp"),
+        (["--num_tasks=0"], "num_tasks"),
+        (["--examples_per_task=0"], "examples_per_task"),
+        (["--hidden_units=0"], "hidden_units"),
+        (["--num_hidden_layers=0"], "num_hidden_layers"),
+        (["--batch_size=0"], "batch_size"),
+        (["--learning_rate=0"], r"learning_rate=0.*\(0, inf\)"),
+        (["--learning_rate=nan"], r"learning_rate=nan.*\(0, inf\)"),
+        (["--replacement_rate=1.5"], r"replacement_rate=1.5.*\[0, 1\]"),
+        (["--maturity_threshold=-1"], "maturity_threshold"),
+        (["--decay_rate=1"], r"decay_rate=1.0.*\[0, 1\)"),
+        (["--utility=best"], "utility.*contribution"),
+        (["--seed=-1"], "seed"),
+    ],
+)
+def test_bad_flags(trainer, arguments, message):
+    with flagsaver.flagsaver():
+        with pytest.raises(flags.Error, match=message):
+            flags.FLAGS(["trainer", *arguments])
+
+
+def test_bad_flags_on_the_command_line_give_one_message():
+    result = subprocess.run(
+        [sys.executable, str(_TRAINER), "--method=bp", "--decay_rate=0.5"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    )
+    assert result.returncode == 1
+    assert "--method=bp with --decay_rate=0.5" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_table_shows_first_and_last_of_many_tasks(trainer, capsys):
+    trainer.reporting.print_table(
+        "title",
+        {"task": lambda record: str(record)},
+        list(range(800)),
+    )
+    rows = [
+        int(word)
+        for word in capsys.readouterr().out.replace("│", " ").split()
+        if word.isdigit()
+    ]
+    assert rows[0] == 0
+    assert rows[-1] == 799
+    assert len(rows) == 12

@@ -1,0 +1,83 @@
+"""Gradients and training steps by hand, for the backend at work."""
+
+import keras
+
+
+def loss_and_gradients(model, loss_fn, x, y):
+    """Returns the loss and the gradients of `model.trainable_variables`."""
+    variables = model.trainable_variables
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = loss_fn(y, model(x, training=True))
+        return float(loss), tape.gradient(loss, [v.value for v in variables])
+    if keras.backend.backend() == "torch":
+        model.zero_grad()
+        loss = loss_fn(keras.ops.convert_to_tensor(y), model(x, training=True))
+        loss.backward()
+        return float(loss), [v.value.grad for v in variables]
+    import jax
+
+    def compute_loss(values, other_values, x, y):
+        outputs, _ = model.stateless_call(
+            values, other_values, x, training=True
+        )
+        return loss_fn(y, outputs)
+
+    # One compiled function a model and loss, or each step would trace anew.
+    key = (id(model), id(loss_fn))
+    if key not in _compiled:
+        _compiled[key] = (jax.jit(jax.value_and_grad(compute_loss)), model)
+    loss, gradients = _compiled[key][0](
+        [v.value for v in variables],
+        [v.value for v in model.non_trainable_variables],
+        x,
+        y,
+    )
+    return float(loss), list(gradients)
+
+
+_compiled = {}
+
+
+def compiled_step(model, optimizer, loss_fn):
+    """Makes a function `(x, y)` that makes one step with `stateless_apply`.
+
+    On JAX only: the pure function that a user's own training loop compiles.
+    It returns the loss, and `model` and `optimizer` are up to date after it.
+    """
+    import jax
+
+    optimizer.build(model.trainable_variables)
+
+    def compute_loss(values, other_values, x, y):
+        outputs, other_values = model.stateless_call(
+            values, other_values, x, training=True
+        )
+        return loss_fn(y, outputs), other_values
+
+    @jax.jit
+    def step(state, x, y):
+        values, other_values, slots = state
+        (loss, other_values), gradients = jax.value_and_grad(
+            compute_loss, has_aux=True
+        )(values, other_values, x, y)
+        values, slots = optimizer.stateless_apply(slots, gradients, values)
+        return loss, (values, other_values, slots)
+
+    variables = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        optimizer.variables,
+    )
+
+    def run(x, y):
+        state = tuple([v.value for v in group] for group in variables)
+        loss, state = step(state, x, y)
+        for group, values in zip(variables, state):
+            for variable, value in zip(group, values):
+                variable.assign(value)
+        return float(loss)
+
+    return run

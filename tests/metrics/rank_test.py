@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from keras_plasticity import metrics
+
+RANKS = [
+    metrics.absolute_approximate_rank,
+    metrics.approximate_rank,
+    metrics.effective_rank,
+    metrics.hard_rank,
+    metrics.stable_rank,
+]
+
+
+def matrix(singular_values, examples=9, units=5):
+    """A random matrix of given singular values."""
+    rng = np.random.default_rng(0)
+    left, _ = np.linalg.qr(rng.normal(size=(examples, units)))
+    right, _ = np.linalg.qr(rng.normal(size=(units, units)))
+    values = np.zeros(units)
+    values[: len(singular_values)] = singular_values
+    return (left * values) @ right
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_the_zero_matrix_has_rank_zero(rank):
+    assert rank(np.zeros((4, 3))) == 0
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_equal_singular_values_count_in_full(rank, scale):
+    assert rank(matrix([scale, scale, scale])) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_one_direction_has_rank_one(rank):
+    features = np.outer(np.arange(1, 5), np.ones(3)).astype("float32")
+    assert rank(features) == pytest.approx(1)
+    assert rank(features.T) == pytest.approx(1)
+
+
+def test_effective_rank_is_the_exponential_of_the_entropy():
+    p = np.array([0.5, 0.25, 0.25])
+    expected = np.exp(-np.sum(p * np.log(p)))
+    assert metrics.effective_rank(matrix(p)) == pytest.approx(expected)
+
+
+def test_approximate_ranks_take_squares_and_plain_values():
+    features = matrix([10.0, 3.0, 0.9, 0.09])
+    # Of the squares, 100, 9, 0.81 and 0.0081, two are 99.3%.
+    assert metrics.approximate_rank(features) == 2
+    # Of the values, sum 13.99, two are 92.9% and three 99.4%.
+    assert metrics.absolute_approximate_rank(features) == 3
+    assert metrics.approximate_rank(features, threshold=0.9) == 1
+    assert metrics.absolute_approximate_rank(features, threshold=1.0) >= 4
+
+
+def test_approximate_rank_reaches_its_threshold_exactly():
+    assert metrics.absolute_approximate_rank(np.eye(100)) == 99
+    assert metrics.approximate_rank(np.eye(100)) == 99
+
+
+def test_stable_rank_is_a_ratio_of_norms():
+    features = matrix([2.0, 1.0, 1.0])
+    assert metrics.stable_rank(features) == pytest.approx(6 / 4)
+
+
+def test_hard_rank_leaves_rounding_out():
+    features = matrix([1.0, 0.5, 1e-3]).astype("float32")
+    assert metrics.hard_rank(features) == 3
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize(
+    "features, message",
+    [
+        (np.zeros(3), r"features.shape=\(3,\)"),
+        (np.zeros((2, 3, 4)), r"features.shape=\(2, 3, 4\)"),
+        (np.zeros((0, 3)), r"features.shape=\(0, 3\)"),
+        (np.array([[0.0, np.nan]]), "1 NaN"),
+    ],
+)
+def test_bad_features(rank, features, message):
+    with pytest.raises(ValueError, match=message):
+        rank(features)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    "rank", [metrics.absolute_approximate_rank, metrics.approximate_rank]
+)
+def test_bad_threshold(rank, threshold):
+    with pytest.raises(ValueError, match=f"threshold={threshold}"):
+        rank(np.eye(2), threshold=threshold)

@@ -1,0 +1,94 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_plasticity.optimizers.new_weights import part_initializer
+from tests.helpers import to_numpy
+
+_INITIALIZERS = {
+    "zeros": keras.initializers.Zeros(),
+    "ones": keras.initializers.Ones(),
+    "constant": keras.initializers.Constant(0.3),
+    "random_normal": keras.initializers.RandomNormal(0.5, 0.2, seed=1),
+    "random_uniform": keras.initializers.RandomUniform(-0.1, 0.3, seed=1),
+    "truncated_normal": keras.initializers.TruncatedNormal(0.1, 0.2, seed=1),
+    "glorot_normal": keras.initializers.GlorotNormal(seed=1),
+    "glorot_uniform": keras.initializers.GlorotUniform(seed=1),
+    "he_normal": keras.initializers.HeNormal(seed=1),
+    "he_uniform": keras.initializers.HeUniform(),
+    "lecun_normal": keras.initializers.LecunNormal(),
+    "lecun_uniform": keras.initializers.LecunUniform(),
+    "variance_scaling_fan_out": keras.initializers.VarianceScaling(
+        2.0, "fan_out", "untruncated_normal"
+    ),
+    "variance_scaling_fan_avg": keras.initializers.VarianceScaling(
+        0.5, "fan_avg", "uniform"
+    ),
+    "variance_scaling_truncated": keras.initializers.VarianceScaling(
+        0.5, "fan_avg", "truncated_normal"
+    ),
+}
+
+
+def _draw(initializer, shape, times):
+    draw = part_initializer(initializer, shape, keras.random.SeedGenerator(3))
+    return np.stack([to_numpy(draw("float32")) for _ in range(times)])
+
+
+# Of a dense layer, and of a convolution.
+@pytest.mark.parametrize("shape", [(2000, 10), (5, 5, 20, 30)], ids=str)
+@pytest.mark.parametrize("name", _INITIALIZERS)
+def test_parts_are_distributed_as_the_whole(name, shape):
+    initializer = _INITIALIZERS[name]
+    times = 3 if shape[0] == 2000 else 12
+    parts = _draw(initializer, shape, times)
+    assert parts.shape == (times,) + shape[:-1]
+    whole = to_numpy(initializer(shape, "float32"))
+    # Standard error of mean and deviation of this many numbers, five times.
+    error = 5 / np.sqrt(min(parts.size, whole.size))
+    scale = whole.std()
+    np.testing.assert_allclose(
+        parts.mean(), whole.mean(), atol=error * scale + 1e-6
+    )
+    np.testing.assert_allclose(parts.std(), scale, rtol=error, atol=1e-6)
+    if "uniform" in name or "truncated" in name or name.endswith("_normal"):
+        if name in ("random_normal",):
+            return
+        # Bounded: nothing lies further out than in the whole (2% for luck).
+        assert np.abs(parts).max() <= np.abs(whole).max() * 1.02
+        assert np.abs(parts).max() >= np.abs(whole).max() * 0.9
+
+
+@pytest.mark.parametrize("name", ["he_normal", "random_uniform"])
+def test_draws_differ_although_the_initializer_is_seeded(name):
+    parts = _draw(_INITIALIZERS[name], (6, 4), 5)
+    assert len(np.unique(parts, axis=0)) == 5
+
+
+def test_orthogonal_draws_a_column_of_the_whole():
+    parts = _draw(keras.initializers.Orthogonal(gain=2.0, seed=1), (6, 4), 3)
+    assert parts.shape == (3, 6)
+    # Columns of an orthogonal kernel have the length `gain`.
+    np.testing.assert_allclose(np.linalg.norm(parts, axis=1), 2.0, rtol=1e-4)
+    assert len(np.unique(parts, axis=0)) == 3
+
+
+def test_function():
+    def ramp(shape, dtype):
+        return keras.ops.reshape(
+            keras.ops.arange(np.prod(shape), dtype=dtype), shape
+        )
+
+    np.testing.assert_array_equal(_draw(ramp, (3, 4), 1)[0], [3, 7, 11])
+
+
+def test_constant_array_gives_its_last_column():
+    value = np.arange(6.0).reshape(3, 2)
+    parts = _draw(keras.initializers.Constant(value), (3, 2), 1)
+    np.testing.assert_array_equal(parts[0], [1, 3, 5])
+
+
+@pytest.mark.parametrize("initializer", ["zeros", "ones"])
+def test_bias(initializer):
+    parts = _draw(keras.initializers.get(initializer), (7,), 2)
+    np.testing.assert_array_equal(parts, [initializer == "ones"] * 2)

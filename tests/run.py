@@ -1,0 +1,116 @@
+"""Installs the project in a fresh environment and passes all of its tests.
+
+    python3 tests/run.py
+
+It needs Python 3.11 or newer and nothing else: it makes a virtual environment
+(`--environment`, by default `.venv-tests`), installs the project with the
+three backends, checks the format, and runs the test suite once for each
+backend. It prints each command before it runs, and one line for each backend
+that says how many tests ran.
+
+The tests of the trainers read data sets from the `tensorflow_datasets` folder
+that the environment variable `KERAS_PLASTICITY_DATA_DIR` names, and are
+skipped, with the reason, where there is none.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import venv
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BACKENDS = ("jax", "tensorflow", "torch")
+# The CPU build where there is one to be had; plain `torch` would bring several
+# GB of CUDA packages with it.
+TORCH = "torch==2.13.0"
+
+
+def run(*command, **environment):
+    """Prints a command and runs it; returns its status and its last lines."""
+    settings = [f"{key}={value}" for key, value in environment.items()]
+    print("$", *settings, *command, flush=True)
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    return process.wait(), lines[-1] if lines else ""
+
+
+def require(*command, **environment):
+    status, _ = run(*command, **environment)
+    if status:
+        sys.exit(f"Failed with exit status {status}: {' '.join(command)}")
+
+
+def test(python, backend, arguments):
+    """Runs the suite on one backend; returns whether it passed, and a line."""
+    start = time.monotonic()
+    status, last = run(
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "-rs",
+        *arguments,
+        KERAS_BACKEND=backend,
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+    counts = re.sub(r"[=\n]| in .*", "", last).strip()
+    seconds = time.monotonic() - start
+    return status == 0, f"{backend}: {counts} ({seconds:.0f} s)"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--environment",
+        default=".venv-tests",
+        help="folder of the virtual environment, made if it is not there",
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="only this backend; default: all"
+    )
+    parser.add_argument(
+        "pytest_arguments", nargs="*", help="passed on to pytest, after --"
+    )
+    arguments = parser.parse_args()
+
+    environment = ROOT / arguments.environment
+    if not (environment / "bin" / "python").exists():
+        print(f"$ python3 -m venv {arguments.environment}", flush=True)
+        venv.create(environment, with_pip=True)
+    python = str(environment / "bin" / "python")
+    require(python, "-m", "pip", "install", "-q", TORCH)
+    require(
+        python, "-m", "pip", "install", "-q", "-e", ".[jax,torch,figures,test]"
+    )
+    require(python, "-m", "ruff", "check", ".")
+    require(python, "-m", "ruff", "format", "--check", ".")
+
+    passed = True
+    lines = []
+    for backend in [arguments.backend] if arguments.backend else BACKENDS:
+        ok, line = test(python, backend, arguments.pytest_arguments)
+        passed = passed and ok
+        lines.append(line)
+    print("\n".join(lines))
+    if not passed:
+        sys.exit("Some tests failed.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from keras_plasticity.streams import SlowlyChangingRegression
+
+
+def _statistics(**kwargs):
+    """Target variance in all and within tasks, and what a line leaves."""
+    variances, within, residuals = [], [], []
+    for seed in range(300):
+        stream = SlowlyChangingRegression(
+            num_tasks=6, examples_per_task=400, seed=seed, **kwargs
+        )
+        targets = []
+        for task in range(len(stream)):
+            x, y = stream.task(task)
+            design = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+            solution = np.linalg.lstsq(design, y, rcond=None)[0]
+            residuals.append(np.mean((design @ solution - y) ** 2))
+            within.append(y.var())
+            targets.append(y)
+        variances.append(np.concatenate(targets).var())
+    return np.mean(variances), np.mean(within), np.mean(residuals)
+
+
+def test_targets_vary_as_with_the_code_of_the_authors():
+    # Over 1,500 targets: 2.78, 1.61 and 0.78. Six tasks of one target, and
+    # the fit of 21 numbers to 400 examples, make the expected values smaller
+    # by a tenth and by a twentieth; the rest is chance.
+    variance, within, residual = _statistics()
+    assert 2.2 < variance < 3.1
+    assert 1.4 < within < 1.8
+    assert 0.68 < residual < 0.84
+
+
+def test_targets_vary_more_with_the_formula_of_the_paper():
+    variance, within, residual = _statistics(negatives="paper")
+    # 3.73, 2.20 and 1.09.
+    assert 3.1 < variance < 4.1
+    assert 1.9 < within < 2.5
+    assert 0.95 < residual < 1.2
+
+
+def test_firing_probabilities():
+    fires = {-1: [], 1: []}
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, (2000, 20)).astype("float32")
+    for seed in range(100):
+        stream = SlowlyChangingRegression(seed=seed)
+        fired = x @ stream._weights + stream._biases > stream._thresholds
+        for bias in fires:
+            fires[bias].append(fired[:, stream._biases == bias].mean())
+    assert np.mean(fires[1]) == pytest.approx(0.058, rel=0.1)
+    assert np.mean(fires[-1]) == pytest.approx(0.0013, rel=0.2)
+
+
+def test_target_is_the_fixed_network():
+    stream = SlowlyChangingRegression(num_bits=4, num_slow_bits=2)
+    x, y = stream.task(3)
+    for bits, target in zip(x[:20], y[:20]):
+        expected = stream._output_bias
+        for unit in range(100):
+            total = stream._biases[unit]
+            for bit in range(4):
+                total += bits[bit] * stream._weights[bit, unit]
+            if total > stream._thresholds[unit]:
+                expected += stream._output_weights[unit, 0]
+        assert target == expected
+
+
+@pytest.mark.parametrize("flip_one", [False, True])
+def test_slow_bits_change_between_tasks_and_only_there(flip_one):
+    stream = SlowlyChangingRegression(
+        num_tasks=50, examples_per_task=200, flip_one=flip_one, seed=3
+    )
+    tasks = [stream.task(i)[0] for i in range(len(stream))]
+    for x in tasks:
+        assert (x[:, :15] == x[0, :15]).all()
+        means = x[:, 15:].mean(axis=0)
+        assert ((means > 0.3) & (means < 0.7)).all()
+    changes = [
+        int(np.sum(a[0, :15] != b[0, :15])) for a, b in zip(tasks, tasks[1:])
+    ]
+    if flip_one:
+        assert changes == [1] * 49
+    else:
+        assert 6 < np.mean(changes) < 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(num_tasks=0), "`num_tasks` must be a positive integer"),
+        (dict(examples_per_task=1.5), "`examples_per_task` must be a positive"),
+        (dict(num_slow_bits=21), "num_slow_bits=21, num_bits=20"),
+        (dict(negatives="mine"), "'code' or 'paper'. Received: negatives=mine"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SlowlyChangingRegression(**arguments)

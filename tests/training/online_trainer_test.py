@@ -1,0 +1,337 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_plasticity
+from keras_plasticity.training import OnlineTrainer
+from keras_plasticity.training import TaskCallback
+from keras_plasticity.training import online_trainer
+from tests.helpers import assert_same_weights
+from tests.helpers import make_model
+
+DIMS = (4, 6, 5, 3)
+
+
+class ArrayStream:
+    """A stream of a user's own: a few arrays."""
+
+    def __init__(self, num_tasks=3, examples=10, seed=0, classes=False):
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(0, 1, (num_tasks, examples, DIMS[0]))
+        self.x = self.x.astype("float32")
+        if classes:
+            self.y = rng.integers(0, DIMS[-1], (num_tasks, examples))
+        else:
+            self.y = rng.normal(0, 1, (num_tasks, examples, DIMS[-1]))
+            self.y = self.y.astype("float32")
+
+    def __len__(self):
+        return len(self.x)
+
+    def task(self, index):
+        return self.x[index], self.y[index]
+
+
+def build(seed=0, method="cbp", metrics=None, loss="mse", layers=()):
+    if method == "bp":
+        model = make_model(DIMS, layer=keras.layers.Dense, seed=seed)
+        optimizer = keras.optimizers.Adam(0.01)
+    else:
+        model = make_model(DIMS, seed=seed, kernel_initializer="he_normal")
+        optimizer = keras_plasticity.optimizers.ContinualBackprop(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            replacement_rate=0.05,
+            maturity_threshold=3,
+            utility="overall",
+            seed=seed,
+        )
+    model.compile(optimizer=optimizer, loss=loss, metrics=metrics)
+    return model
+
+
+@pytest.mark.parametrize("method", ["bp", "cbp"])
+@pytest.mark.parametrize(
+    ("batch_size", "epochs"), [(1, 1), (2, 1), (3, 1), (4, 3)]
+)
+def test_equals_fit(method, batch_size, epochs):
+    stream = ArrayStream(classes=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    arguments = dict(method=method, loss=loss, metrics=["accuracy"])
+    expected = build(**arguments)
+    history = []
+    for x, y in map(stream.task, range(len(stream))):
+        logs = expected.fit(
+            x, y, batch_size, epochs, shuffle=False, verbose=0
+        ).history
+        history.append(logs)
+    model = build(**arguments)
+    results = OnlineTrainer(model).fit(stream, batch_size, epochs)
+    for name in ("loss", "accuracy"):
+        assert results[name].shape == (3, 1)
+        np.testing.assert_allclose(
+            results[name][:, 0], [logs[name][-1] for logs in history], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("method", ["bp", "cbp"])
+def test_trained_weights_equal_those_of_fit(method):
+    stream = ArrayStream(examples=40)
+    expected = build(method=method)
+    for x, y in map(stream.task, range(len(stream))):
+        expected.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    trainer = OnlineTrainer(build(method=method))
+    trainer.fit(stream)
+    assert_same_weights(trainer.model(), expected, rtol=1e-4, atol=1e-5)
+    if method == "cbp":
+        replaced = trainer.model().optimizer.num_replaced()
+        assert replaced == expected.optimizer.num_replaced()
+        assert sum(replaced.values()) > 20
+        for layer, other in zip(trainer.model().layers, expected.layers):
+            np.testing.assert_array_equal(
+                keras.ops.convert_to_numpy(layer.age),
+                keras.ops.convert_to_numpy(other.age),
+            )
+
+
+@pytest.mark.parametrize("method", ["bp", "cbp"])
+def test_each_of_many_learners_equals_one_alone(method):
+    together = OnlineTrainer(
+        lambda learner: build(seed=learner, method=method), num_learners=3
+    )
+    results = together.fit(lambda learner: ArrayStream(seed=learner))
+    assert results["loss"].shape == (3, 3)
+    for learner in range(3):
+        alone = OnlineTrainer(build(seed=learner, method=method))
+        expected = alone.fit(ArrayStream(seed=learner))
+        np.testing.assert_allclose(
+            results["loss"][:, learner], expected["loss"][:, 0], rtol=1e-4
+        )
+        assert_same_weights(
+            together.model(learner), alone.model(), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_layers_with_random_state_draw_anew_at_each_step():
+    def build_with_dropout():
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential(
+            [
+                keras.Input((DIMS[0],)),
+                keras_plasticity.layers.Dense(
+                    6, activation="relu", name="hidden"
+                ),
+                keras.layers.Dropout(0.5, seed=1),
+                keras_plasticity.layers.Dense(DIMS[-1], name="output"),
+            ]
+        )
+        model.compile(
+            keras_plasticity.optimizers.ContinualBackprop(
+                keras.optimizers.SGD(0.05), replacement_rate=0.01, seed=0
+            ),
+            loss="mse",
+        )
+        return model
+
+    stream = ArrayStream(examples=30)
+    expected = build_with_dropout()
+    for x, y in map(stream.task, range(len(stream))):
+        expected.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    trainer = OnlineTrainer(build_with_dropout())
+    trainer.fit(stream)
+    assert_same_weights(trainer.model(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    stream = ArrayStream(examples=23)
+    expected = OnlineTrainer(build()).fit(stream, batch_size=2)
+    monkeypatch.setattr(online_trainer, "_MOST_STEPS", 4)
+    monkeypatch.setattr(online_trainer, "_FEWEST_STEPS", 1)
+    results = OnlineTrainer(build()).fit(stream, batch_size=2)
+    np.testing.assert_allclose(results["loss"], expected["loss"], rtol=1e-5)
+
+
+def test_fit_goes_on_where_it_stopped():
+    stream = ArrayStream(num_tasks=4)
+    expected = OnlineTrainer(build()).fit(stream)["loss"]
+    trainer = OnlineTrainer(build())
+    first = trainer.fit(stream, num_tasks=2)["loss"]
+    second = trainer.fit(stream, first_task=2)["loss"]
+    np.testing.assert_allclose(
+        np.concatenate([first, second]), expected, rtol=1e-5
+    )
+
+
+def test_callbacks_see_each_task():
+    seen = []
+
+    class Callback(TaskCallback):
+        def on_task_begin(self, task, x, y):
+            seen.append(("begin", task, x.shape, y.shape))
+
+        def on_progress(self, task, done):
+            assert 0 < done <= 1
+            seen.append(("progress", task))
+
+        def on_task_end(self, task, results):
+            weights = self.trainer.model(1).get_weights()
+            assert all(np.isfinite(w).all() for w in weights)
+            seen.append(("end", task, results["loss"].shape))
+
+        def on_train_end(self):
+            seen.append("done")
+
+    OnlineTrainer(lambda learner: build(learner), 2).fit(
+        lambda learner: ArrayStream(2, seed=learner), callbacks=[Callback()]
+    )
+    expected = []
+    for task in range(2):
+        expected += [
+            ("begin", task, (2, 10, 4), (2, 10, 3)),
+            ("progress", task),
+            ("end", task, (2,)),
+        ]
+    assert seen == expected + ["done"]
+
+
+def test_ctrl_c_ends_with_the_tasks_that_were_finished():
+    class Interrupt(TaskCallback):
+        ended = False
+
+        def on_task_begin(self, task, x, y):
+            if task == 2:
+                raise KeyboardInterrupt
+
+        def on_train_end(self):
+            self.ended = True
+
+    trainer = OnlineTrainer(build())
+    callback = Interrupt()
+    results = trainer.fit(ArrayStream(4), callbacks=[callback])
+    assert trainer.interrupted and callback.ended
+    assert results["loss"].shape == (2, 1)
+
+
+@pytest.mark.parametrize("in_data", [True, False])
+def test_a_loss_that_is_not_finite_stops_at_its_task(in_data):
+    streams = [ArrayStream(4, seed=i) for i in range(3)]
+    if in_data:
+        streams[1].x[2, 5] = np.nan
+        reason = r"data of learners \[1\] hold values that are not finite"
+    else:
+        streams[1].y[2] = 1e30
+        reason = "data are finite: the learning rate may be too large"
+    trainer = OnlineTrainer(build, num_learners=3)
+    with pytest.raises(
+        FloatingPointError, match=r"in task 2 for learners \[1\]. .*" + reason
+    ) as error:
+        trainer.fit(streams.__getitem__)
+    assert error.value.results["loss"].shape == (3, 3)
+    assert np.isfinite(error.value.results["loss"][:, [0, 2]]).all()
+
+
+def test_on_nan_continue_keeps_the_healthy_learners():
+    streams = [ArrayStream(4, seed=i) for i in range(3)]
+    expected = OnlineTrainer(build, num_learners=3).fit(streams.__getitem__)
+    streams[1].x[2, 5] = np.nan
+    results = OnlineTrainer(build, num_learners=3).fit(
+        streams.__getitem__, on_nan="continue"
+    )
+    assert np.isnan(results["loss"][2:, 1]).all()
+    np.testing.assert_allclose(
+        results["loss"][:, [0, 2]], expected["loss"][:, [0, 2]], rtol=1e-5
+    )
+
+
+class _Broken(ArrayStream):
+    def __init__(self, break_task):
+        super().__init__(num_tasks=2)
+        self.break_task = break_task
+
+    def task(self, index):
+        x, y = super().task(index)
+        return (x, y) if index == 0 else self.break_task(x, y)
+
+
+@pytest.mark.parametrize(
+    ("break_task", "message"),
+    [
+        (lambda x, y: x, r"must return a tuple `\(x, y\)` of NumPy arrays"),
+        (lambda x, y: (x.tolist(), y), "must return a tuple"),
+        (lambda x, y: (x[:5], y), r"x.shape=\(5, 4\), y.shape=\(10, 3\)"),
+        (lambda x, y: (x[:0], y[:0]), "at least one batch .* 0 examples"),
+        (lambda x, y: (x[:5], y[:5]), "must have the same shapes"),
+        (lambda x, y: (x.astype("float16"), y), "must have the same shapes"),
+        (lambda x, y: (x.astype(str), y), "must be numbers"),
+    ],
+    ids=["one", "list", "lengths", "empty", "shape", "dtype", "strings"],
+)
+def test_a_stream_that_yields_the_wrong_thing(break_task, message):
+    with pytest.raises(ValueError, match=message) as error:
+        OnlineTrainer(build()).fit(_Broken(break_task))
+    assert "task 1 of the stream of learner 0" in str(error.value)
+
+
+def test_too_many_learners_for_the_memory(monkeypatch):
+    monkeypatch.setattr(online_trainer, "_free_memory", lambda: 20_000)
+    with pytest.raises(
+        MemoryError, match="50 learners need about .* About [1-9][0-9]? would"
+    ):
+        OnlineTrainer(build, 50).fit(lambda i: ArrayStream(seed=i))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(model=build, num_learners=0), ValueError, "positive integer"),
+        (dict(model=3), TypeError, "`model` must be a compiled"),
+    ],
+    ids=["no learner", "no model"],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        OnlineTrainer(**arguments)
+
+
+def test_several_learners_need_several_models_and_streams():
+    with pytest.raises(ValueError, match="Several learners need several mod"):
+        OnlineTrainer(build(), num_learners=2)
+    with pytest.raises(ValueError, match="Several learners need several str"):
+        OnlineTrainer(build, num_learners=2).fit(ArrayStream())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(batch_size=0), "`batch_size` must be a positive integer"),
+        (dict(epochs=1.5), "`epochs` must be a positive integer"),
+        (dict(on_nan="ignore"), "`on_nan` must be 'stop' or 'continue'"),
+        (dict(num_tasks=4), "which has 3. Received: first_task=0, num_tasks=4"),
+        (dict(first_task=3), "must name tasks of the stream"),
+    ],
+)
+def test_bad_fit_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        OnlineTrainer(build()).fit(ArrayStream(), **arguments)
+
+
+def test_a_model_that_is_not_compiled():
+    with pytest.raises(ValueError, match="must be compiled"):
+        OnlineTrainer(make_model(DIMS)).fit(ArrayStream())
+
+
+def test_an_object_that_is_no_stream():
+    with pytest.raises(TypeError, match=r"must have a method `task\(index\)`"):
+        OnlineTrainer(build()).fit([1, 2])
+
+
+def test_learners_of_different_architectures():
+    if keras.backend.backend() != "jax":
+        return  # They train one after another, each by its own program.
+
+    def build_one(learner):
+        model = make_model((4, 6 + learner, 3))
+        model.compile("sgd", "mse")
+        return model
+
+    with pytest.raises(ValueError, match="must have the same architecture"):
+        OnlineTrainer(build_one, 2).fit(lambda i: ArrayStream(seed=i))
