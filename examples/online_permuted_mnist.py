@@ -247,11 +247,14 @@ class Recorder(training.TaskCallback):
         self._probes = {}
         self._replaced = []
         self._measured = []
+        self._diverged = set()
 
     def on_task_begin(self, task, x, y):
         self._measured = []
         for learner in range(self.trainer.num_learners):
             model = self.trainer.model(learner)
+            if learner in self._diverged:
+                continue  # There is nothing to measure.
             if model not in self._probes:
                 self._probes[model] = build_probe(model)
             features = self._probes[model].predict_on_batch(
@@ -270,17 +273,21 @@ class Recorder(training.TaskCallback):
             self._replaced[learner] = after
             if METHOD.value == "cbp" and learner == 0:
                 self._write_histograms(task, model)
+        self._diverged.update(np.flatnonzero(~np.isfinite(results["loss"])))
         record = {
             "task": task,
-            "online_accuracy": _mean(results["accuracy"]),
-            "loss": _mean(results["loss"]),
-            "online_accuracy_per_learner": _finite(results["accuracy"]),
+            "online_accuracy": reporting.finite_mean(results["accuracy"]),
+            "loss": reporting.finite_mean(results["loss"]),
+            "online_accuracy_per_learner": reporting.finite_list(
+                results["accuracy"]
+            ),
             **_mean_over_learners(self._measured),
             "replaced": _mean_over_learners(replaced),
         }
         self.records.append(record)
         for name in ("online_accuracy", "loss"):
-            self._writer.scalar(f"task/{name}", record[name], task)
+            if record[name] is not None:
+                self._writer.scalar(f"task/{name}", record[name], task)
         tags = {
             "units/dead": "dead_units",
             "units/replaced": "replaced",
@@ -288,7 +295,7 @@ class Recorder(training.TaskCallback):
             "representation/effective_rank": "effective_rank",
         }
         for tag, key in tags.items():
-            for layer, value in record[key].items():
+            for layer, value in record.get(key, {}).items():
                 self._writer.scalar(f"{tag}/{layer}", value, task)
         self._writer.flush()
 
@@ -299,18 +306,10 @@ class Recorder(training.TaskCallback):
                 self._writer.histogram(f"{name}/{layer.name}", values, task)
 
 
-def _finite(values):
-    """A list for `summary.json`, which knows no number that is not finite."""
-    return [float(v) if math.isfinite(v) else None for v in values]
-
-
-def _mean(values):
-    finite = [float(v) for v in values if math.isfinite(v)]
-    return sum(finite) / len(finite) if finite else None
-
-
 def _mean_over_learners(measured):
-    """The mean of equal, nested dicts of numbers."""
+    """The mean of equal, nested dicts of numbers; `{}` of no dict."""
+    if not measured:
+        return {}
     first = measured[0]
     if not isinstance(first, dict):
         return sum(measured) / len(measured)
@@ -391,21 +390,31 @@ def run(images, labels, log_dir, settings):
 
 def print_records(records):
     """Prints a table with the sums or means over the hidden layers."""
-    total = len(records[0]["dead_units"]) * HIDDEN_UNITS.value
+    total = NUM_HIDDEN_LAYERS.value * HIDDEN_UNITS.value
+
+    def over_layers(record, key, function):
+        # A task that began with all learners diverged was not measured.
+        values = list(record.get(key, {}).values())
+        return function(values) if values else None
+
     reporting.print_table(
         "Online Permuted MNIST",
         {
             "task": lambda r: str(r["task"]),
             "online accuracy": lambda r: _format(r["online_accuracy"], ".2%"),
             "loss": lambda r: _format(r["loss"], ".4f"),
-            f"dead of {total}": lambda r: (
-                f"{sum(r['dead_units'].values()):.3g}"
+            f"dead of {total}": lambda r: _format(
+                over_layers(r, "dead_units", sum), ".3g"
             ),
-            "weight magnitude": lambda r: f"{r['mean_weight_magnitude']:.5f}",
-            "effective rank": lambda r: (
-                f"{np.mean(list(r['effective_rank'].values())):.1f}"
+            "weight magnitude": lambda r: _format(
+                r.get("mean_weight_magnitude"), ".5f"
             ),
-            "replaced": lambda r: f"{sum(r['replaced'].values()):g}",
+            "effective rank": lambda r: _format(
+                over_layers(r, "effective_rank", np.mean), ".1f"
+            ),
+            "replaced": lambda r: _format(
+                over_layers(r, "replaced", sum), ".4g"
+            ),
         },
         records,
     )

@@ -223,3 +223,15 @@ def standard_error(values):
     if len(values) < 2:
         return 0.0
     return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def finite_mean(values):
+    """Mean over the learners whose value is finite; `None` without any."""
+    values = np.asarray(values)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def finite_list(values):
+    """A list for `summary.json`, where `None` stands for what is not finite."""
+    return [float(v) if math.isfinite(v) else None for v in values]

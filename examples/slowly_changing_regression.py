@@ -26,6 +26,7 @@ import numpy as np
 import reporting
 from absl import app
 from absl import flags
+from absl import logging
 
 import keras_plasticity
 from keras_plasticity import streams
@@ -59,7 +60,7 @@ EXAMPLES_PER_BIN = 20_000
 
 METHOD = flags.DEFINE_multi_enum(
     "method",
-    list(METHODS),
+    METHODS,
     METHODS,
     "Backpropagation, continual backpropagation, or a linear model. Repeat "
     "the flag for several.",
@@ -129,6 +130,27 @@ LOG_DIR = flags.DEFINE_string(
     allow_override=True,
 )
 
+
+def check_flags_agree(values):
+    """Flags of continual backpropagation mean nothing without it."""
+    given = [
+        f"--{holder.name}={holder.value}"
+        for holder in _CBP_FLAGS
+        if holder.present
+    ]
+    if "cbp" not in values[METHOD.name] and given:
+        raise flags.ValidationError(
+            "These flags are of continual backpropagation only. Leave them "
+            "out, or add --method=cbp. Received: --method="
+            + ",".join(values[METHOD.name])
+            + " with "
+            + ", ".join(given)
+        )
+    return True
+
+
+_CBP_FLAGS = (REPLACEMENT_RATE, MATURITY_THRESHOLD, DECAY_RATE, UTILITY)
+flags.register_multi_flags_validator([METHOD, *_CBP_FLAGS], check_flags_agree)
 flags.register_validator(
     LEARNING_RATE, lambda rate: 0 < rate < math.inf, "must be in (0, inf)"
 )
@@ -214,11 +236,16 @@ def train(method, log_dir, settings):
         num_tasks,
         lambda results: f"squared error {np.nanmean(results['loss']):.3f}",
     ) as progress:
-        results = trainer.fit(
-            lambda learner: build_stream(seeds[learner]),
-            callbacks=[progress],
-            on_nan=ON_NAN.value,
-        )
+        problem = None
+        try:
+            results = trainer.fit(
+                lambda learner: build_stream(seeds[learner]),
+                callbacks=[progress],
+                on_nan=ON_NAN.value,
+            )
+        except FloatingPointError as error:
+            results = error.results
+            problem = f"{method}: {error}"
     errors = results.get("loss", np.empty((0, len(seeds))))
     with utils.SummaryWriter(os.path.join(log_dir, method)) as writer:
         writer.text(
@@ -226,12 +253,12 @@ def train(method, log_dir, settings):
             utils.markdown_table(("flag", "value"), list(settings.items())),
         )
         for task, error in enumerate(errors):
-            writer.scalar("task/squared_error", np.nanmean(error), task)
-            writer.scalar(
-                "task/standard_error", reporting.standard_error(error), task
-            )
-    steps = errors.size
-    steps *= EXAMPLES_PER_TASK.value
+            mean = reporting.finite_mean(error)
+            if mean is not None:
+                writer.scalar("task/squared_error", mean, task)
+                spread = reporting.standard_error(error)
+                writer.scalar("task/standard_error", spread, task)
+    steps = errors.size * EXAMPLES_PER_TASK.value
     record = {
         "problem": PROBLEM,
         "method": method,
@@ -241,12 +268,13 @@ def train(method, log_dir, settings):
         "compile_seconds": trainer.compile_seconds,
         "learner_steps_per_second": steps / max(trainer.train_seconds, 1e-9),
         "interrupted": trainer.interrupted,
+        "problem_met": problem,
         "per_task": [
             {
                 "task": task,
-                "squared_error": float(np.nanmean(error)),
+                "squared_error": reporting.finite_mean(error),
                 "standard_error": reporting.standard_error(error),
-                "squared_error_per_learner": error.tolist(),
+                "squared_error_per_learner": reporting.finite_list(error),
             }
             for task, error in enumerate(errors)
         ],
@@ -259,21 +287,33 @@ def train(method, log_dir, settings):
     return record
 
 
+def tasks_per_bin():
+    """Bins have 20,000 examples as in the paper, or are the whole of a run."""
+    num_tasks = NUM_EXAMPLES.value // EXAMPLES_PER_TASK.value
+    return min(num_tasks, max(1, EXAMPLES_PER_BIN // EXAMPLES_PER_TASK.value))
+
+
 def per_bin(record):
-    """Errors averaged over bins of 20,000 examples, as the figure shows them.
+    """Errors averaged over bins of examples, as the figure shows them.
 
     Returns:
         Tuple of the examples seen at the end of each bin, and of the errors,
         an array of shape (bins, learners).
     """
     errors = np.array(
-        [task["squared_error_per_learner"] for task in record["per_task"]]
+        [task["squared_error_per_learner"] for task in record["per_task"]],
+        dtype="float64",
     )
-    size = max(1, EXAMPLES_PER_BIN // EXAMPLES_PER_TASK.value)
+    size = tasks_per_bin()
     bins = len(errors) // size
     errors = errors[: bins * size].reshape(bins, size, -1).mean(axis=1)
     examples = (np.arange(bins) + 1) * size * EXAMPLES_PER_TASK.value
     return examples, errors
+
+
+def bin_title():
+    size = tasks_per_bin() * EXAMPLES_PER_TASK.value
+    return f"bins of {size:,} examples"
 
 
 def published(method):
@@ -314,7 +354,7 @@ def draw_figure(records, path):
                 label=f"{method}, published",
             )
     axes.set_xlabel("examples")
-    axes.set_ylabel("squared error, bins of 20,000 examples")
+    axes.set_ylabel(f"squared error, {bin_title()}")
     axes.set_title(
         f"Slowly-Changing Regression, {ACTIVATION.value}, step size "
         f"{LEARNING_RATE.value:g}, {NUM_LEARNERS.value} learners"
@@ -331,7 +371,7 @@ def print_results(records):
         errors = per_bin(record)[1]
         return (
             f"{np.nanmean(errors[index]):.3f} "
-            f"± {reporting.reporting.standard_error(errors[index]):.3f}"
+            f"± {reporting.standard_error(errors[index]):.3f}"
         )
 
     def published_cell(record):
@@ -339,8 +379,7 @@ def print_results(records):
         return "-" if marks is None else f"{marks[0]:g} → {marks[1]:g}"
 
     reporting.print_table(
-        f"Squared error, {NUM_LEARNERS.value} learners, bins of "
-        f"{EXAMPLES_PER_BIN:,} examples",
+        f"Squared error, {NUM_LEARNERS.value} learners, {bin_title()}",
         {
             "method": lambda r: r["method"],
             "first": lambda r: cell(r, 0),
@@ -359,7 +398,13 @@ def print_results(records):
     )
 
 
-def main(_):
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(
+            f"All arguments are flags. Received: {' '.join(argv[1:])}"
+        )
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # What JAX looks for is no news.
     if NUM_EXAMPLES.value % EXAMPLES_PER_TASK.value:
         sys.exit(
             "--num_examples must be a multiple of --examples_per_task. "
@@ -377,12 +422,10 @@ def main(_):
     reporting.print_start("Slowly-Changing Regression", settings)
     records = []
     for method in dict.fromkeys(METHOD.value):
-        try:
-            records.append(train(method, log_dir, settings))
-        except FloatingPointError as error:
-            sys.exit(f"{method}: {error}")
+        records.append(train(method, log_dir, settings))
         if records[-1]["interrupted"]:
             print("Interrupted: what was finished is written.")
+        if records[-1]["interrupted"] or records[-1]["problem_met"]:
             break
     print_results(records)
     path = reporting.write_summary(
@@ -394,6 +437,8 @@ def main(_):
         f"Results: {path}\nFigure: {figure}\n"
         f"Charts: tensorboard --logdir={log_dir}"
     )
+    if records[-1]["problem_met"]:
+        sys.exit(records[-1]["problem_met"])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def find_consumers(layer):
 
     Returns:
         List of plastic layers in the order of the graph; empty for a layer
-        whose units are outputs of the model.
+        whose units are outputs of the model. A hidden layer whose tensor is
+        also given to `keras.Model(inputs, outputs)` as one of the outputs
+        leaves no trace of that in the graph: it counts as hidden.
 
     Raises:
         ValueError: If the layer is not part of a graph, is called twice in

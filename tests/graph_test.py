@@ -140,14 +140,6 @@ def _operation():
     return layer
 
 
-def _output_and_input():
-    inputs = keras.Input((5,))
-    layer = Dense(4, name="both")
-    h = layer(inputs)
-    keras.Model(inputs, [h, Dense(2)(h)])
-    return layer
-
-
 def _subclassed():
     class Model(keras.Model):
         def __init__(self):
@@ -205,11 +197,6 @@ def _subclassed():
         pytest.param(_residual, "`Add`.*not known to keep", id="residual"),
         pytest.param(
             _operation, "`Multiply`.*not known to keep", id="operation"
-        ),
-        pytest.param(
-            _output_and_input,
-            "'both' are both outputs of the model and inputs of",
-            id="output_and_input",
         ),
         pytest.param(
             _subclassed, "is not part of the graph of a", id="subclassed"

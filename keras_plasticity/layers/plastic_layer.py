@@ -44,7 +44,8 @@ class PlasticLayer:
 
     def _get_statistics(self):
         if not self.built:
-            raise AttributeError(
+            # No AttributeError: PyTorch's modules replace its message.
+            raise ValueError(
                 f"Layer '{self.name}' carries statistics once it is built. "
                 "Call it on data, or `build()` the model first."
             )

@@ -102,8 +102,10 @@ class UnitStatistics(keras.layers.Layer):
     def load_own_variables(self, store):
         if not store.keys():
             # The weights of a plain Keras layer: statistics start anew.
-            for variable in self.trainable_variables:
-                variable.assign(variable.initializer(variable.shape))
+            for variable in self.variables:
+                is_gain = variable is self.input_gain
+                fill = ops.ones if is_gain else ops.zeros
+                variable.assign(fill(variable.shape))
             return
         super().load_own_variables(store)
 

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import math
 
@@ -230,14 +231,15 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         # public count of updates, and nothing else, tells.
         steps_before = ops.copy(ops.convert_to_tensor(inner.iterations))
         finite = _all_finite(inner, inner_grads)
-        inner.apply(inner_grads, inner_variables)
+        _apply_conditionally(inner, inner_grads, inner_variables)
         is_update = ops.not_equal(inner.iterations, steps_before)
         with backend.no_gradient():
             observations = self._hidden_layers.accumulate(observations, finite)
             backend.repeat(
                 ops.cast(is_update, "int32"),
                 lambda: self._hidden_layers.update(self, observations),
-                self._hidden_layers.touched_variables(),
+                self._hidden_layers.touched_variables()
+                + [self._seed_generator.state],
             )
             self._hidden_layers.reset_accumulators(is_update)
 
@@ -307,7 +309,8 @@ class ContinualBackprop(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        # Deeply: Keras' LossScaleOptimizer empties the config it is given.
+        config = copy.deepcopy(config)
         for key in ("inner_optimizer", "utility"):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(
@@ -629,7 +632,11 @@ class _HiddenLayers:
     def reset_accumulators(self, is_update):
         for layer in self._layers:
             for accumulator in layer.accumulators.values():
-                accumulator.assign(ops.where(is_update, 0.0, accumulator))
+                accumulator.assign(
+                    ops.where(
+                        is_update, 0.0, ops.convert_to_tensor(accumulator)
+                    )
+                )
 
 
 def _is_statistic(variable):
@@ -652,6 +659,25 @@ def _may_skip(optimizer):
             return True
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return False
+
+
+def _apply_conditionally(optimizer, grads, variables):
+    """Applies an optimizer that may leave the weights as they are."""
+    if keras.backend.backend() != "jax" or not _may_skip(optimizer):
+        optimizer.apply(grads, variables)
+        return
+    # Loss scaling assigns variables within a condition, which JAX can only
+    # trace in the stateless form.
+    variables, optimizer_variables = list(variables), optimizer.variables
+    new_values, new_optimizer_values = optimizer.stateless_apply(
+        [ops.convert_to_tensor(v) for v in optimizer_variables],
+        grads,
+        [ops.convert_to_tensor(v) for v in variables],
+    )
+    for variable, value in zip(variables, new_values):
+        variable.assign(value)
+    for variable, value in zip(optimizer_variables, new_optimizer_values):
+        variable.assign(value)
 
 
 def _all_finite(optimizer, grads):

@@ -40,7 +40,7 @@ def test_statistics_are_float32(dtype):
 
 
 def test_statistics_before_build():
-    with pytest.raises(AttributeError, match="once it is built"):
+    with pytest.raises(ValueError, match="once it is built"):
         _ = Dense(3, name="new").age
 
 

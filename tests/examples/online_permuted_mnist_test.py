@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from keras_plasticity import streams
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = _ROOT / "examples" / "online_permuted_mnist.py"
 _DATA_DIR = os.environ.get(
     "KERAS_PLASTICITY_DATA_DIR",
@@ -32,13 +32,8 @@ _HIDDEN = ["hidden_1", "hidden_2"]
 
 
 @pytest.fixture(scope="module")
-def trainer():
-    sys.path.insert(0, str(_TRAINER.parent))
-    try:
-        import online_permuted_mnist
-    finally:
-        sys.path.pop(0)
-    return online_permuted_mnist
+def trainer(import_trainer):
+    return import_trainer("online_permuted_mnist")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +135,7 @@ def test_cbp_writes_summary_events_and_table(loaded, tmp_path, capsys):
     output = capsys.readouterr().out
     assert f"backend {keras.backend.backend()} on " in output
     assert "--replacement_rate=0.01" in output
-    assert "2/2" in output
+    assert "2.0/2 tasks" in output
     assert "replaced" in output
 
 
@@ -177,55 +172,50 @@ def test_a_last_batch_that_is_not_whole(loaded, tmp_path):
 
 def test_online_accuracy_is_measured_before_each_update(loaded, tmp_path):
     """Against a loop that predicts, scores and only then trains."""
+    arguments = [*_TINY, "--method=bp", "--examples_per_task=100"]
+    summary = run(loaded, tmp_path, *arguments, "--num_tasks=1")
     with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", *_TINY, "--method=bp"])
-        model = loaded.build_model(784)
-        x, y = streams.OnlinePermutedImages(
-            *loaded.streams.load_mnist(None), examples_per_task=100
-        ).task(0)
-        initial = model.get_weights()
-        correct = 0
-        for i in range(100):
-            logits = model.predict_on_batch(x[i : i + 1])
-            correct += int(np.argmax(logits[0]) == y[i])
-            model.train_on_batch(x[i : i + 1], y[i : i + 1])
-        model = loaded.build_model(784)
-        model.set_weights(initial)
-        accuracy, _ = loaded.train_task(model, x, y)
-    assert accuracy == pytest.approx(correct / 100)
+        flags.FLAGS(["trainer", *arguments])
+        model = loaded.build_model(784, seed=0)
+    x, y = streams.OnlinePermutedImages(
+        *loaded.streams.load_mnist(None), examples_per_task=100
+    ).task(0)
+    correct = 0
+    for i in range(100):
+        logits = model.predict_on_batch(x[i : i + 1])
+        correct += int(np.argmax(logits[0]) == y[i])
+        model.train_on_batch(x[i : i + 1], y[i : i + 1])
+    assert accuracies(summary) == [pytest.approx(correct / 100)]
 
 
-def test_compiling_leaves_the_model_as_it_was(loaded, mnist):
-    with flagsaver.flagsaver():
-        flags.FLAGS(
-            [
-                "trainer",
-                *_TINY,
-                "--method=cbp",
-                "--batch_size=4",
-                "--replacement_rate=1",
-                "--maturity_threshold=0",
-            ]
+def test_several_learners_are_each_its_own_run(loaded, tmp_path):
+    arguments = [*_TINY, "--method=cbp", "--replacement_rate=0.01"]
+    both = run(loaded, tmp_path / "a", *arguments, "--num_learners=2")
+    assert both["num_learners"] == 2
+    for learner in range(2):
+        alone = run(
+            loaded, tmp_path / f"{learner}", *arguments, f"--seed={learner}"
         )
-        model = loaded.build_model(784)
-        variables = model.variables + model.optimizer.variables
-        before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
-        x, y = streams.OnlinePermutedImages(*mnist, examples_per_task=14).task(
-            0
-        )
-        assert loaded.compile_training(model, x, y) > 0
-        assert len(model.optimizer.variables) + len(model.variables) == len(
-            before
-        )
-    for variable, value in zip(variables, before):
-        np.testing.assert_array_equal(
-            keras.ops.convert_to_numpy(variable), value, err_msg=variable.path
-        )
+        together = [
+            record["online_accuracy_per_learner"][learner]
+            for record in both["per_task"]
+        ]
+        np.testing.assert_allclose(together, accuracies(alone), atol=0.02)
+
+
+_DIVERGES = [*_TINY, "--method=bp", "--learning_rate=1e30"]
 
 
 def test_a_run_that_diverges_says_so(loaded, tmp_path):
-    with pytest.raises(SystemExit, match="diverged in task 0.*learning_rate"):
-        run(loaded, tmp_path, *_TINY, "--method=bp", "--learning_rate=1e30")
+    with pytest.raises(SystemExit, match="not finite in task 0 for learners"):
+        run(loaded, tmp_path, *_DIVERGES)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [record["loss"] for record in summary["per_task"]] == [None]
+
+
+def test_a_run_that_diverges_can_go_on(loaded, tmp_path):
+    summary = run(loaded, tmp_path, *_DIVERGES, "--on_nan=continue")
+    assert [record["loss"] for record in summary["per_task"]] == [None, None]
 
 
 def test_a_folder_with_another_run_is_refused(loaded, tmp_path):

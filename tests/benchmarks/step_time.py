@@ -1,0 +1,394 @@
+"""Time of a training step, in microseconds.
+
+    python tests/benchmarks/step_time.py
+    python tests/benchmarks/step_time.py --table=width --backends=jax
+
+Each figure is the median of `--repeats` runs after one that is not counted.
+All cells of a table that share a backend run in one process, the runs of
+different cells in turn (A B C, A B C, ...), so that ratios hold when the
+machine's speed drifts. Times per learner-step are a step's time divided by the
+number of learners. `eager` is the plain PyTorch loop of `eager_torch.py`.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import app
+from absl import flags
+
+TABLE = flags.DEFINE_multi_enum(
+    "table",
+    ["steps"],
+    ["steps", "targets", "width", "depth", "batch", "learners", "bandwidth"],
+    "What to measure.",
+)
+BACKENDS = flags.DEFINE_list(
+    "backends", ["jax", "tensorflow", "torch"], "Backends of Keras."
+)
+REPEATS = flags.DEFINE_integer("repeats", 5, "Counted runs of each cell.")
+SECONDS = flags.DEFINE_float("seconds", 0.5, "Length of a run, about.")
+CELLS = flags.DEFINE_string("cells", None, "Internal: cells of one process.")
+
+# Problem -> (inputs, hidden layers, outputs, batch size).
+PROBLEMS = {
+    "regression": (20, [5], 1, 1),
+    "mnist 3x100": (784, [100] * 3, 10, 1),
+    "mnist 3x2000": (784, [2000] * 3, 10, 1),
+    "mnist 3x2000 batch 100": (784, [2000] * 3, 10, 100),
+}
+RATES = {"regression": 1e-3, "mnist 3x100": 1e-4}
+METHODS = ("bp", "contribution", "overall")
+
+
+def cell(problem, method, mode, learners=1, **changes):
+    inputs, hidden, outputs, batch = PROBLEMS[problem]
+    result = {
+        "problem": problem,
+        "method": method,
+        "mode": mode,
+        "learners": learners,
+        "inputs": inputs,
+        "hidden": hidden,
+        "outputs": outputs,
+        "batch": batch,
+        "rate": RATES.get(problem, 1e-6),
+    }
+    result.update(changes)
+    return result
+
+
+def table_cells(table, backend):
+    """The cells of a table that one backend measures."""
+    if table == "targets":
+        if backend != "jax":
+            problems = list(PROBLEMS)[:3] if backend == "torch" else []
+            return [
+                cell(problem, method, "eager")
+                for problem in problems
+                for method in METHODS
+            ]
+        result = [
+            cell(problem, method, "engine")
+            for problem in PROBLEMS
+            for method in METHODS
+        ]
+        result += [
+            cell("regression", method, "engine", 30) for method in METHODS
+        ]
+        result += [
+            cell("mnist 3x2000 batch 100", method, "fit") for method in METHODS
+        ]
+        return result
+    if table == "steps":
+        modes = ["fit", "engine"]
+        return [
+            cell(problem, method, mode, learners)
+            for problem in list(PROBLEMS)[:3]
+            for method in METHODS
+            for mode in modes
+            for learners in (1, 30)
+            if learners == 1 or (mode == "engine" and problem != "mnist 3x2000")
+        ] + (
+            [
+                cell(problem, method, "eager")
+                for problem in list(PROBLEMS)[:3]
+                for method in METHODS
+            ]
+            if backend == "torch"
+            else []
+        )
+    changes = {
+        "width": [{"hidden": [n] * 3} for n in (100, 300, 1000, 2000, 4000)],
+        "depth": [{"hidden": [500] * n} for n in (1, 2, 4, 8)],
+        "batch": [
+            {"hidden": [500] * 3, "batch": n} for n in (1, 4, 16, 64, 256)
+        ],
+        "learners": [
+            {"hidden": [100] * 3, "learners": n} for n in (1, 3, 10, 30, 100)
+        ],
+        "bandwidth": [{}],
+    }[table]
+    return [
+        cell("mnist 3x2000", method, "engine", **change)
+        for change in changes
+        for method in METHODS
+    ]
+
+
+def make_data(spec, steps):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = (spec["learners"], steps * spec["batch"])
+    x = rng.random((*shape, spec["inputs"]), dtype="float32")
+    if spec["outputs"] == 1:
+        return x, rng.random((*shape, 1), dtype="float32")
+    return x, rng.integers(0, spec["outputs"], shape, dtype="int32")
+
+
+class Stream:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return 1_000_000
+
+    def task(self, index):
+        return self.x, self.y
+
+
+def build_model(spec):
+    import keras
+
+    import keras_plasticity
+
+    plain = spec["method"] == "bp"
+    dense = (keras if plain else keras_plasticity).layers.Dense
+    layers = [keras.Input((spec["inputs"],))]
+    for units in spec["hidden"]:
+        layers.append(
+            dense(units, activation="relu", kernel_initializer="he_uniform")
+        )
+    layers.append(dense(spec["outputs"], kernel_initializer="lecun_uniform"))
+    model = keras.Sequential(layers)
+    optimizer = keras.optimizers.SGD(0.003)
+    if not plain:
+        optimizer = keras_plasticity.optimizers.ContinualBackprop(
+            optimizer,
+            replacement_rate=spec["rate"],
+            utility=spec["method"],
+            seed=0,
+        )
+    if spec["outputs"] == 1:
+        model.compile(optimizer, "mse")
+    else:
+        model.compile(
+            optimizer,
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    return model
+
+
+def prepare(spec):
+    """A function that makes a number of steps and returns their seconds."""
+    if spec["mode"] == "eager":
+        return prepare_eager(spec)
+    if spec["mode"] == "fit":
+        model = build_model(spec)
+
+        def run(steps):
+            x, y = make_data(spec, steps)
+            start = time.perf_counter()
+            model.fit(x[0], y[0], spec["batch"], shuffle=False, verbose=0)
+            return time.perf_counter() - start
+
+        run(2)
+        return run
+    from keras_plasticity.training import OnlineTrainer
+
+    trainers = {}
+
+    def run(steps):
+        # A compiled program serves tasks of one length.
+        if steps not in trainers:
+            x, y = make_data(spec, steps)
+            streams = [Stream(a, b) for a, b in zip(x, y)]
+            trainer = OnlineTrainer(
+                lambda learner: build_model(spec), spec["learners"]
+            )
+            trainers.clear()
+            trainers[steps] = trainer, streams
+        trainer, streams = trainers[steps]
+        before = trainer.train_seconds
+        trainer.fit(
+            streams.__getitem__,
+            batch_size=spec["batch"],
+            num_tasks=1,
+            on_nan="continue",
+        )
+        return trainer.train_seconds - before
+
+    return run
+
+
+def prepare_eager(spec):
+    import eager_torch
+    import torch
+
+    learner = eager_torch.Learner(
+        [spec["inputs"], *spec["hidden"], spec["outputs"]],
+        torch.nn.functional.mse_loss
+        if spec["outputs"] == 1
+        else torch.nn.functional.cross_entropy,
+        0.003,
+        None if spec["method"] == "bp" else spec["method"],
+        spec["rate"],
+    )
+
+    def run(steps):
+        x, y = (torch.as_tensor(a[0]) for a in make_data(spec, steps))
+        x = x.reshape(steps, spec["batch"], -1)
+        y = y.reshape(steps, spec["batch"], *y.shape[1:])
+        if spec["outputs"] > 1:
+            y = y.long()
+        start = time.perf_counter()
+        for i in range(steps):
+            learner.learn(x[i], y[i])
+        return time.perf_counter() - start
+
+    run(20)
+    return run
+
+
+def measure(cells, repeats, seconds):
+    """Prints one JSON line for each cell: its median time and its spread."""
+    runs, steps = [], []
+    for spec in cells:
+        run = prepare(spec)
+        probe = 20
+        per_step = run(probe) / probe
+        if per_step < 1e-3:
+            probe = 1000
+            per_step = run(probe) / probe
+        runs.append(run)
+        steps.append(max(20, min(200_000, int(seconds / per_step))))
+    times = [[] for _ in cells]
+    for repeat in range(repeats + 1):
+        for i, run in enumerate(runs):
+            time_per_step = run(steps[i]) / steps[i] * 1e6
+            if repeat:
+                times[i].append(time_per_step)
+    for spec, values in zip(cells, times):
+        values.sort()
+        print(
+            json.dumps(
+                {
+                    **spec,
+                    "microseconds": statistics.median(values),
+                    "least": values[0],
+                    "most": values[-1],
+                }
+            ),
+            flush=True,
+        )
+
+
+def run_in_process(backend, cells):
+    """Measures cells in a process of their own, with its backend."""
+    process = subprocess.run(
+        [
+            sys.executable,
+            __file__,
+            f"--cells={json.dumps(cells)}",
+            f"--repeats={REPEATS.value}",
+            f"--seconds={SECONDS.value}",
+        ],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in process.stdout.splitlines() if line[:1] == "{"]
+    return [json.loads(line) for line in lines]
+
+
+def weight_bytes(spec):
+    sizes = [spec["inputs"], *spec["hidden"], spec["outputs"]]
+    return 4 * sum(a * b for a, b in zip(sizes, sizes[1:]))
+
+
+def memory_bandwidth():
+    """Bytes a second that NumPy copies, read and written bytes counted."""
+    import numpy as np
+
+    source = np.ones(64 * 2**20, "float32")
+    target = np.empty_like(source)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(times)
+
+
+def print_rows(rows):
+    bp = {}
+    for row in rows:
+        key = (row["backend"], row["mode"], row["learners"], row["batch"])
+        key += (tuple(row["hidden"]),)
+        if row["method"] == "bp":
+            bp[key] = row["microseconds"]
+    print(
+        "| backend | problem | hidden | batch | method | mode | learners | "
+        "us/step | min-max | us/learner-step | over bp |"
+    )
+    print("|" + " --- |" * 11)
+    for row in rows:
+        key = (row["backend"], row["mode"], row["learners"], row["batch"])
+        key += (tuple(row["hidden"]),)
+        hidden = f"{len(row['hidden'])}x{row['hidden'][0]}"
+        print(
+            f"| {row['backend']} | {row['problem'].split()[0]} | {hidden} | "
+            f"{row['batch']} | {row['method']} | {row['mode']} | "
+            f"{row['learners']} | {row['microseconds']:.2f} | "
+            f"{row['least']:.2f}-{row['most']:.2f} | "
+            f"{row['microseconds'] / row['learners']:.3f} | "
+            f"{row['microseconds'] / bp[key]:.2f} |"
+        )
+
+
+def main(_):
+    if CELLS.value:
+        measure(json.loads(CELLS.value), REPEATS.value, SECONDS.value)
+        return
+    import importlib.metadata as metadata
+
+    packages = ("keras", "jax", "tensorflow", "torch", "numpy")
+    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    print(
+        f"Python {platform.python_version()}, {', '.join(versions)}; "
+        f"{os.cpu_count()} cores, {platform.machine()}; medians of "
+        f"{REPEATS.value} runs"
+    )
+    for table in TABLE.value:
+        print(f"\n## {table}\n")
+        rows = []
+        for backend in BACKENDS.value:
+            cells = table_cells(table, backend)
+            if cells:
+                rows += [
+                    {**row, "backend": backend}
+                    for row in run_in_process(backend, cells)
+                ]
+        if not rows:
+            continue
+        print_rows(rows)
+        if table == "bandwidth":
+            bandwidth = memory_bandwidth()
+            for row in rows:
+                # Forward and backward products read the weights, the update
+                # reads and writes them; utilities read them once or twice.
+                passes = {"bp": 4, "contribution": 5, "overall": 6}
+                moved = passes[row["method"]] * weight_bytes(row)
+                rate = moved / row["microseconds"] * 1e6
+                print(
+                    f"{row['backend']} {row['method']}: "
+                    f"{moved / 1e6:.0f} MB a step at least, "
+                    f"{rate / 1e9:.1f} GB/s, "
+                    f"{rate / bandwidth:.0%} of a copy's "
+                    f"{bandwidth / 1e9:.1f} GB/s"
+                )
+
+
+if __name__ == "__main__":
+    app.run(main)

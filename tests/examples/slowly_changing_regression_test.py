@@ -1,0 +1,135 @@
+"""Runs the trainer with tiny settings."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from tensorboard.backend.event_processing import event_accumulator
+
+_TINY = [
+    "--num_examples=800",
+    "--examples_per_task=200",
+    "--num_learners=3",
+    "--replacement_rate=0.01",
+]
+
+
+@pytest.fixture(scope="module")
+def trainer(import_trainer):
+    pytest.importorskip("matplotlib")
+    return import_trainer("slowly_changing_regression")
+
+
+def run(trainer, log_dir, *arguments):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", f"--log_dir={log_dir}", *arguments])
+        trainer.main(["trainer"])
+    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
+
+
+def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
+    summary = run(trainer, tmp_path, *_TINY, "--replacement_rate=0.01")
+    assert summary["problem"] == "slowly_changing_regression"
+    assert summary["backend"] == keras.backend.backend()
+    assert [r["method"] for r in summary["runs"]] == ["bp", "cbp", "linear"]
+    for record in summary["runs"]:
+        assert record["num_learners"] == 3
+        assert record["steps_per_learner"] == 800
+        assert [task["task"] for task in record["per_task"]] == [0, 1, 2, 3]
+        for task in record["per_task"]:
+            errors = task["squared_error_per_learner"]
+            assert len(set(errors)) == 3
+            assert task["squared_error"] == pytest.approx(np.mean(errors))
+            assert task["standard_error"] == pytest.approx(
+                np.std(errors, ddof=1) / np.sqrt(3)
+            )
+        events = event_accumulator.EventAccumulator(
+            str(tmp_path / record["method"])
+        )
+        events.Reload()
+        steps = [e.step for e in events.Tensors("task/squared_error")]
+        assert steps == [0, 1, 2, 3]
+    # 5 units, 0.01 of them in each update once they are 100 updates old.
+    for number in summary["runs"][1]["units_replaced_per_learner"]:
+        assert 15 <= number <= 35
+    figure = (tmp_path / "slowly_changing_regression.png").read_bytes()
+    assert figure.startswith(b"\x89PNG") and len(figure) > 10_000
+    output = capsys.readouterr().out
+    assert f"backend {keras.backend.backend()} on " in output
+    assert "linear" in output
+
+
+@pytest.mark.parametrize(
+    "activation", ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "swish"]
+)
+def test_activations_and_their_initial_weights(trainer, activation):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", f"--activation={activation}"])
+        models = [trainer.build_model(m, seed=1) for m in ("bp", "cbp")]
+    kernels = [
+        keras.ops.convert_to_numpy(model.layers[0].kernel) for model in models
+    ]
+    np.testing.assert_array_equal(*kernels)
+    bound = trainer.GAINS[activation] * np.sqrt(3 / 20)
+    assert 0.9 * bound < np.abs(kernels[0]).max() <= bound
+    # What the hidden layer feeds the output is the activation, as defined.
+    x = np.random.default_rng(0).integers(0, 2, (7, 20)).astype("float32")
+    h = kernels[0].T @ x.T
+    expected = {
+        "relu": np.maximum(h, 0),
+        "leaky_relu": np.where(h > 0, h, 0.01 * h),
+        "tanh": np.tanh(h),
+        "sigmoid": 1 / (1 + np.exp(-h)),
+        "elu": np.where(h > 0, h, np.exp(h) - 1),
+        "swish": h / (1 + np.exp(-h)),
+    }[activation]
+    output = keras.ops.convert_to_numpy(models[1].layers[-1].kernel).T
+    np.testing.assert_allclose(
+        models[1].predict_on_batch(x), (output @ expected).T, atol=1e-5
+    )
+
+
+def test_the_same_learners_and_streams_for_every_run(trainer, tmp_path):
+    arguments = [*_TINY, "--method=linear"]
+    first = run(trainer, tmp_path / "a", *arguments, "--method=cbp")
+    again = run(trainer, tmp_path / "b", *arguments, "--method=cbp")
+    other = run(trainer, tmp_path / "c", *arguments, "--seed=7")
+    tasks = [summary["runs"][0]["per_task"] for summary in (first, again)]
+    assert tasks[0] == tasks[1]
+    assert tasks[0] != other["runs"][0]["per_task"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method=sgd"], "bp.*cbp.*linear"),
+        (["--activation=gelu"], "activation"),
+        (["--num_learners=0"], "num_learners"),
+        (["--learning_rate=0"], r"learning_rate=0.*\(0, inf\)"),
+        (
+            ["--method=bp", "--utility=random"],
+            "--method=bp with --utility=random",
+        ),
+    ],
+)
+def test_bad_flags(trainer, arguments, message):
+    with flagsaver.flagsaver():
+        with pytest.raises(flags.Error, match=message):
+            flags.FLAGS(["trainer", *arguments])
+
+
+def test_examples_that_do_not_fill_their_tasks(trainer, tmp_path):
+    with pytest.raises(SystemExit, match="must be a multiple"):
+        run(trainer, tmp_path, "--num_examples=1500")
+
+
+def test_a_run_that_diverges_says_so(trainer, tmp_path):
+    with pytest.raises(SystemExit, match="bp: The loss is not finite in task"):
+        run(trainer, tmp_path, *_TINY, "--method=bp", "--learning_rate=1e20")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    [record] = summary["runs"]
+    assert record["per_task"][-1]["squared_error"] is None
