@@ -14,7 +14,6 @@ _TINY = [
     "--num_examples=800",
     "--examples_per_task=200",
     "--num_learners=3",
-    "--replacement_rate=0.01",
 ]
 
 
