@@ -22,7 +22,11 @@ References:
     utility"
 """
 
+import math
+
 from keras import ops
+
+from keras_plasticity import backend
 
 # A unit whose incoming weights are all zero adapts infinitely fast, and
 # 0 * inf is not a number. Far below any trained weight, far above underflow.
@@ -39,9 +43,15 @@ def mean_magnitude(weights, axis):
     Returns:
         Float32 tensor of shape `(weights.shape[axis],)`.
     """
-    axis = axis % len(weights.shape)
-    others = tuple(i for i in range(len(weights.shape)) if i != axis)
-    return ops.mean(ops.abs(ops.cast(weights, "float32")), axis=others)
+    shape = tuple(weights.shape)
+    axis = axis % len(shape)
+    weights = ops.cast(weights, "float32")
+    if axis == len(shape) - 1:
+        rows = math.prod(shape[:-1])
+        matrix = ops.reshape(weights, (rows, shape[-1]))
+        return backend.column_magnitudes(matrix) / rows
+    others = tuple(i for i in range(len(shape)) if i != axis)
+    return ops.mean(ops.abs(weights), axis=others)
 
 
 def contribution(activation_magnitude, outgoing_magnitude):

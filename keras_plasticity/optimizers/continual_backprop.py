@@ -220,6 +220,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
                 inner_grads.append(gradient)
                 inner_variables.append(variable)
         self._hidden_layers.check_known(observations)
+        inner_grads = backend.after_backward(inner_grads)
 
         inner = self.inner_optimizer
         if not self._hidden_layers.accumulates and not _may_skip(inner):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-# A bit pattern of float32: a NaN with this payload, which nothing computes.
-_NEVER = np.int32(0x7FC5A3E1)
+from keras_plasticity import backend
+from keras_plasticity.optimizers import ContinualBackprop
 
 
 class TrainingLoop:
@@ -153,27 +153,14 @@ def _check_same_architecture(first, other):
 
 @contextlib.contextmanager
 def _apply_after_backward(optimizer):
-    """Lets the optimizer's step begin when back-propagation has ended.
-
-    XLA may order the two as it likes where one does not need the other: the
-    update of a layer's weights, and the product of these weights with a
-    gradient that goes to the layer below. As it cannot tell that the second
-    would be first, it copies the weights at every step, which costs a third
-    of the time of a wide network. Here each gradient is multiplied by a 1 that
-    depends on all of them, so that the old weights have been read when the
-    first is written.
-    """
+    """Lets any optimizer's step begin when back-propagation has ended."""
+    if isinstance(optimizer, ContinualBackprop):
+        yield  # It does so itself.
+        return
     apply = optimizer.stateless_apply
 
     def apply_after(optimizer_variables, grads, trainable_variables):
-        first = [
-            jnp.ravel(g[(0,) * g.ndim]).astype("float32")
-            for g in grads
-            if g is not None
-        ]
-        bits = jax.lax.bitcast_convert_type(jnp.concatenate(first), "int32")
-        one = jnp.where(jnp.any(bits == _NEVER), 0.5, 1.0)
-        grads = [g if g is None else g * one.astype(g.dtype) for g in grads]
+        grads = backend.after_backward(grads)
         return apply(optimizer_variables, grads, trainable_variables)
 
     optimizer.stateless_apply = apply_after

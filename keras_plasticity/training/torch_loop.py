@@ -1,7 +1,8 @@
-"""The engine's inner loop on PyTorch: Keras' training step, without `fit`."""
+"""The engine's inner loop on PyTorch: a lean eager loop."""
 
 import keras
 import numpy as np
+import torch
 
 
 class TrainingLoop:
@@ -17,8 +18,7 @@ class TrainingLoop:
     def run(self, data):
         x, y = data
         for model, learner_x, learner_y in zip(self._models, x, y):
-            for batch in zip(learner_x, learner_y):
-                model.train_step(batch)
+            _train(model, learner_x, learner_y)
 
     def compile(self, data):
         pass
@@ -42,3 +42,37 @@ class TrainingLoop:
 
     def write_back(self):
         pass
+
+
+def _train(model, x, y):
+    """Makes one training step for each batch, and scores all of them."""
+    if type(model).train_step is not keras.Model.train_step:
+        for batch in zip(x, y):
+            model.train_step(batch)
+        return
+    optimizer = model.optimizer
+    variables = model.trainable_variables
+    losses, outputs = [], []
+    for batch_x, batch_y in zip(x, y):
+        output = model(batch_x, training=True)
+        loss = model.compute_loss(batch_x, batch_y, output, training=True)
+        for variable in variables:
+            variable.value.grad = None
+        optimizer.scale_loss(loss).backward()
+        with torch.no_grad():
+            optimizer.apply([v.value.grad for v in variables], variables)
+        losses.append(loss.detach())
+        outputs.append(output)
+    # Metrics are sums over examples: one update with all of them is the same
+    # as one for each batch, at a fraction of the calls.
+    with torch.no_grad():
+        loss_tracker = model.metrics[0]
+        loss_tracker.update_state(
+            torch.stack(losses), sample_weight=[x.shape[1]] * len(losses)
+        )
+        outputs = keras.tree.map_structure(
+            lambda *parts: torch.cat(parts).detach(), *outputs
+        )
+        model.compute_metrics(
+            torch.flatten(x, 0, 1), torch.flatten(y, 0, 1), outputs
+        )
