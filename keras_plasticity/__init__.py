@@ -6,7 +6,6 @@ from keras_plasticity import metrics as metrics
 from keras_plasticity import optimizers as optimizers
 from keras_plasticity import streams as streams
 from keras_plasticity import training as training
-from keras_plasticity import utils as utils
 from keras_plasticity.version import __version__ as __version__
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "optimizers",
     "streams",
     "training",
-    "utils",
 ]

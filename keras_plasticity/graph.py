@@ -2,8 +2,8 @@
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity.layers.plastic_layer import PlasticLayer
-from keras_plasticity.utils import keras_compat
 
 # Layers that keep every unit apart and in its place, so that the consumer's
 # input feature i is still the producer's unit i.
@@ -29,7 +29,7 @@ _MIXING_ACTIVATIONS = (
 )
 
 
-def find_consumers(layer):
+def find_consumers(layer: PlasticLayer) -> list[PlasticLayer]:
     """Finds the plastic layers that read the units of a plastic layer.
 
     Args:

@@ -11,12 +11,16 @@ from decimal import Decimal
 
 from keras import ops
 
+from keras_plasticity.types import Tensor
+
 # Digits beyond the 30th decimal place are dropped: at a thousand units, such
 # a rate would not replace one in the age of the universe.
 _DECIMALS = 30
 
 
-def count_digits(replacement_rate, units):
+def count_digits(
+    replacement_rate: float, units: int
+) -> tuple[int, tuple[int, ...], int]:
     """Splits a replacement rate into digits for `advance_count`.
 
     Args:
@@ -49,7 +53,9 @@ def count_digits(replacement_rate, units):
     return whole, tuple(digits), base
 
 
-def advance_count(count, mature, digits):
+def advance_count(
+    count: Tensor, mature: Tensor, digits: tuple[int, tuple[int, ...], int]
+) -> tuple[Tensor, Tensor]:
     """Adds one update's `replacement_rate * mature` to the count.
 
     Args:
@@ -74,7 +80,9 @@ def advance_count(count, mature, digits):
     return carry + whole * mature, count
 
 
-def least_useful_unit(utility, age, maturity_threshold):
+def least_useful_unit(
+    utility: Tensor, age: Tensor, maturity_threshold: float
+) -> Tensor:
     """Index of the mature unit with the lowest utility.
 
     Args:

@@ -16,8 +16,10 @@ import math
 
 from keras import ops
 
+from keras_plasticity.types import Tensor
 
-def gain(age, decay_rate):
+
+def gain(age: Tensor, decay_rate: float) -> Tensor:
     """Step size of the bias-corrected running mean.
 
     Args:
@@ -42,7 +44,7 @@ def gain(age, decay_rate):
     return (1.0 - decay_rate) / remaining
 
 
-def running_mean(mean, value, gain):
+def running_mean(mean: Tensor, value: Tensor, gain: Tensor) -> Tensor:
     """One step of the bias-corrected running mean.
 
     Args:

@@ -27,13 +27,14 @@ import math
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.types import Tensor
 
 # A unit whose incoming weights are all zero adapts infinitely fast, and
 # 0 * inf is not a number. Far below any trained weight, far above underflow.
 _SMALLEST_MAGNITUDE = 1e-30
 
 
-def mean_magnitude(weights, axis):
+def mean_magnitude(weights: Tensor, axis: int) -> Tensor:
     """Mean of absolute weights for each index of one axis.
 
     Args:
@@ -54,28 +55,36 @@ def mean_magnitude(weights, axis):
     return ops.mean(ops.abs(weights), axis=others)
 
 
-def contribution(activation_magnitude, outgoing_magnitude):
+def contribution(
+    activation_magnitude: Tensor, outgoing_magnitude: Tensor
+) -> Tensor:
     """`mean |h| * mean |w_out|`: what the unit adds to its consumers."""
     return activation_magnitude * outgoing_magnitude
 
 
-def mean_corrected_contribution(activation_deviation, outgoing_magnitude):
+def mean_corrected_contribution(
+    activation_deviation: Tensor, outgoing_magnitude: Tensor
+) -> Tensor:
     """`mean |h - f| * mean |w_out|`: what a constant could not replace."""
     return activation_deviation * outgoing_magnitude
 
 
-def adaptation(incoming_magnitude):
+def adaptation(incoming_magnitude: Tensor) -> Tensor:
     """`1 / mean |w_in|`: how fast the unit can change."""
     return 1.0 / ops.maximum(incoming_magnitude, _SMALLEST_MAGNITUDE)
 
 
-def overall(activation_deviation, outgoing_magnitude, incoming_magnitude):
+def overall(
+    activation_deviation: Tensor,
+    outgoing_magnitude: Tensor,
+    incoming_magnitude: Tensor,
+) -> Tensor:
     """Mean-corrected contribution times adaptation."""
     return mean_corrected_contribution(
         activation_deviation, outgoing_magnitude
     ) * adaptation(incoming_magnitude)
 
 
-def weight_magnitude(outgoing_magnitude):
+def weight_magnitude(outgoing_magnitude: Tensor) -> Tensor:
     """`mean |w_out|`: the outgoing weights alone."""
     return outgoing_magnitude

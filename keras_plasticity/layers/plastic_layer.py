@@ -1,5 +1,7 @@
 """What all plastic layers share."""
 
+import keras
+
 from keras_plasticity.layers.unit_statistics import UnitStatistics
 
 
@@ -25,12 +27,12 @@ class PlasticLayer:
         return super().call(self.statistics.observe(inputs), *args, **kwargs)
 
     @property
-    def utility(self):
+    def utility(self) -> keras.Variable:
         """Bias-corrected utility of each unit, float32 of shape `(units,)`."""
         return self._get_statistics().utility
 
     @property
-    def age(self):
+    def age(self) -> keras.Variable:
         """Updates since each unit began, float32 of shape `(units,)`.
 
         Float32 counts exactly up to 2**24 = 16.8 million and stays there.
@@ -38,7 +40,7 @@ class PlasticLayer:
         return self._get_statistics().age
 
     @property
-    def mean_activation(self):
+    def mean_activation(self) -> keras.Variable:
         """Running mean activation of each unit, float32, shape `(units,)`."""
         return self._get_statistics().mean_activation
 

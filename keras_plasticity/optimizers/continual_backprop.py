@@ -1,6 +1,9 @@
 import copy
 import inspect
 import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -10,6 +13,7 @@ from keras_plasticity import functional
 from keras_plasticity import graph
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.new_weights import part_initializer
+from keras_plasticity.types import Tensor
 
 _UTILITIES = {
     "contribution": functional.contribution,
@@ -103,16 +107,16 @@ class ContinualBackprop(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        inner_optimizer,
-        replacement_rate=1e-4,
-        maturity_threshold=100,
-        decay_rate=0.99,
-        utility="contribution",
-        transfer_mean=False,
-        reset_optimizer_state=True,
-        seed=None,
-        name=None,
-        **kwargs,
+        inner_optimizer: keras.optimizers.Optimizer,
+        replacement_rate: float = 1e-4,
+        maturity_threshold: int = 100,
+        decay_rate: float = 0.99,
+        utility: str | Callable[..., Tensor] = "contribution",
+        transfer_mean: bool = False,
+        reset_optimizer_state: bool = True,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
     ):
         if kwargs:
             names = ", ".join(f"`{key}`" for key in kwargs)
@@ -146,7 +150,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         self._seed_generator = keras.random.SeedGenerator(seed)
         self._hidden_layers = _HiddenLayers()
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables and finds who reads whom.
 
         Args:
@@ -174,14 +178,18 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         self._hidden_layers.build(self, variables, slot_table)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return (
             self._variables
             + [self._seed_generator.state]
             + self.inner_optimizer.variables
         )
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ):
         """Makes one step of the inner optimizer, then generates and tests.
 
         Args:
@@ -244,7 +252,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
             )
             self._hidden_layers.reset_accumulators(is_update)
 
-    def num_replaced(self):
+    def num_replaced(self) -> dict[str, int]:
         """Number of units replaced so far.
 
         Returns:
@@ -290,7 +298,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         if inner is not None:
             inner.loss_scale_factor = value
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         utility = self.utility
         if not isinstance(utility, str):
             utility = keras.saving.serialize_keras_object(utility)
@@ -723,8 +731,12 @@ def _is_number(value):
 
 
 def _check_fraction(name, value, interval):
-    below_one = value != 1 or interval.endswith("]") if _is_number(value) else 0
-    if not _is_number(value) or not 0 <= value <= 1 or not below_one:
+    includes_one = interval.endswith("]")
+    if (
+        not _is_number(value)
+        or not 0 <= value <= 1
+        or (value == 1 and not includes_one)
+    ):
         raise ValueError(
             f"`{name}` must be a number in {interval}. Received: {name}={value}"
         )

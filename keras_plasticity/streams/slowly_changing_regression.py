@@ -46,15 +46,15 @@ class SlowlyChangingRegression:
 
     def __init__(
         self,
-        num_tasks=100,
-        examples_per_task=10_000,
-        flip_one=False,
-        seed=0,
-        num_bits=20,
-        num_slow_bits=15,
-        num_target_units=100,
-        beta=0.7,
-        negatives="code",
+        num_tasks: int = 100,
+        examples_per_task: int = 10_000,
+        flip_one: bool = False,
+        seed: int = 0,
+        num_bits: int = 20,
+        num_slow_bits: int = 15,
+        num_target_units: int = 100,
+        beta: float = 0.7,
+        negatives: str = "code",
     ):
         for name, value in (
             ("num_tasks", num_tasks),
@@ -105,10 +105,10 @@ class SlowlyChangingRegression:
         self._first_slow_bits = random.integers(0, 2, num_slow_bits)
         self._flips = random.integers(0, max(1, num_slow_bits), num_tasks)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_tasks
 
-    def task(self, index):
+    def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the examples of a task.
 
         Args:
@@ -136,7 +136,7 @@ class SlowlyChangingRegression:
         x[:, self.num_slow_bits :] %= 2
         return x[which], self.target(x)[which]
 
-    def target(self, x):
+    def target(self, x: np.ndarray) -> np.ndarray:
         """The target network's output.
 
         Args:

@@ -1,11 +1,14 @@
 import concurrent.futures
 import os
 import time
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_plasticity.utils import keras_compat
+from keras_plasticity import keras_compat
 
 if keras.backend.backend() == "jax":
     from keras_plasticity.training.jax_loop import TrainingLoop
@@ -79,7 +82,11 @@ class OnlineTrainer:
     ```
     """
 
-    def __init__(self, model, num_learners=1):
+    def __init__(
+        self,
+        model: keras.Model | Callable[[int], keras.Model],
+        num_learners: int = 1,
+    ):
         if not isinstance(num_learners, int) or num_learners < 1:
             raise ValueError(
                 "`num_learners` must be a positive integer. "
@@ -106,14 +113,14 @@ class OnlineTrainer:
 
     def fit(
         self,
-        stream,
-        batch_size=1,
-        epochs=1,
-        first_task=0,
-        num_tasks=None,
-        callbacks=None,
-        on_nan="stop",
-    ):
+        stream: Any,
+        batch_size: int = 1,
+        epochs: int = 1,
+        first_task: int = 0,
+        num_tasks: int | None = None,
+        callbacks: Sequence["TaskCallback"] | None = None,
+        on_nan: str = "stop",
+    ) -> dict[str, np.ndarray]:
         """Trains all learners on the tasks of their streams.
 
         Args:
@@ -196,7 +203,7 @@ class OnlineTrainer:
                     callback.on_train_end()
         return _stack(results)
 
-    def model(self, learner=0):
+    def model(self, learner: int = 0) -> keras.Model:
         """A learner's model, as it is after the steps made so far.
 
         Args:
@@ -310,9 +317,9 @@ class TaskCallback:
             model as it is at the time.
     """
 
-    trainer = None
+    trainer: OnlineTrainer | None = None
 
-    def on_task_begin(self, task, x, y):
+    def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
         """Called before the first step of a task.
 
         Args:
@@ -321,7 +328,7 @@ class TaskCallback:
             y: Array of shape `(num_learners, examples, ...)`, its targets.
         """
 
-    def on_progress(self, task, done):
+    def on_progress(self, task: int, done: float):
         """Called now and then within a task.
 
         Args:
@@ -329,7 +336,7 @@ class TaskCallback:
             done: Float in (0, 1], the part of the task that is done.
         """
 
-    def on_task_end(self, task, results):
+    def on_task_end(self, task: int, results: dict[str, np.ndarray]):
         """Called after the last step of a task.
 
         Args:

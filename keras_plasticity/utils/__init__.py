@@ -1,4 +1,4 @@
-"""Tools around training; the modules not exported here are private."""
+"""Tools around training; imported on demand, as they need TensorBoard."""
 
 from keras_plasticity.utils.summary_writer import SummaryWriter as SummaryWriter
 from keras_plasticity.utils.summary_writer import (
