@@ -326,6 +326,8 @@ def published(method):
 
 def draw_figure(records, path):
     """Draws error against time, mean and standard error over learners."""
+    from matplotlib import ticker
+
     figure, axes = reporting.new_figure()
     for color, record in enumerate(records):
         method = record["method"]
@@ -360,7 +362,8 @@ def draw_figure(records, path):
         f"{LEARNING_RATE.value:g}, {NUM_LEARNERS.value} learners"
     )
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.xaxis.set_major_formatter(ticker.EngFormatter())
+    axes.legend(loc="lower left", ncols=len(records))
     figure.savefig(path, dpi=150)
 
 
@@ -370,13 +373,13 @@ def print_results(records):
     def cell(record, index):
         errors = per_bin(record)[1]
         return (
-            f"{np.nanmean(errors[index]):.3f} "
-            f"± {reporting.standard_error(errors[index]):.3f}"
+            f"{np.nanmean(errors[index]):.3f}"
+            f"±{reporting.standard_error(errors[index]):.3f}"
         )
 
     def published_cell(record):
         marks = published(record["method"])
-        return "-" if marks is None else f"{marks[0]:g} → {marks[1]:g}"
+        return "-" if marks is None else f"{marks[0]:g}, {marks[1]:g}"
 
     reporting.print_table(
         f"Squared error, {NUM_LEARNERS.value} learners, {bin_title()}",
@@ -390,9 +393,7 @@ def print_results(records):
             "published": published_cell,
             "compile s": lambda r: f"{r['compile_seconds']:.1f}",
             "train s": lambda r: f"{r['train_seconds']:.1f}",
-            "learner-steps/s": lambda r: (
-                f"{r['learner_steps_per_second']:,.0f}"
-            ),
+            "M steps/s": lambda r: f"{r['learner_steps_per_second'] / 1e6:.2f}",
         },
         [r for r in records if len(per_bin(r)[1])],
     )

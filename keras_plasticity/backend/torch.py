@@ -26,4 +26,4 @@ def after_backward(gradients):
 
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
-    return torch.sum(torch.abs(matrix), dim=0)
+    return matrix.abs().sum(dim=0)

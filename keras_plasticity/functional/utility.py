@@ -24,6 +24,7 @@ References:
 
 import math
 
+import keras
 from keras import ops
 
 from keras_plasticity import backend
@@ -46,13 +47,15 @@ def mean_magnitude(weights: Tensor, axis: int) -> Tensor:
     """
     shape = tuple(weights.shape)
     axis = axis % len(shape)
-    weights = ops.cast(weights, "float32")
+    if keras.backend.standardize_dtype(weights.dtype) != "float32":
+        weights = ops.cast(weights, "float32")
+    size = math.prod(shape) // shape[axis]
     if axis == len(shape) - 1:
-        rows = math.prod(shape[:-1])
-        matrix = ops.reshape(weights, (rows, shape[-1]))
-        return backend.column_magnitudes(matrix) / rows
+        if len(shape) > 2:
+            weights = ops.reshape(weights, (size, shape[-1]))
+        return backend.column_magnitudes(weights) / size
     others = tuple(i for i in range(len(shape)) if i != axis)
-    return ops.mean(ops.abs(weights), axis=others)
+    return ops.sum(abs(weights), axis=others) / size
 
 
 def contribution(

@@ -93,10 +93,10 @@ class UnitStatistics(keras.layers.Layer):
         Returns:
             `inputs`.
         """
-        variables = [
-            getattr(self, name) for name in _INPUT_STATISTICS + _UNIT_STATISTICS
+        values = [
+            getattr(self, name).value
+            for name in _INPUT_STATISTICS + _UNIT_STATISTICS
         ]
-        values = [ops.convert_to_tensor(v) for v in variables]
         return _observe(inputs, *values)
 
     def load_own_variables(self, store):
@@ -119,18 +119,27 @@ def _observe(
     def gradient(*args, upstream=None):
         if upstream is None:
             (upstream,) = args
-        activation = ops.cast(inputs, "float32")
-        axes = tuple(range(len(activation.shape) - 1))
-        mean = ops.mean(activation, axis=axes)
+        activation = inputs
+        if keras.backend.standardize_dtype(inputs.dtype) != "float32":
+            activation = ops.cast(inputs, "float32")
+        mean = _mean_of_features(activation)
         center = offset + input_gain * mean
         return (
             upstream,
             mean,
-            ops.mean(ops.abs(activation), axis=axes),
-            ops.mean(ops.abs(activation - center), axis=axes),
+            _mean_of_features(abs(activation)),
+            _mean_of_features(abs(activation - center)),
             offset,
             input_gain,
             *unit_statistics,
         )
 
     return inputs, gradient
+
+
+def _mean_of_features(x):
+    """Mean over all axes but the last."""
+    positions = tuple(x.shape[:-1])
+    if all(size == 1 for size in positions):
+        return x[(0,) * len(positions)]  # Online learning: one example.
+    return ops.mean(x, axis=tuple(range(len(positions))))

@@ -406,32 +406,34 @@ class _HiddenLayer:
                 variables += [s.variable for s in self.slots.of(weight)]
         return variables
 
+    # Every step goes through the next three methods. They compute on tensors,
+    # by operators, where they can: eager backends pay many times an operation's
+    # price for a variable, or for the same operation from `keras.ops`.
+
     def test(self, optimizer, observations):
         """Ages all units and takes this batch into their statistics."""
         statistics = self.producer.statistics
-        age = ops.add(statistics.age, 1.0)
+        age = statistics.age.value + 1.0
         gain = functional.gain(age, optimizer.decay_rate)
-        arguments = {}
         needed = optimizer._utility_arguments
+        arguments = {}
         if "incoming_magnitude" in needed:
             arguments["incoming_magnitude"] = functional.mean_magnitude(
-                self.producer.kernel, axis=-1
+                self.producer.kernel.value, axis=-1
             )
-        num_readers = sum(c.kernel.shape[-1] for c in self.consumers)
-        utility = 0.0
-        mean_activation = 0.0
+        utilities = []
+        means = []
         for consumer in self.consumers:
             reads = consumer.statistics
-            share = consumer.kernel.shape[-1] / num_readers
             mean = observations[id(reads.input_mean)]
             reads.input_mean.assign(mean)
-            center = reads.input_offset + reads.input_gain * mean
+            center = reads.input_offset.value + reads.input_gain.value * mean
             # Until `prepare_next_step`, the running mean itself.
             reads.input_offset.assign(center)
-            mean_activation += center / len(self.consumers)
+            means.append(center)
             if "outgoing_magnitude" in needed:
                 arguments["outgoing_magnitude"] = functional.mean_magnitude(
-                    consumer.kernel, axis=-2
+                    consumer.kernel.value, axis=-2
                 )
             if "activation_magnitude" in needed:
                 magnitude = observations[id(reads.input_magnitude)]
@@ -442,28 +444,32 @@ class _HiddenLayer:
                 reads.input_deviation.assign(deviation)
                 arguments["activation_deviation"] = deviation
             if optimizer._utility_function is not None:
-                utility += share * optimizer._utility_function(**arguments)
+                utilities.append(optimizer._utility_function(**arguments))
         if optimizer._utility_function is None:
             utility = keras.random.uniform(
                 (statistics.units,), seed=optimizer._seed_generator
             )
         else:
-            utility = functional.running_mean(statistics.utility, utility, gain)
+            widths = [c.kernel.shape[-1] for c in self.consumers]
+            utility = functional.running_mean(
+                statistics.utility.value,
+                _weighted_mean(utilities, widths),
+                gain,
+            )
         statistics.age.assign(age)
-        statistics.mean_activation.assign(mean_activation)
+        statistics.mean_activation.assign(
+            _weighted_mean(means, [1] * len(means))
+        )
         statistics.utility.assign(utility)
 
     def generate(self, optimizer):
         """Replaces as many units as are due."""
         if optimizer.replacement_rate == 0:
             return
-        mature = ops.greater(
-            self.producer.statistics.age, optimizer.maturity_threshold
-        )
+        age = self.producer.statistics.age.value
+        mature = ops.cast(age > optimizer.maturity_threshold, "int32")
         due, count = functional.advance_count(
-            ops.convert_to_tensor(self.count),
-            ops.sum(ops.cast(mature, "int32")),
-            self.digits,
+            self.count.value, ops.sum(mature), self.digits
         )
         self.count.assign(count)
         self.num_replaced_variable.assign_add(due)
@@ -511,12 +517,12 @@ class _HiddenLayer:
 
     def prepare_next_step(self, optimizer):
         """Leaves the consumers what they need to centre the next batch."""
-        age = ops.add(self.producer.statistics.age, 1.0)
+        age = self.producer.statistics.age.value + 1.0
         gain = functional.gain(age, optimizer.decay_rate)
         for consumer in self.consumers:
             reads = consumer.statistics
             reads.input_gain.assign(gain)
-            reads.input_offset.assign((1.0 - gain) * reads.input_offset)
+            reads.input_offset.assign((1.0 - gain) * reads.input_offset.value)
 
 
 class _HiddenLayers:
@@ -646,6 +652,13 @@ class _HiddenLayers:
                         is_update, 0.0, ops.convert_to_tensor(accumulator)
                     )
                 )
+
+
+def _weighted_mean(values, weights):
+    if len(values) == 1:
+        return values[0]
+    total = sum(weights)
+    return sum(v * (w / total) for v, w in zip(values, weights))
 
 
 def _is_statistic(variable):

@@ -10,12 +10,19 @@ import numpy as np
 from keras_plasticity import backend
 from keras_plasticity.optimizers import ContinualBackprop
 
+# Up to so many weights a CPU trains learners faster side by side: a step of
+# them is overhead. With more, XLA's products of many small matrices are slower
+# than one learner's product after another's.
+_MOST_WEIGHTS_SIDE_BY_SIDE = 3000
+
 
 class TrainingLoop:
-    """Trains learners of one architecture side by side.
+    """Trains learners of one architecture, by one compiled program.
 
-    The state of the learners is stacked along a new first axis, and `vmap`
-    makes one program of all of them. A single learner is not stacked.
+    On an accelerator, and for small models on a CPU, the learners' states are
+    stacked along a new first axis and `vmap` trains them side by side. The
+    learners of larger models on a CPU run the same program, each on its own
+    state, as many at once as there are cores.
 
     Args:
         models: Iterable of compiled and built models of one architecture, one
@@ -24,23 +31,29 @@ class TrainingLoop:
     """
 
     def __init__(self, models, num_learners):
-        self.num_learners = num_learners
         states = []
         for model in models:
             if not states:
                 self._model = model
             _check_same_architecture(self._model, model)
             states.append(_get_state(model))
-        if num_learners == 1:
-            self._state = states[0]
-        else:
-            self._state = [
-                [jnp.stack(values) for values in zip(*parts)]
-                for parts in zip(*states)
+        self.num_learners = num_learners
+        self._is_stacked = num_learners > 1 and (
+            jax.default_backend() != "cpu"
+            or self._model.count_params() <= _MOST_WEIGHTS_SIDE_BY_SIDE
+        )
+        if self._is_stacked:
+            states = [
+                [
+                    [jnp.stack(values) for values in zip(*parts)]
+                    for parts in zip(*states)
+                ]
             ]
-        self._initial_metrics = self._state[3]
-        self.reset_metrics()
+        # One state of all learners, or one for each.
+        self._states = states
+        self._initial_metrics = [state[3] for state in states]
         self._functions = {}
+        self.reset_metrics()
 
     def put(self, x, y):
         """Moves a chunk of data to the device.
@@ -52,60 +65,60 @@ class TrainingLoop:
         Returns:
             What `run` takes.
         """
-        if self.num_learners == 1:
-            x, y = x[0], y[0]
-        return jax.device_put((x, y))
+        if self._is_stacked:
+            return [jax.device_put((x, y))]
+        return [jax.device_put(pair) for pair in zip(x, y)]
 
     def run(self, data):
         """Makes one training step for each batch of a chunk."""
-        self._state = self._function(data)(self._state, data)
+        function = self._function(data)
+        self._states = [
+            function(state, part) for state, part in zip(self._states, data)
+        ]
 
     def compile(self, data):
         """Compiles `run` for data of these shapes, without running it."""
         self._function(data)
 
     def reset_metrics(self):
-        self._state[3] = [jnp.copy(value) for value in self._initial_metrics]
+        for state, initial in zip(self._states, self._initial_metrics):
+            # Copies: a step gives its state's buffers away.
+            state[3] = [jnp.copy(value) for value in initial]
 
     def results(self):
         """Metrics since `reset_metrics`, a dict of `(num_learners,)` arrays."""
         function = self._functions.get("results")
         if function is None:
-            function = self._vmap(self._get_results)
-            function = self._functions["results"] = jax.jit(function)
-        logs = function(self._state[3])
+            function = jax.jit(self._vmap(self._get_results))
+            self._functions["results"] = function
+        logs = [function(state[3]) for state in self._states]
         return {
-            name: np.reshape(np.asarray(value), (self.num_learners,))
-            for name, value in logs.items()
+            name: np.concatenate([np.ravel(log[name]) for log in logs])
+            for name in logs[0]
         }
 
     def wait(self):
-        jax.block_until_ready(self._state)
+        jax.block_until_ready(self._states)
 
     def model(self, learner):
         """The model with the state of one learner assigned to it."""
-        variables = _get_variables(self._model)
-        for refs, values in zip(variables, self._state):
+        state = self._states[0 if self._is_stacked else learner]
+        for refs, values in zip(_get_variables(self._model), state):
             for variable, value in zip(refs, values):
-                if self.num_learners > 1:
+                if self._is_stacked:
                     value = value[learner]
-                # A copy: the next step gives the state's buffers away.
                 variable.assign(jnp.copy(value))
         return self._model
 
-    def write_back(self):
-        """Takes up what was changed in the model of a single learner."""
-        self._state = _get_state(self._model)
-
     def _vmap(self, function):
-        return function if self.num_learners == 1 else jax.vmap(function)
+        return jax.vmap(function) if self._is_stacked else function
 
     def _function(self, data):
-        shapes = tuple((a.shape, a.dtype) for a in jax.tree.leaves(data))
+        shapes = tuple((a.shape, a.dtype) for a in data[0])
         function = self._functions.get(shapes)
         if function is None:
             function = jax.jit(self._vmap(self._scan), donate_argnums=0)
-            function = function.lower(self._state, data).compile()
+            function = function.lower(self._states[0], data[0]).compile()
             self._functions[shapes] = function
         return function
 

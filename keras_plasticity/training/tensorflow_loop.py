@@ -48,9 +48,6 @@ class TrainingLoop:
     def model(self, learner):
         return self._models[learner]
 
-    def write_back(self):
-        pass
-
 
 def _make_function(model):
     @tf.function(

@@ -40,9 +40,6 @@ class TrainingLoop:
     def model(self, learner):
         return self._models[learner]
 
-    def write_back(self):
-        pass
-
 
 def _train(model, x, y):
     """Makes one training step for each batch, and scores all of them."""
@@ -52,15 +49,17 @@ def _train(model, x, y):
         return
     optimizer = model.optimizer
     variables = model.trainable_variables
+    # Looked up once: a Keras variable keeps its tensor and writes into it.
+    tensors = [variable.value for variable in variables]
     losses, outputs = [], []
     for batch_x, batch_y in zip(x, y):
         output = model(batch_x, training=True)
         loss = model.compute_loss(batch_x, batch_y, output, training=True)
-        for variable in variables:
-            variable.value.grad = None
+        for tensor in tensors:
+            tensor.grad = None
         optimizer.scale_loss(loss).backward()
         with torch.no_grad():
-            optimizer.apply([v.value.grad for v in variables], variables)
+            optimizer.apply([tensor.grad for tensor in tensors], variables)
         losses.append(loss.detach())
         outputs.append(output)
     # Metrics are sums over examples: one update with all of them is the same
