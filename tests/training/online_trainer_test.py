@@ -93,8 +93,17 @@ def test_trained_weights_equal_those_of_fit(method):
             )
 
 
+# On JAX, small models train side by side, larger ones on a CPU one by one.
+_IS_JAX = keras.backend.backend() == "jax"
+
+
+@pytest.mark.parametrize("most", [3000, 0] if _IS_JAX else [None])
 @pytest.mark.parametrize("method", ["bp", "cbp"])
-def test_each_of_many_learners_equals_one_alone(method):
+def test_each_of_many_learners_equals_one_alone(method, most, monkeypatch):
+    if _IS_JAX:
+        from keras_plasticity.training import jax_loop
+
+        monkeypatch.setattr(jax_loop, "_MOST_WEIGHTS_SIDE_BY_SIDE", most)
     together = OnlineTrainer(
         lambda learner: build(seed=learner, method=method), num_learners=3
     )
@@ -325,8 +334,8 @@ def test_an_object_that_is_no_stream():
 
 
 def test_learners_of_different_architectures():
-    if keras.backend.backend() != "jax":
-        return  # They train one after another, each by its own program.
+    if not _IS_JAX:
+        pytest.skip("Learners train one by one, each by its own program.")
 
     def build_one(learner):
         model = make_model((4, 6 + learner, 3))
