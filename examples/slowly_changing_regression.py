@@ -234,7 +234,9 @@ def train(method, log_dir, settings):
     with reporting.TaskProgress(
         f"{method:6}",
         num_tasks,
-        lambda results: f"squared error {np.nanmean(results['loss']):.3f}",
+        lambda results: reporting.format_mean(
+            "squared error {:.3f}", results["loss"]
+        ),
     ) as progress:
         problem = None
         try:
@@ -304,11 +306,17 @@ def per_bin(record):
         [task["squared_error_per_learner"] for task in record["per_task"]],
         dtype="float64",
     )
-    size = tasks_per_bin()
+    # A run that was stopped may not have got as far as one whole bin.
+    size = min(tasks_per_bin(), max(1, len(errors)))
     bins = len(errors) // size
-    errors = errors[: bins * size].reshape(bins, size, -1).mean(axis=1)
+    errors = errors[: bins * size].reshape(bins, size, NUM_LEARNERS.value)
     examples = (np.arange(bins) + 1) * size * EXAMPLES_PER_TASK.value
-    return examples, errors
+    return examples, errors.mean(axis=1)
+
+
+def mean_of_learners(errors):
+    """Mean over the learners whose error is finite, for each bin."""
+    return np.ma.masked_invalid(errors).mean(axis=1).filled(np.nan)
 
 
 def bin_title():
@@ -332,7 +340,7 @@ def draw_figure(records, path):
     for color, record in enumerate(records):
         method = record["method"]
         examples, errors = per_bin(record)
-        mean = np.nanmean(errors, axis=1)
+        mean = mean_of_learners(errors)
         spread = np.array([reporting.standard_error(error) for error in errors])
         axes.plot(examples, mean, color=f"C{color}", label=method)
         axes.fill_between(
@@ -373,7 +381,7 @@ def print_results(records):
     def cell(record, index):
         errors = per_bin(record)[1]
         return (
-            f"{np.nanmean(errors[index]):.3f}"
+            f"{mean_of_learners(errors)[index]:.3f}"
             f"±{reporting.standard_error(errors[index]):.3f}"
         )
 
@@ -387,7 +395,10 @@ def print_results(records):
             "method": lambda r: r["method"],
             "first": lambda r: cell(r, 0),
             "lowest": lambda r: cell(
-                r, int(np.nanmean(per_bin(r)[1], axis=1).argmin())
+                r,
+                np.argmin(
+                    np.nan_to_num(mean_of_learners(per_bin(r)[1]), nan=np.inf)
+                ),
             ),
             "last": lambda r: cell(r, -1),
             "published": published_cell,
