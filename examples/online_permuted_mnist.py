@@ -343,8 +343,8 @@ def run(images, labels, log_dir, settings):
         reporting.TaskProgress(
             METHOD.value,
             NUM_TASKS.value,
-            lambda results: (
-                f"online accuracy {np.nanmean(results['accuracy']):.2%}"
+            lambda results: reporting.format_mean(
+                "online accuracy {:.2%}", results["accuracy"]
             ),
         ) as progress,
     ):

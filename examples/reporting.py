@@ -235,3 +235,9 @@ def finite_mean(values):
 def finite_list(values):
     """A list for `summary.json`, where `None` stands for what is not finite."""
     return [float(v) if math.isfinite(v) else None for v in values]
+
+
+def format_mean(text, values):
+    """A text with the mean over the learners whose value is finite."""
+    mean = finite_mean(values)
+    return "diverged" if mean is None else text.format(mean)
