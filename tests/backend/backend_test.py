@@ -1,0 +1,81 @@
+"""The few things that each backend does its own way."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_plasticity import backend
+from tests.helpers import to_numpy
+
+
+@pytest.mark.parametrize("times", [0, 1, 5])
+def test_repeat_runs_the_body_so_often(times):
+    count = keras.Variable(0, dtype="int32", trainable=False)
+    total = keras.Variable(np.zeros(3, "float32"))
+
+    def body():
+        count.assign(ops.add(count, 1))
+        total.assign(ops.add(total, ops.cast(count, "float32")))
+
+    with backend.no_gradient():
+        backend.repeat(ops.convert_to_tensor(times), body, [count, total])
+    assert to_numpy(count) == times
+    np.testing.assert_array_equal(
+        to_numpy(total), [times * (times + 1) / 2] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((5,), 0), ((3, 4), 0), ((3, 4), 1), ((2, 3, 4), 1)]
+)
+def test_assign_index_writes_one_row_or_column(shape, axis):
+    before = np.arange(np.prod(shape), dtype="float32").reshape(shape)
+    variable = keras.Variable(before)
+    new = -1.0 - np.arange(before.size // shape[axis], dtype="float32")
+    new = new.reshape(shape[:axis] + shape[axis + 1 :])
+    index = ops.convert_to_tensor(shape[axis] - 2)
+    with backend.no_gradient():
+        backend.assign_index(variable, axis, index, ops.convert_to_tensor(new))
+    expected = np.moveaxis(before.copy(), axis, 0)
+    expected[shape[axis] - 2] = new
+    np.testing.assert_array_equal(
+        to_numpy(variable), np.moveaxis(expected, 0, axis)
+    )
+
+
+# In blocks and, where there are too many columns or no divisor, whole.
+@pytest.mark.parametrize(
+    "shape", [(784, 10), (100, 7), (53, 3), (6, 600), (1, 4)], ids=str
+)
+def test_column_magnitudes(shape):
+    matrix = np.random.default_rng(0).normal(0, 1, shape).astype("float32")
+    np.testing.assert_allclose(
+        to_numpy(backend.column_magnitudes(ops.convert_to_tensor(matrix))),
+        np.abs(matrix).sum(axis=0),
+        rtol=1e-5,
+    )
+
+
+def test_after_backward_changes_no_gradient():
+    rng = np.random.default_rng(0)
+    gradients = [
+        rng.normal(0, 1, shape).astype("float32")
+        for shape in [(3, 4), (4,), (4, 2), (2,)]
+    ]
+    # Of the values, one is not finite, as with a loss scale that is too large.
+    gradients[1][0] = np.inf
+    gradients[3][0] = np.nan
+
+    def order(*tensors):
+        result = backend.after_backward([tensors[0], None, *tensors[1:]])
+        assert result.pop(1) is None
+        return result
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        order = jax.jit(order)
+    tensors = [ops.convert_to_tensor(g) for g in gradients]
+    for result, expected in zip(order(*tensors), gradients):
+        np.testing.assert_array_equal(to_numpy(result), expected)
