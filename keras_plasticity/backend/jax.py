@@ -60,11 +60,10 @@ def after_backward(gradients):
     XLA may order the two as it likes where one does not need the other: the
     update of a layer's weights, and the product of these weights with a
     gradient that goes to the layer below. As it cannot tell that the product
-    would come first, it copies the weights at every step, which costs a wide
-    network up to a third of its time. Here the gradient of a matrix is
-    multiplied by a 1 that depends on the gradient before it in the list, which
-    is one of the layer below, and which needs that product. (To depend on all
-    of them would keep all of them in memory at once.)
+    would come first, it copies all weights at every step. Here the gradient of
+    a matrix is multiplied by a 1 that depends on the gradient before it in the
+    list, which is one of the layer below, and which needs that product. (To
+    depend on all of them would keep all of them in memory at once.)
 
     Args:
         gradients: List of tensors or `None`, in the order of the layers.
