@@ -4,7 +4,9 @@ Everything comes from the `tensorboard` package itself (tested with 2.21),
 which writes the same files when TensorFlow is not there.
 """
 
+import sys
 import time
+import types
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2
@@ -12,6 +14,13 @@ from tensorboard.plugins.histogram.summary import histogram_pb
 from tensorboard.plugins.scalar.summary import scalar_pb
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+# TensorBoard imports TensorFlow where it is installed, for files that it writes
+# as well without: seconds, and pages of log. This module, which only some of
+# its own builds have, tells it not to.
+sys.modules.setdefault(
+    "tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf")
+)
 
 
 class SummaryWriter:
