@@ -69,7 +69,7 @@ def test(python, backend, arguments):
         KERAS_BACKEND=backend,
         TF_CPP_MIN_LOG_LEVEL="3",
     )
-    # TensorFlow may have the last word, so the counts need not be the last line.
+    # TensorFlow may have the last word: look for the line with the counts.
     counts = [
         line for line in lines if re.search(r"\d+ (passed|failed|err)", line)
     ]
