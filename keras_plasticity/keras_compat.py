@@ -3,6 +3,11 @@
 Tested with Keras 3.15.1.
 """
 
+import contextlib
+
+import keras
+from keras.src.backend.common import global_state
+
 
 def calls(operation):
     """The graph nodes that record calls of an operation on symbolic inputs.
@@ -20,6 +25,78 @@ def uses(operation):
 def parents(node):
     """The nodes whose outputs a node reads."""
     return list(node.parent_nodes)
+
+
+def producer(tensor):
+    """The node that made a symbolic tensor; `None` for one that none made."""
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def arguments(node):
+    """Tuple `(args, kwargs)` that a node's operation was called with."""
+    return node.arguments.args, node.arguments.kwargs
+
+
+@contextlib.contextmanager
+def forget_calls(layer):
+    """Context after which a layer's parts do not know they were called."""
+    parts = layer._flatten_layers()
+    counts = [(len(p._inbound_nodes), len(p._outbound_nodes)) for p in parts]
+    try:
+        yield
+    finally:
+        for part, (inbound, outbound) in zip(parts, counts):
+            del part._inbound_nodes[inbound:]
+            del part._outbound_nodes[outbound:]
+
+
+def sublayers(layer):
+    """A layer's sublayers at any depth."""
+    return layer._flatten_layers(include_self=False)
+
+
+def note_caller(layer):
+    """Notes the outermost layer whose call has led to `layer`'s call."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    if context is not None and context.entry_layer is not layer:
+        layer.statistics.callers.add(context.entry_layer)
+
+
+def is_graph_model(layer):
+    """Whether a layer is a model that carries the graph of what it calls.
+
+    Such a model has `inputs` and `outputs`.
+    """
+    if isinstance(layer, keras.Sequential):
+        return (
+            type(layer).call is keras.Sequential.call
+            and layer._functional is not None
+        )
+    functional = keras.src.models.functional.Functional
+    return isinstance(layer, functional) and type(layer).call is functional.call
+
+
+@contextlib.contextmanager
+def unlocked(layer):
+    """Context in which a built layer takes new sublayers."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+def is_stock_layer(operation):
+    """Whether an operation is a layer of `keras.layers` itself."""
+    return type(operation).__module__.startswith("keras.src.layers.")
+
+
+def is_stock_operation(operation):
+    """Whether an operation is one of `keras.ops`."""
+    return type(operation).__module__.startswith("keras.src.ops.")
 
 
 def build_for_training(model, x, y):

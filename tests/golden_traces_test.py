@@ -33,23 +33,18 @@ class Trace:
         self.config = json.loads(str(self.data["config"]))
         self.x, self.y = self.data["x"], self.data["y"]
 
-    def build(self):
+    def build(self, data_format="channels_last"):
         config = self.config
-        dims = config["dims"]
-        initializer = keras.initializers.Constant(config["new_incoming_weight"])
-        layers = [keras.Input((dims[0],))]
-        for i, units in enumerate(dims[1:]):
-            is_last = i == len(dims) - 2
-            layers.append(
-                keras_plasticity.layers.Dense(
-                    units,
-                    activation=None if is_last else config["activation"],
-                    kernel_initializer=initializer,
-                )
+        self.data_format = data_format
+        if config["kind"] == "conv":
+            model = keras.Sequential(self._conv_layers())
+        else:
+            dims = config["dims"]
+            model = keras.Sequential(
+                [keras.Input((dims[0],)), *self._dense_layers(dims[1:])]
             )
-        model = keras.Sequential(layers)
-        for i, layer in enumerate(model.layers):
-            layer.kernel.assign(self.data[f"init_kernel_{i}"])
+        for i, layer in enumerate(plastic_layers(model)):
+            layer.kernel.assign(self.kernel("init", i))
             layer.bias.assign(self.data[f"init_bias_{i}"])
         optimizer = keras_plasticity.optimizers.ContinualBackprop(
             keras.optimizers.SGD(config["learning_rate"]),
@@ -63,6 +58,71 @@ class Trace:
         else:
             loss = keras.losses.MeanSquaredError()
         return model, optimizer, loss
+
+    def _dense_layers(self, units):
+        return [
+            keras_plasticity.layers.Dense(
+                each,
+                activation=None
+                if i == len(units) - 1
+                else self.config["activation"],
+                kernel_initializer=self._initializer(),
+            )
+            for i, each in enumerate(units)
+        ]
+
+    def _conv_layers(self):
+        config = self.config
+        layers = [keras.Input(self.inputs().shape[1:])]
+        for filters in config["channels"][1:]:
+            layers += [
+                keras_plasticity.layers.Conv2D(
+                    filters,
+                    config["kernel"],
+                    activation=config["activation"],
+                    kernel_initializer=self._initializer(),
+                    data_format=self.data_format,
+                ),
+                keras.layers.MaxPooling2D(
+                    config["pool"], data_format=self.data_format
+                ),
+            ]
+        # The index of a feature counts as the data format has it.
+        layers.append(keras.layers.Flatten())
+        return layers + self._dense_layers(config["dense"])
+
+    def _initializer(self):
+        return keras.initializers.Constant(self.config["new_incoming_weight"])
+
+    def kernel(self, when, i):
+        """A layer's kernel as this model has it, `when` "init" or "final"."""
+        kernel = self.data[f"{when}_kernel_{i}"]
+        config = self.config
+        if (
+            self.data_format == "channels_first"
+            and i == len(config["channels"]) - 1
+        ):
+            # The rows of the first dense layer: channels before positions.
+            kernel = kernel.reshape(-1, config["channels"][-1], len(kernel[0]))
+            kernel = kernel.transpose(1, 0, 2).reshape(-1, kernel.shape[-1])
+        return kernel
+
+    def inputs(self):
+        x = self.x.reshape((-1,) + self.x.shape[2:])
+        if self.data_format == "channels_first":
+            x = x.transpose(0, 3, 1, 2)
+        return x
+
+    def targets(self):
+        return self.y.reshape((-1,) + self.y.shape[2:])
+
+
+def plastic_layers(model):
+    return [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras_plasticity.layers.PlasticLayer)
+    ]
 
 
 class Recorder(keras.callbacks.Callback):
@@ -78,7 +138,7 @@ class Recorder(keras.callbacks.Callback):
         self.note(self.model, logs["loss"])
 
     def note(self, model, loss):
-        hidden = model.layers[:-1]
+        hidden = plastic_layers(model)[:-1]
         self.ages.append([to_numpy(h.age) for h in hidden])
         self.utilities.append([to_numpy(h.utility) for h in hidden])
         self.losses.append(float(loss))
@@ -86,7 +146,7 @@ class Recorder(keras.callbacks.Callback):
     def assert_follows(self, trace):
         steps = len(self.ages)
         assert steps > 0
-        for i in range(len(trace.config["dims"]) - 2):
+        for i in range(len(self.ages[0])):
             # A unit is 0 updates old right after it was replaced, only then.
             replaced = np.stack([ages[i] for ages in self.ages]) == 0
             expected = trace.data[f"replaced_{i}"][:steps]
@@ -105,33 +165,40 @@ class Recorder(keras.callbacks.Callback):
 
 
 def _assert_final_weights(model, trace):
-    for i, layer in enumerate(model.layers):
-        for name in ("kernel", "bias"):
+    for i, layer in enumerate(plastic_layers(model)):
+        for actual, expected in (
+            (layer.kernel, trace.kernel("final", i)),
+            (layer.bias, trace.data[f"final_bias_{i}"]),
+        ):
             np.testing.assert_allclose(
-                to_numpy(getattr(layer, name)),
-                trace.data[f"final_{name}_{i}"],
+                to_numpy(actual),
+                expected,
                 rtol=0,
                 atol=1e-5,
-                err_msg=f"{name} of layer {i}",
+                err_msg=f"{actual.path}",
             )
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "data_format"),
     [
-        "dense_contribution",
-        "dense_mean_corrected_contribution",
-        "dense_overall",
+        ("dense_contribution", "channels_last"),
+        ("dense_mean_corrected_contribution", "channels_last"),
+        ("dense_overall", "channels_last"),
+        ("conv_contribution", "channels_last"),
+        ("conv_contribution", "channels_first"),
+        ("conv_overall", "channels_last"),
+        ("conv_overall", "channels_first"),
     ],
 )
-def test_fit(name):
+def test_fit(name, data_format):
     trace = Trace(name)
-    model, optimizer, loss = trace.build()
+    model, optimizer, loss = trace.build(data_format)
     recorder = Recorder()
     model.compile(optimizer=optimizer, loss=loss)
     model.fit(
-        trace.x.reshape((-1,) + trace.x.shape[2:]),
-        trace.y.reshape((-1,) + trace.y.shape[2:]),
+        trace.inputs(),
+        trace.targets(),
         batch_size=trace.config["batch"],
         shuffle=False,
         verbose=0,
@@ -145,28 +212,88 @@ def test_fit(name):
     )
 
 
-# JAX without compilation takes 100 ms a step, so there the loop ends after the
-# first replacement, in step 139; `test_stateless_apply` has all steps.
+def _step_by_hand(model, loss_fn, apply):
+    """A user's own training step: a function from `(x, y)` to the loss."""
+
+    def step(x, y):
+        loss, gradients = loss_and_gradients(model, loss_fn, x, y)
+        apply(gradients)
+        return loss
+
+    return step
+
+
+def _compiled_step_by_hand(model, optimizer, loss_fn, apply):
+    """The same on JAX, compiled.
+
+    `apply` assigns variables, which a compiled function must not do. In a
+    `StatelessScope` it reads and assigns the values of the state instead.
+    """
+    import jax
+
+    weights = model.trainable_variables
+    others = model.non_trainable_variables
+    variables = weights + others + optimizer.variables
+
+    def compute_loss(values, other_values, x, y):
+        outputs, other_values = model.stateless_call(
+            values, other_values, x, training=True
+        )
+        return loss_fn(y, outputs), other_values
+
+    @jax.jit
+    def step(state, x, y):
+        mapping = list(zip(variables, state))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            (loss, other_values), gradients = jax.value_and_grad(
+                compute_loss, has_aux=True
+            )([v.value for v in weights], [v.value for v in others], x, y)
+            for variable, value in zip(others, other_values):
+                variable.assign(value)
+            apply(gradients)
+        return loss, [scope.get_current_value(v) for v in variables]
+
+    def run(x, y):
+        loss, state = step([v.value for v in variables], x, y)
+        # The recorder, and a step that is not compiled, read the variables.
+        for variable, value in zip(variables, state):
+            variable.assign(value)
+        return loss
+
+    return run
+
+
 @pytest.mark.parametrize("method", ["apply_gradients", "apply"])
 def test_loop_by_hand(method):
     trace = Trace("dense_overall")
-    steps = 160 if keras.backend.backend() == "jax" else len(trace.x)
     model, optimizer, loss_fn = trace.build()
-    recorder = Recorder()
-    optimizer.build(model.trainable_variables)
-    for x, y in zip(trace.x[:steps], trace.y[:steps]):
-        loss, gradients = loss_and_gradients(model, loss_fn, x, y)
+    variables = model.trainable_variables
+    optimizer.build(variables)
+
+    def apply(gradients):
         if method == "apply":
-            optimizer.apply(gradients, model.trainable_variables)
+            optimizer.apply(gradients, variables)
         else:
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        recorder.note(model, loss)
-    if steps == len(trace.x):
-        _assert_final_weights(model, trace)
+            optimizer.apply_gradients(zip(gradients, variables))
+
+    steps = [_step_by_hand(model, loss_fn, apply)] * len(trace.x)
+    if keras.backend.backend() == "jax":
+        # Without compilation a step takes 100 ms there, so only those around
+        # the first replacement are made without it.
+        first = int(trace.data["replaced_0"].any(axis=1).argmax())
+        compiled = _compiled_step_by_hand(model, optimizer, loss_fn, apply)
+        for i in range(len(steps)):
+            if abs(i - first) > 5:
+                steps[i] = compiled
+
+    recorder = Recorder()
+    for step, x, y in zip(steps, trace.x, trace.y):
+        recorder.note(model, step(x, y))
     recorder.assert_follows(trace)
     np.testing.assert_allclose(
-        recorder.losses, trace.data["losses"][:steps], rtol=1e-4, atol=1e-6
+        recorder.losses, trace.data["losses"], rtol=1e-4, atol=1e-6
     )
+    _assert_final_weights(model, trace)
 
 
 @pytest.mark.skipif(

@@ -5,9 +5,11 @@ that replaces units needs a few things which `keras.ops` cannot say:
 
 - `repeat(times, body, variables)`: run `body()` a number of times that is
   only known while the step runs, where `body` reads and assigns `variables`.
-- `assign_index(variable, axis, index, value)`: write one row or column of a
-  variable without a pass over the rest of it.
+- `assign_part(variable, shape, axes, places, value)`: write one row, column or
+  channel of a variable, seen in another shape, without a pass over the rest.
 - `no_gradient()`: a context in which assignments are not differentiated.
+- `compute_now()`: a context in which operations compute at once, also while a
+  step is being traced.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
 
@@ -30,7 +32,8 @@ if keras.backend.backend() not in _BACKENDS:
 _active = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
 
 after_backward = _active.after_backward
-assign_index = _active.assign_index
+assign_part = _active.assign_part
 column_magnitudes = _active.column_magnitudes
+compute_now = _active.compute_now
 no_gradient = _active.no_gradient
 repeat = _active.repeat

@@ -16,6 +16,10 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
+def compute_now():
+    return jax.ensure_compile_time_eval()
+
+
 def repeat(times, body, variables):
     """Runs `body()` `times` times inside one `jax.lax.while_loop`.
 
@@ -45,13 +49,19 @@ def repeat(times, body, variables):
         variable.assign(value)
 
 
-def assign_index(variable, axis, index, value):
-    """Writes `value` at `index` of `axis`; XLA does so in place."""
+def assign_part(variable, shape, axes, places, value):
+    """Writes `value` at `places` of `axes`; XLA does so in place."""
     old = keras.ops.convert_to_tensor(variable)
-    value = keras.ops.cast(value, old.dtype)
-    variable.assign(
-        jax.lax.dynamic_update_index_in_dim(old, value, index, axis)
+    starts = [0] * len(shape)
+    sizes = list(shape)
+    for axis, place in zip(axes, places):
+        starts[axis] = place
+        sizes[axis] = 1
+    value = jnp.reshape(keras.ops.cast(value, old.dtype), sizes)
+    new = jax.lax.dynamic_update_slice(
+        jnp.reshape(old, shape), value, jnp.asarray(starts, "int32")
     )
+    variable.assign(jnp.reshape(new, old.shape))
 
 
 def after_backward(gradients):

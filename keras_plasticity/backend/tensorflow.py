@@ -9,6 +9,10 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
+def compute_now():
+    return tf.init_scope()
+
+
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
     del variables  # A resource variable is assigned where it lies.
@@ -25,24 +29,25 @@ def repeat(times, body, variables):
     )
 
 
-def assign_index(variable, axis, index, value):
-    """Writes `value` at `index` of `axis`, in place."""
-    shape = tuple(variable.shape)
-    axis = axis % len(shape)
-    # One index tuple for each element written: the chosen index on `axis`,
-    # all of the grid on the other axes.
-    ranges = [
-        tf.reshape(tf.cast(index, tf.int32), (1,))
-        if i == axis
-        else tf.range(size)
-        for i, size in enumerate(shape)
-    ]
-    indices = tf.stack(
-        [tf.reshape(g, (-1,)) for g in tf.meshgrid(*ranges, indexing="ij")],
-        axis=-1,
-    )
+def assign_part(variable, shape, axes, places, value):
+    """Writes `value` at `places` of `axes`, in place."""
+    # The position of each element written, counted through the whole weight:
+    # the chosen place on `axes`, all of the grid on the others.
+    position = tf.zeros((), tf.int32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        if axis in axes:
+            place = tf.cast(places[axes.index(axis)], tf.int32)
+            position += place * stride
+        else:
+            steps = tf.range(shape[axis]) * stride
+            position = (
+                tf.reshape(steps, (-1,) + (1,) * position.shape.rank) + position
+            )
+        stride *= shape[axis]
+    indices = tf.unravel_index(tf.reshape(position, (-1,)), variable.shape)
     value = tf.reshape(tf.cast(value, variable.dtype), (-1,))
-    variable.value.scatter_nd_update(indices, value)
+    variable.value.scatter_nd_update(tf.transpose(indices), value)
 
 
 def after_backward(gradients):

@@ -1,10 +1,16 @@
 """Loops and in-place writes on PyTorch."""
 
+import contextlib
+
 import torch
 
 
 def no_gradient():
     return torch.no_grad()
+
+
+def compute_now():
+    return contextlib.nullcontext()
 
 
 def repeat(times, body, variables):
@@ -14,10 +20,13 @@ def repeat(times, body, variables):
         body()
 
 
-def assign_index(variable, axis, index, value):
-    """Writes `value` at `index` of `axis`, in place."""
-    target = variable.value.select(axis, int(index))
-    target.copy_(torch.as_tensor(value, device=target.device))
+def assign_part(variable, shape, axes, places, value):
+    """Writes `value` at `places` of `axes`, in place."""
+    target = variable.value.view(shape)
+    for axis, place in sorted(zip(axes, places), reverse=True):
+        target = target.select(axis, int(place))
+    value = torch.as_tensor(value, device=target.device)
+    target.copy_(value.reshape(target.shape))
 
 
 def after_backward(gradients):

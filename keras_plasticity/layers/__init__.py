@@ -1,5 +1,45 @@
-"""Plastic layers: drop-in Keras layers that keep utility statistics."""
+"""Plastic layers: Keras layers that know how useful their units are."""
 
+from keras_plasticity.layers.convolutional import Conv1D as Conv1D
+from keras_plasticity.layers.convolutional import (
+    Conv1DTranspose as Conv1DTranspose,
+)
+from keras_plasticity.layers.convolutional import Conv2D as Conv2D
+from keras_plasticity.layers.convolutional import (
+    Conv2DTranspose as Conv2DTranspose,
+)
+from keras_plasticity.layers.convolutional import Conv3D as Conv3D
+from keras_plasticity.layers.convolutional import (
+    Conv3DTranspose as Conv3DTranspose,
+)
+from keras_plasticity.layers.convolutional import (
+    DepthwiseConv1D as DepthwiseConv1D,
+)
+from keras_plasticity.layers.convolutional import (
+    DepthwiseConv2D as DepthwiseConv2D,
+)
+from keras_plasticity.layers.convolutional import (
+    SeparableConv1D as SeparableConv1D,
+)
+from keras_plasticity.layers.convolutional import (
+    SeparableConv2D as SeparableConv2D,
+)
 from keras_plasticity.layers.dense import Dense as Dense
+from keras_plasticity.layers.einsum_dense import EinsumDense as EinsumDense
+from keras_plasticity.layers.plastic_layer import PlasticLayer as PlasticLayer
 
-__all__ = ["Dense"]
+__all__ = [
+    "Conv1D",
+    "Conv1DTranspose",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Conv3D",
+    "Conv3DTranspose",
+    "Dense",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
+    "EinsumDense",
+    "PlasticLayer",
+    "SeparableConv1D",
+    "SeparableConv2D",
+]

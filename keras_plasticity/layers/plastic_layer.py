@@ -2,29 +2,104 @@
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity.layers.unit_statistics import UnitStatistics
+from keras_plasticity.layers.weight_view import WeightView
 
 
 class PlasticLayer:
     """Mixin that makes a Keras layer with a kernel plastic.
 
-    It goes before the Keras layer among the bases. A unit is one index of the
-    kernel's last axis, an input feature one index of the axis before it.
+    It goes before the Keras layer among the bases. As it stands, it serves a
+    kernel whose last axis counts the units and the axis before it the input
+    features, and inputs and outputs with the features in their last axis. A
+    layer that differs overrides the methods that say so.
 
     Attributes:
         statistics: The layer's `UnitStatistics`, there once it is built.
+        replaceable: Boolean, whether the layer's units may be replaced.
+            `False` leaves them alone; what the layer reads it observes anyway.
     """
+
+    replaceable = True
 
     def build(self, input_shape):
         super().build(input_shape)
-        features, units = self.kernel.shape[-2:]
+        self.add_statistics()
+
+    def add_statistics(self):
+        """Creates the statistics; the kernel has to exist."""
         self.statistics = UnitStatistics(
-            self, units=units, features=features, name="statistics"
+            self,
+            units=self.unit_view().size,
+            features=self.feature_view().size,
+            name="statistics",
         )
         self.statistics.build()
 
     def call(self, inputs, *args, **kwargs):
-        return super().call(self.statistics.observe(inputs), *args, **kwargs)
+        keras_compat.note_caller(self)
+        observed = self.statistics.observe(inputs, self.feature_axis(inputs))
+        return super().call(observed, *args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        keras_compat.note_caller(self)
+        return super().compute_output_spec(*args, **kwargs)
+
+    def unit_view(self) -> WeightView:
+        """The incoming weights of each unit."""
+        shape = tuple(self.kernel.shape)
+        return WeightView(self.kernel, shape, (len(shape) - 1,))
+
+    def feature_view(self) -> WeightView:
+        """The outgoing weights of each input feature."""
+        shape = tuple(self.kernel.shape)
+        return WeightView(self.kernel, shape, (len(shape) - 2,))
+
+    def bias_view(self) -> WeightView | None:
+        """The bias of each unit."""
+        if self.bias is None:
+            return None
+        shape = tuple(self.bias.shape)
+        return WeightView(self.bias, shape, (len(shape) - 1,))
+
+    def unit_initializer(self):
+        """The initializer of the incoming weights."""
+        return self.kernel_initializer
+
+    def feature_axis(self, inputs) -> int:
+        """The axis of the inputs that counts the features, not negative."""
+        return len(inputs.shape) - 1
+
+    def unit_axis(self, outputs) -> int:
+        """The axis of the outputs that counts the units, not negative."""
+        return len(outputs.shape) - 1
+
+    def check_takes_constants(self, producer):
+        """Raises a `ValueError` if `add_constant` is not possible."""
+        if self.bias_view() is None:
+            raise ValueError(
+                "`transfer_mean=True` moves the mean contribution of the units "
+                f"of layer '{producer.name}' into the bias of layer "
+                f"'{self.name}', which has none for each unit. Give it "
+                "`use_bias=True`, or set `transfer_mean=False`."
+            )
+
+    def add_constant(self, feature, constant):
+        """Adds to the bias what a constant input feature would contribute.
+
+        Args:
+            feature: Integer scalar tensor, the index of the feature.
+            constant: Scalar tensor, the value of the feature.
+        """
+        outgoing = self.feature_view().take(feature)
+        positions = tuple(range(len(outgoing.shape) - 1))
+        if positions:
+            outgoing = keras.ops.sum(outgoing, axis=positions)
+        constant = keras.ops.cast(constant, outgoing.dtype)
+        self.bias.assign_add(
+            keras.ops.reshape(constant * outgoing, self.bias.shape)
+        )
 
     @property
     def utility(self) -> keras.Variable:
@@ -44,6 +119,20 @@ class PlasticLayer:
         """Running mean activation of each unit, float32, shape `(units,)`."""
         return self._get_statistics().mean_activation
 
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(
+            f"Plastic layer '{self.name}' cannot be adapted by LoRA, which "
+            "freezes the kernel whose columns are to be replaced. Use "
+            f"`keras.layers.{_keras_name(self)}` for it."
+        )
+
+    def quantize(self, *args, **kwargs):
+        raise ValueError(
+            f"Plastic layer '{self.name}' cannot be quantized: its units are "
+            "replaced while it trains. Load its weights into "
+            f"`keras.layers.{_keras_name(self)}`, and quantize that."
+        )
+
     def _get_statistics(self):
         if not self.built:
             # No AttributeError: PyTorch's modules replace its message.
@@ -52,3 +141,7 @@ class PlasticLayer:
                 "Call it on data, or `build()` the model first."
             )
         return self.statistics
+
+
+def _keras_name(layer):
+    return type(layer).__name__

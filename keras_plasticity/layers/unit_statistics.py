@@ -43,12 +43,19 @@ class UnitStatistics(keras.layers.Layer):
 
     The centre `c` has to be the running mean with this very batch in it.
     `input_offset` and `input_gain`, which the optimizer leaves for the next
-    step, say how.
+    step, say how. Features that belong to one unit (after a `Flatten`) have a
+    common centre: their `mean(h)` is the mean over all of them.
 
     Args:
         owner: The plastic layer.
         units: Integer, the number of the layer's units.
         features: Integer, the number of the layer's input features.
+
+    Attributes:
+        feature_maps: Tuple of a `FeatureMap` for each layer whose units are
+            read here. Known once an optimizer that needs them is built.
+        callers: Set of the models, or other layers, of which the owner was
+            seen to be a part when they were called.
     """
 
     def __init__(self, owner, units, features, **kwargs):
@@ -58,6 +65,8 @@ class UnitStatistics(keras.layers.Layer):
         self._owner = weakref.ref(owner)
         self.units = units
         self.features = features
+        self.feature_maps = ()
+        self.callers = weakref.WeakSet()
 
     def build(self):
         for name in _UNIT_STATISTICS:
@@ -84,11 +93,12 @@ class UnitStatistics(keras.layers.Layer):
         variable.plastic_layer = self._owner
         return variable
 
-    def observe(self, inputs):
+    def observe(self, inputs, axis):
         """Returns `inputs` unchanged; its backward pass yields the statistics.
 
         Args:
-            inputs: Tensor of shape `(batch, ..., features)`.
+            inputs: Tensor with the features in one axis.
+            axis: Integer, that axis, not negative.
 
         Returns:
             `inputs`.
@@ -97,7 +107,55 @@ class UnitStatistics(keras.layers.Layer):
             getattr(self, name).value
             for name in _INPUT_STATISTICS + _UNIT_STATISTICS
         ]
-        return _observe(inputs, *values)
+
+        @ops.custom_gradient
+        def identity(inputs, *values):
+            def gradient(*args, upstream=None):
+                if upstream is None:
+                    (upstream,) = args
+                return (upstream, *self._new_values(inputs, axis, values))
+
+            return inputs, gradient
+
+        return identity(inputs, *values)
+
+    def _new_values(self, inputs, axis, values):
+        """The observations of this batch; all that is not observed stays."""
+        _, _, _, offset, gain, *unit_statistics = values
+        if keras.backend.standardize_dtype(inputs.dtype) != "float32":
+            inputs = ops.cast(inputs, "float32")
+        mean = _mean_of_features(inputs, axis)
+        center = self.center(mean, offset, gain)
+        if axis != len(inputs.shape) - 1:
+            shape = [1] * len(inputs.shape)
+            shape[axis] = self.features
+            deviation = abs(inputs - ops.reshape(center, shape))
+        else:
+            deviation = abs(inputs - center)
+        return (
+            mean,
+            _mean_of_features(abs(inputs), axis),
+            _mean_of_features(deviation, axis),
+            offset,
+            gain,
+            *unit_statistics,
+        )
+
+    def center(self, mean, offset, gain):
+        """The running mean of each feature with this batch in it.
+
+        Args:
+            mean: Tensor of shape `(features,)`, of this batch.
+            offset: Tensor, value of `input_offset`.
+            gain: Tensor, value of `input_gain`.
+
+        Returns:
+            Tensor of shape `(features,)`.
+        """
+        for feature_map in self.feature_maps:
+            if not feature_map.is_identity:
+                mean = feature_map.to_features(feature_map.to_units(mean), mean)
+        return offset + gain * mean
 
     def load_own_variables(self, store):
         if not store.keys():
@@ -110,36 +168,10 @@ class UnitStatistics(keras.layers.Layer):
         super().load_own_variables(store)
 
 
-@ops.custom_gradient
-def _observe(
-    inputs, mean, magnitude, deviation, offset, input_gain, *unit_statistics
-):
-    del mean, magnitude, deviation  # Replaced, whatever they were.
-
-    def gradient(*args, upstream=None):
-        if upstream is None:
-            (upstream,) = args
-        activation = inputs
-        if keras.backend.standardize_dtype(inputs.dtype) != "float32":
-            activation = ops.cast(inputs, "float32")
-        mean = _mean_of_features(activation)
-        center = offset + input_gain * mean
-        return (
-            upstream,
-            mean,
-            _mean_of_features(abs(activation)),
-            _mean_of_features(abs(activation - center)),
-            offset,
-            input_gain,
-            *unit_statistics,
-        )
-
-    return inputs, gradient
-
-
-def _mean_of_features(x):
-    """Mean over all axes but the last."""
-    positions = tuple(x.shape[:-1])
-    if all(size == 1 for size in positions):
-        return x[(0,) * len(positions)]  # Online learning: one example.
-    return ops.mean(x, axis=tuple(range(len(positions))))
+def _mean_of_features(x, axis):
+    """Mean over all axes but one."""
+    others = [i for i in range(len(x.shape)) if i != axis]
+    if all(x.shape[i] == 1 for i in others):
+        # Online learning: one example.
+        return ops.reshape(x, (-1,)) if len(others) > 1 else x[0]
+    return ops.mean(x, axis=others)

@@ -11,6 +11,7 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity import graph
+from keras_plasticity.layers.weight_view import WeightView
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.new_weights import part_initializer
 from keras_plasticity.types import Tensor
@@ -260,10 +261,10 @@ class ContinualBackprop(keras.optimizers.Optimizer):
             units, in the order of the model.
         """
         return {
-            layer.producer.name: int(
-                ops.convert_to_numpy(layer.num_replaced_variable)
+            hidden.layer.name: int(
+                ops.convert_to_numpy(hidden.num_replaced_variable)
             )
-            for layer in self._hidden_layers
+            for hidden in self._hidden_layers
         }
 
     def scale_loss(self, loss):
@@ -328,16 +329,115 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         return cls(**config)
 
 
+class _Reader:
+    """A plastic layer that reads the units of others, and what it observes."""
+
+    def __init__(self, consumer):
+        self.statistics = consumer.statistics
+        self.producers = []  # Pairs of a `_HiddenLayer` and a `FeatureMap`.
+        self.accumulators = {}
+
+    def add_producer(self, hidden, feature_map):
+        self.producers.append((hidden, feature_map))
+        # The layer centres its observations by them, in its forward pass.
+        self.statistics.feature_maps = tuple(each for _, each in self.producers)
+
+    @property
+    def observed(self):
+        return [
+            self.statistics.input_mean,
+            self.statistics.input_magnitude,
+            self.statistics.input_deviation,
+        ]
+
+    def add_accumulators(self, optimizer):
+        """Variables that hold the mean observation of an accumulated step."""
+        for variable in self.observed:
+            self.accumulators[id(variable)] = (
+                optimizer.add_variable_from_reference(
+                    variable, name="accumulator"
+                )
+            )
+
+    def touched_variables(self):
+        return self.observed + [
+            self.statistics.input_offset,
+            self.statistics.input_gain,
+        ]
+
+    def is_observed(self, observations):
+        return all(observations.get(id(v)) is not None for v in self.observed)
+
+    # Every step goes through `take_in`, `_HiddenLayer.test` and `prepare`. They
+    # compute on tensors, by operators, where they can: eager backends pay many
+    # times an operation's price for a variable, or for the same operation from
+    # `keras.ops`.
+
+    def take_in(self, observations, needed):
+        """Stores what was observed in this step."""
+        statistics = self.statistics
+        mean = observations[id(statistics.input_mean)]
+        statistics.input_mean.assign(mean)
+        center = statistics.center(
+            mean, statistics.input_offset.value, statistics.input_gain.value
+        )
+        # Until `prepare`, the running mean itself.
+        statistics.input_offset.assign(center)
+        if "activation_magnitude" in needed:
+            statistics.input_magnitude.assign(
+                observations[id(statistics.input_magnitude)]
+            )
+        if "activation_deviation" in needed:
+            statistics.input_deviation.assign(
+                observations[id(statistics.input_deviation)]
+            )
+
+    def prepare(self):
+        """Leaves the layer what it needs to centre the next batch."""
+        statistics = self.statistics
+        gain = None
+        for hidden, feature_map in self.producers:
+            if feature_map.is_identity:
+                gain = hidden.next_gain()
+            else:
+                other = statistics.input_gain.value if gain is None else gain
+                gain = feature_map.to_features(hidden.next_gain(), other)
+        statistics.input_gain.assign(gain)
+        statistics.input_offset.assign(
+            (1.0 - gain) * statistics.input_offset.value
+        )
+
+
 class _HiddenLayer:
     """One plastic layer whose units can be replaced, and who reads it."""
 
-    def __init__(self, optimizer, producer, consumers, slot_table):
-        self.producer = producer
-        self.consumers = consumers
+    def __init__(self, optimizer, connections, readers, slot_table):
+        self.layer = connections.layer
+        self.statistics = self.layer.statistics
+        self.decay_rate = optimizer.decay_rate
+        self.unit_view = self.layer.unit_view()
+        self.bias_view = self.layer.bias_view()
+        self.parameters = connections.parameters
+        # For each consumer: its `_Reader`, the `FeatureMap`, the outgoing
+        # weights, and the consumer itself.
+        self.outgoing = []
+        for consumer, feature_map in connections.consumers.items():
+            reader = readers[id(consumer)]
+            reader.add_producer(self, feature_map)
+            self.outgoing.append(
+                (reader, feature_map, consumer.feature_view(), consumer)
+            )
+        # How many weights leave a unit for each consumer.
+        self.widths = [
+            feature_map.features
+            / feature_map.units
+            * math.prod(view.part_shape)
+            for _, feature_map, view, _ in self.outgoing
+        ]
         self.digits = functional.count_digits(
-            optimizer.replacement_rate, producer.statistics.units
+            optimizer.replacement_rate, self.statistics.units
         )
-        path = producer.path.replace("/", "_")
+        path = self.layer.path.replace("/", "_")
         self.count = optimizer.add_variable(
             shape=(max(1, len(self.digits[1])),),
             dtype="int32",
@@ -346,114 +446,85 @@ class _HiddenLayer:
         self.num_replaced_variable = optimizer.add_variable(
             shape=(), dtype="int32", name=f"{path}_num_replaced"
         )
-        self.accumulators = {}
-        kernel = producer.kernel
         seed_generator = optimizer._seed_generator
         self.draw_kernel = part_initializer(
-            producer.kernel_initializer, kernel.shape, seed_generator
+            self.layer.unit_initializer(), self.unit_view, seed_generator
         )
-        self.draw_bias = part_initializer(
-            producer.bias_initializer, kernel.shape[-1:], seed_generator
-        )
+        if self.bias_view is not None:
+            self.draw_bias = part_initializer(
+                self.layer.bias_initializer, self.bias_view, seed_generator
+            )
         self.slots = slot_table if optimizer.reset_optimizer_state else None
 
-    def add_accumulators(self, optimizer):
-        """Variables that hold the mean observation of an accumulated step."""
-        for consumer in self.consumers:
-            for variable in _observed(consumer.statistics):
-                self.accumulators[id(variable)] = (
-                    optimizer.add_variable_from_reference(
-                        variable, name="accumulator"
-                    )
-                )
-
     def touched_variables(self):
-        statistics = self.producer.statistics
-        variables = [
+        return [
             self.count,
             self.num_replaced_variable,
-            statistics.utility,
-            statistics.age,
-            statistics.mean_activation,
+            *self.replaced_variables(),
         ]
-        for consumer in self.consumers:
-            variables += _observed(consumer.statistics)
-            variables += [
-                consumer.statistics.input_offset,
-                consumer.statistics.input_gain,
-            ]
-        return variables + self.replaced_variables()
 
     def replaced_variables(self):
-        """The variables that `replace_one` reads or assigns."""
-        statistics = self.producer.statistics
-        weights = [self.producer.kernel]
-        if self.producer.bias is not None:
-            weights.append(self.producer.bias)
-        weights += [consumer.kernel for consumer in self.consumers]
+        """The variables that `replace_one` reads or assigns, each once."""
+        weights = [self.unit_view.variable]
+        if self.bias_view is not None:
+            weights.append(self.bias_view.variable)
+        weights += [view.variable for _, _, view, _ in self.outgoing]
+        weights += [parameter.variable for parameter in self.parameters]
         variables = [
-            statistics.utility,
-            statistics.age,
-            statistics.mean_activation,
+            self.statistics.utility,
+            self.statistics.age,
+            self.statistics.mean_activation,
         ]
         variables += weights
-        for consumer in self.consumers:
+        for reader, _, _, consumer in self.outgoing:
+            variables.append(reader.statistics.input_offset)
             if consumer.bias is not None:
                 variables.append(consumer.bias)
-            variables.append(consumer.statistics.input_offset)
+            if hasattr(consumer, "pointwise_kernel"):
+                variables.append(consumer.pointwise_kernel)
         if self.slots is not None:
             for weight in weights:
                 variables += [s.variable for s in self.slots.of(weight)]
-        return variables
+        return _each_once(variables)
 
-    # Every step goes through the next three methods. They compute on tensors,
-    # by operators, where they can: eager backends pay many times an operation's
-    # price for a variable, or for the same operation from `keras.ops`.
-
-    def test(self, optimizer, observations):
+    def test(self, optimizer):
         """Ages all units and takes this batch into their statistics."""
-        statistics = self.producer.statistics
+        statistics = self.statistics
         age = statistics.age.value + 1.0
-        gain = functional.gain(age, optimizer.decay_rate)
+        gain = functional.gain(age, self.decay_rate)
         needed = optimizer._utility_arguments
-        arguments = {}
         if "incoming_magnitude" in needed:
-            arguments["incoming_magnitude"] = functional.mean_magnitude(
-                self.producer.kernel.value, axis=-1
-            )
+            incoming_magnitude = self.unit_view.mean_magnitude()
         utilities = []
         means = []
-        for consumer in self.consumers:
-            reads = consumer.statistics
-            mean = observations[id(reads.input_mean)]
-            reads.input_mean.assign(mean)
-            center = reads.input_offset.value + reads.input_gain.value * mean
-            # Until `prepare_next_step`, the running mean itself.
-            reads.input_offset.assign(center)
-            means.append(center)
-            if "outgoing_magnitude" in needed:
-                arguments["outgoing_magnitude"] = functional.mean_magnitude(
-                    consumer.kernel.value, axis=-2
+        for reader, feature_map, view, _ in self.outgoing:
+            reads = reader.statistics
+            means.append(feature_map.to_units(reads.input_offset.value))
+            arguments = {}
+            if "incoming_magnitude" in needed:
+                arguments["incoming_magnitude"] = feature_map.to_features(
+                    incoming_magnitude, 1.0
                 )
+            if "outgoing_magnitude" in needed:
+                arguments["outgoing_magnitude"] = view.mean_magnitude()
             if "activation_magnitude" in needed:
-                magnitude = observations[id(reads.input_magnitude)]
-                reads.input_magnitude.assign(magnitude)
-                arguments["activation_magnitude"] = magnitude
+                arguments["activation_magnitude"] = reads.input_magnitude.value
             if "activation_deviation" in needed:
-                deviation = observations[id(reads.input_deviation)]
-                reads.input_deviation.assign(deviation)
-                arguments["activation_deviation"] = deviation
-            if optimizer._utility_function is not None:
-                utilities.append(optimizer._utility_function(**arguments))
+                arguments["activation_deviation"] = reads.input_deviation.value
+            if arguments:
+                utilities.append(
+                    feature_map.to_units(
+                        optimizer._utility_function(**arguments)
+                    )
+                )
         if optimizer._utility_function is None:
             utility = keras.random.uniform(
                 (statistics.units,), seed=optimizer._seed_generator
             )
         else:
-            widths = [c.kernel.shape[-1] for c in self.consumers]
             utility = functional.running_mean(
                 statistics.utility.value,
-                _weighted_mean(utilities, widths),
+                _weighted_mean(utilities, self.widths),
                 gain,
             )
         statistics.age.assign(age)
@@ -466,7 +537,7 @@ class _HiddenLayer:
         """Replaces as many units as are due."""
         if optimizer.replacement_rate == 0:
             return
-        age = self.producer.statistics.age.value
+        age = self.statistics.age.value
         mature = ops.cast(age > optimizer.maturity_threshold, "int32")
         due, count = functional.advance_count(
             self.count.value, ops.sum(mature), self.digits
@@ -481,48 +552,57 @@ class _HiddenLayer:
 
     def replace_one(self, optimizer):
         """Gives the least useful mature unit a new start."""
-        statistics = self.producer.statistics
+        statistics = self.statistics
         unit = functional.least_useful_unit(
             ops.convert_to_tensor(statistics.utility),
             ops.convert_to_tensor(statistics.age),
             optimizer.maturity_threshold,
         )
-        for consumer in self.consumers:
-            if optimizer.transfer_mean:
-                mean = ops.take(consumer.statistics.input_offset, unit)
-                outgoing = ops.take(consumer.kernel, unit, axis=0)
-                consumer.bias.assign_add(
-                    ops.cast(mean, outgoing.dtype) * outgoing
-                )
-        kernel = self.producer.kernel
-        self._assign(kernel, -1, unit, self.draw_kernel(kernel.dtype))
-        bias = self.producer.bias
-        if bias is not None:
-            self._assign(bias, -1, unit, self.draw_bias(bias.dtype))
-        for consumer in self.consumers:
-            kernel = consumer.kernel
-            row = (kernel.shape[-1],)
-            self._assign(kernel, -2, unit, ops.zeros(row, kernel.dtype))
-            backend.assign_index(consumer.statistics.input_offset, 0, unit, 0.0)
-        backend.assign_index(statistics.utility, 0, unit, 0.0)
-        backend.assign_index(statistics.age, 0, unit, 0.0)
-        backend.assign_index(statistics.mean_activation, 0, unit, 0.0)
+        if optimizer.transfer_mean:
+            for reader, feature_map, _, consumer in self.outgoing:
+                for feature in feature_map.features_of(unit):
+                    mean = ops.take(reader.statistics.input_offset, feature)
+                    consumer.add_constant(feature, mean)
+        self._assign(self.unit_view, unit, self.draw_kernel)
+        if self.bias_view is not None:
+            self._assign(self.bias_view, unit, self.draw_bias)
+        for parameter in self.parameters:
+            view = WeightView(
+                parameter.variable,
+                tuple(parameter.variable.shape),
+                (parameter.axis,),
+            )
+            for each, index in parameter.feature_map.places(view, unit):
+                self._assign(each, index, parameter.initializer)
+        for reader, feature_map, view, _ in self.outgoing:
+            for each, index in feature_map.places(view, unit):
+                self._assign(each, index, ops.zeros)
+            _set_zero(reader.statistics.input_offset, unit, feature_map)
+        for variable in (
+            statistics.utility,
+            statistics.age,
+            statistics.mean_activation,
+        ):
+            _set_zero(variable, unit)
 
-    def _assign(self, variable, axis, unit, value):
-        axis = axis % len(variable.shape)
-        backend.assign_index(variable, axis, unit, value)
+    def _assign(self, view, index, draw):
+        value = draw(view.part_shape, view.variable.dtype)
+        view.assign(index, value)
         if self.slots is not None:
-            for slot in self.slots.of(variable):
-                slot.reset(axis, unit, value)
+            for slot in self.slots.of(view.variable):
+                slot.reset(view, index, value)
 
-    def prepare_next_step(self, optimizer):
-        """Leaves the consumers what they need to centre the next batch."""
-        age = self.producer.statistics.age.value + 1.0
-        gain = functional.gain(age, optimizer.decay_rate)
-        for consumer in self.consumers:
-            reads = consumer.statistics
-            reads.input_gain.assign(gain)
-            reads.input_offset.assign((1.0 - gain) * reads.input_offset.value)
+    def next_gain(self):
+        return functional.gain(self.statistics.age.value + 1.0, self.decay_rate)
+
+
+def _set_zero(variable, unit, feature_map=None):
+    view = WeightView(variable, tuple(variable.shape), (0,))
+    places = [(view, unit)]
+    if feature_map is not None:
+        places = feature_map.places(view, unit)
+    for each, index in places:
+        each.assign(index, ops.zeros(each.part_shape))
 
 
 class _HiddenLayers:
@@ -535,6 +615,7 @@ class _HiddenLayers:
 
     def __init__(self):
         self._layers = []
+        self._readers = {}
         self._statistics = set()
         self._steps = None
 
@@ -548,14 +629,10 @@ class _HiddenLayers:
 
     def build(self, optimizer, variables, slot_table):
         self._statistics = {id(v) for v in variables if _is_statistic(v)}
-        known = {id(v) for v in variables}
-        plastic_layers = []
-        for variable in variables:
-            if _is_statistic(variable):
-                layer = variable.plastic_layer()
-                if layer not in plastic_layers:
-                    plastic_layers.append(layer)
-        if not plastic_layers:
+        layers = _each_once(
+            v.plastic_layer() for v in variables if _is_statistic(v)
+        )
+        if not layers:
             raise ValueError(
                 "There is no plastic layer among the model's trainable "
                 "variables, so `ContinualBackprop` would have nothing to do. "
@@ -565,33 +642,49 @@ class _HiddenLayers:
             )
         inner = slots.innermost(optimizer.inner_optimizer)
         self._steps = inner.gradient_accumulation_steps
-        for layer in plastic_layers:
-            consumers = graph.find_consumers(layer)
-            if not consumers:
-                continue
-            if not all(each.trainable for each in [layer, *consumers]):
-                continue  # See the class docstring.
-            strangers = [c for c in consumers if id(c.kernel) not in known]
-            consumers = [c for c in consumers if c not in strangers]
-            if not consumers:
-                raise ValueError(
-                    f"The units of layer '{layer.name}' are read by layer "
-                    f"'{strangers[0].name}', whose weights are not among the "
-                    "variables of this optimizer. Build it on "
-                    "`model.trainable_variables`, all of them."
-                )
-            for consumer in consumers:
-                if optimizer.transfer_mean and consumer.bias is None:
-                    raise ValueError(
-                        "`transfer_mean=True` moves the mean contribution of "
-                        f"the units of layer '{layer.name}' into the bias of "
-                        f"layer '{consumer.name}', which has none. Give it "
-                        "`use_bias=True`, or set `transfer_mean=False`."
-                    )
-            hidden = _HiddenLayer(optimizer, layer, consumers, slot_table)
-            if self._steps is not None:
-                hidden.add_accumulators(optimizer)
-            self._layers.append(hidden)
+        model = graph.find_model(layers, variables, optimizer)
+        known = {id(v) for v in variables}
+        for connections in graph.find_connections(
+            layers, model, variables=variables
+        ):
+            self._add(optimizer, connections, known, slot_table)
+        if self._steps is not None:
+            for reader in self._readers.values():
+                reader.add_accumulators(optimizer)
+
+    def _add(self, optimizer, connections, known, slot_table):
+        layer = connections.layer
+        graph.check(connections)
+        if connections.left_alone is not None:
+            return
+        consumers = list(connections.consumers)
+        if not all(each.trainable for each in [layer, *consumers]):
+            return  # See the class docstring.
+        strangers = [
+            consumer
+            for consumer in consumers
+            if id(consumer.feature_view().variable) not in known
+        ]
+        for stranger in strangers:
+            # A model may have a part that this optimizer does not train.
+            del connections.consumers[stranger]
+        if not connections.consumers:
+            raise ValueError(
+                f"The units of layer '{layer.name}' are read by layer "
+                f"'{strangers[0].name}', whose weights are not among the "
+                "variables of this optimizer. Build it on "
+                "`model.trainable_variables`, all of them."
+            )
+        connections.parameters = [
+            p for p in connections.parameters if id(p.variable) in known
+        ]
+        for consumer in connections.consumers:
+            if optimizer.transfer_mean:
+                consumer.check_takes_constants(layer)
+            self._readers.setdefault(id(consumer), _Reader(consumer))
+        self._layers.append(
+            _HiddenLayer(optimizer, connections, self._readers, slot_table)
+        )
 
     def check_known(self, observations):
         for key in observations:
@@ -603,38 +696,40 @@ class _HiddenLayers:
 
     def touched_variables(self):
         """All variables that `update` reads or assigns, each once."""
-        variables = {}
-        for layer in self._layers:
-            for variable in layer.touched_variables():
-                variables[id(variable)] = variable
-        return list(variables.values())
+        variables = []
+        for each in [*self._layers, *self._readers.values()]:
+            variables += each.touched_variables()
+        return _each_once(variables)
 
     def update(self, optimizer, observations):
         # A layer that took no part in this step (a branch of the model that
         # the loss does not reach) has nothing observed, and is left as it is.
+        readers = [
+            reader
+            for reader in self._readers.values()
+            if reader.is_observed(observations)
+        ]
         layers = [
             layer
             for layer in self._layers
-            if all(
-                observations.get(id(v)) is not None
-                for c in layer.consumers
-                for v in _observed(c.statistics)
-            )
+            if all(reader in readers for reader, _, _, _ in layer.outgoing)
         ]
+        for reader in readers:
+            reader.take_in(observations, optimizer._utility_arguments)
         for layer in layers:
-            layer.test(optimizer, observations)
+            layer.test(optimizer)
         for layer in layers:
             layer.generate(optimizer)
-        for layer in layers:
-            layer.prepare_next_step(optimizer)
+        for reader in readers:
+            reader.prepare()
 
     def accumulate(self, observations, finite):
         """Returns the mean observations of the accumulated step so far."""
         if not self.accumulates:
             return observations
         result = dict(observations)
-        for layer in self._layers:
-            for key, accumulator in layer.accumulators.items():
+        for reader in self._readers.values():
+            for key, accumulator in reader.accumulators.items():
                 if observations.get(key) is None:
                     continue
                 observed = observations[key] / self._steps
@@ -645,13 +740,17 @@ class _HiddenLayers:
         return result
 
     def reset_accumulators(self, is_update):
-        for layer in self._layers:
-            for accumulator in layer.accumulators.values():
+        for reader in self._readers.values():
+            for accumulator in reader.accumulators.values():
                 accumulator.assign(
                     ops.where(
                         is_update, 0.0, ops.convert_to_tensor(accumulator)
                     )
                 )
+
+
+def _each_once(objects):
+    return list({id(each): each for each in objects}.values())
 
 
 def _weighted_mean(values, weights):
@@ -663,15 +762,6 @@ def _weighted_mean(values, weights):
 
 def _is_statistic(variable):
     return hasattr(variable, "plastic_layer")
-
-
-def _observed(statistics):
-    """The statistics that the forward pass observes."""
-    return [
-        statistics.input_mean,
-        statistics.input_magnitude,
-        statistics.input_deviation,
-    ]
 
 
 def _may_skip(optimizer):

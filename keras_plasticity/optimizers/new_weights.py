@@ -27,7 +27,7 @@ _VARIANCE_SCALING = (
 _TRUNCATED_STDDEV = 0.87962566103423978
 
 
-def part_initializer(initializer, shape, seed_generator):
+def part_initializer(initializer, view, seed_generator):
     """Makes a function that draws one unit's part of a weight.
 
     The initializer is copied with `seed_generator` for its seed: a seeded
@@ -35,28 +35,36 @@ def part_initializer(initializer, shape, seed_generator):
 
     Args:
         initializer: A Keras initializer, or a function `(shape, dtype)`.
-        shape: Tuple, the shape of the whole weight, units last.
+        view: `WeightView` that counts units.
         seed_generator: `keras.random.SeedGenerator` to draw from.
 
     Returns:
-        Function `(dtype) -> tensor` of shape `shape[:-1]`. It costs as much as
-        that many numbers, except for initializers that cannot be drawn in
-        parts (orthogonal, identity, a function of one's own): these draw the
-        whole weight, of which the last unit's part is taken.
+        Function `(shape, dtype) -> tensor`, where `shape` is that of a part
+        of the view. It costs as much as that many numbers, except for
+        initializers that cannot be drawn in parts (orthogonal, identity, a
+        function of one's own): these draw the whole weight, of which the last
+        unit's part is taken.
     """
-    part = tuple(shape[:-1])
+    whole = tuple(view.variable.shape)
     kind = type(initializer)
     if kind is keras.initializers.Constant and _is_scalar(initializer.value):
-        return lambda dtype: initializer(part, dtype)
+        return initializer
     if kind in _SHAPE_FREE:
-        reseeded = _reseed(initializer, seed_generator)
-        return lambda dtype: reseeded(part, dtype)
+        return _reseed(initializer, seed_generator)
     if kind in _VARIANCE_SCALING:
-        reseeded = _fixed_scale(initializer, shape, seed_generator)
-        return lambda dtype: reseeded(part, dtype)
+        return _fixed_scale(initializer, whole, seed_generator)
     if isinstance(initializer, keras.initializers.Initializer):
         initializer = _reseed(initializer, seed_generator)
-    return lambda dtype: initializer(tuple(shape), dtype)[..., -1]
+
+    def draw_whole(shape, dtype):
+        weights = keras.ops.reshape(initializer(whole, dtype), view.shape)
+        last = tuple(
+            -1 if axis in view.axes else slice(None)
+            for axis in range(len(view.shape))
+        )
+        return keras.ops.reshape(weights[last], shape)
+
+    return draw_whole
 
 
 def _is_scalar(value):
@@ -72,7 +80,7 @@ def _reseed(initializer, seed_generator):
 
 def _fixed_scale(initializer, shape, seed_generator):
     """The distribution of a `VarianceScaling` on a weight of this shape."""
-    fan_in, fan_out = _fans(shape)
+    fan_in, fan_out = _fans(shape, initializer)
     fan = {
         "fan_in": fan_in,
         "fan_out": fan_out,
@@ -93,7 +101,12 @@ def _fixed_scale(initializer, shape, seed_generator):
     )
 
 
-def _fans(shape):
+def _fans(shape, initializer):
+    if getattr(initializer, "input_axes", None) is not None:
+        return (
+            math.prod(shape[axis] for axis in initializer.input_axes),
+            math.prod(shape[axis] for axis in initializer.output_axes),
+        )
     if len(shape) == 1:
         return shape[0], shape[0]
     positions = math.prod(shape[:-2])

@@ -11,7 +11,7 @@ import dataclasses
 
 import keras
 
-from keras_plasticity import backend
+from keras_plasticity.layers.weight_view import WeightView
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +30,31 @@ class Slot:
     axes: tuple
     initializer: object
 
-    def reset(self, axis, index, value):
-        """Sets one row or column back to its initial value.
+    def reset(self, view, index, value):
+        """Sets the entries of one unit or feature back to their beginning.
 
         Args:
-            axis: Integer, an axis of the model variable.
-            index: Integer scalar tensor, the index on that axis.
+            view: `WeightView` of the model variable.
+            index: Integer scalar tensor, an index of the view.
             value: Tensor, what the model variable now holds there.
         """
-        if axis not in self.axes:
-            return
+        if tuple(self.variable.shape) != tuple(view.variable.shape):
+            view = self._view_of_factor(view)
+            if view is None:
+                return
         if self.initializer is not None:
-            shape = list(self.variable.shape)
-            del shape[self.axes.index(axis)]
-            value = self.initializer(tuple(shape), self.variable.dtype)
-        backend.assign_index(self.variable, self.axes.index(axis), index, value)
+            value = self.initializer(view.part_shape, self.variable.dtype)
+        view.assign_in(self.variable, index, value)
+
+    def _view_of_factor(self, view):
+        """The view of a slot that lacks an axis of its variable, if any."""
+        if view.shape != tuple(view.variable.shape) or len(view.axes) > 1:
+            return None
+        (axis,) = view.axes
+        if axis not in self.axes:
+            return None
+        shape = tuple(self.variable.shape)
+        return WeightView(self.variable, shape, (self.axes.index(axis),))
 
 
 def innermost(optimizer):

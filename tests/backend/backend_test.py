@@ -29,19 +29,39 @@ def test_repeat_runs_the_body_so_often(times):
 @pytest.mark.parametrize(
     ("shape", "axis"), [((5,), 0), ((3, 4), 0), ((3, 4), 1), ((2, 3, 4), 1)]
 )
-def test_assign_index_writes_one_row_or_column(shape, axis):
+def test_assign_part_writes_one_row_or_column(shape, axis):
     before = np.arange(np.prod(shape), dtype="float32").reshape(shape)
     variable = keras.Variable(before)
     new = -1.0 - np.arange(before.size // shape[axis], dtype="float32")
     new = new.reshape(shape[:axis] + shape[axis + 1 :])
     index = ops.convert_to_tensor(shape[axis] - 2)
     with backend.no_gradient():
-        backend.assign_index(variable, axis, index, ops.convert_to_tensor(new))
+        backend.assign_part(
+            variable, shape, (axis,), (index,), ops.convert_to_tensor(new)
+        )
     expected = np.moveaxis(before.copy(), axis, 0)
     expected[shape[axis] - 2] = new
     np.testing.assert_array_equal(
         to_numpy(variable), np.moveaxis(expected, 0, axis)
     )
+
+
+def test_assign_part_in_another_shape_on_two_axes():
+    # Row 1 of group 2 of a grouped convolution's kernel.
+    before = np.arange(2 * 3 * 12, dtype="float32").reshape(2, 3, 12)
+    variable = keras.Variable(before)
+    new = -np.arange(1.0, 2 * 4 + 1).reshape(2, 4)
+    with backend.no_gradient():
+        backend.assign_part(
+            variable,
+            (2, 3, 3, 4),
+            (2, 1),
+            (ops.convert_to_tensor(2), ops.convert_to_tensor(1)),
+            ops.convert_to_tensor(new),
+        )
+    expected = before.copy()
+    expected[:, 1, 8:] = new
+    np.testing.assert_array_equal(to_numpy(variable), expected)
 
 
 # In blocks and, where there are too many columns or no divisor, whole.

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_plasticity.layers.weight_view import WeightView
 from keras_plasticity.optimizers.new_weights import part_initializer
 from tests.helpers import to_numpy
 
@@ -31,8 +32,12 @@ _INITIALIZERS = {
 
 
 def _draw(initializer, shape, times):
-    draw = part_initializer(initializer, shape, keras.random.SeedGenerator(3))
-    return np.stack([to_numpy(draw("float32")) for _ in range(times)])
+    variable = keras.Variable(np.zeros(shape))
+    view = WeightView(variable, shape, (len(shape) - 1,))
+    draw = part_initializer(initializer, view, keras.random.SeedGenerator(3))
+    return np.stack(
+        [to_numpy(draw(view.part_shape, "float32")) for _ in range(times)]
+    )
 
 
 # Of a dense layer, and of a convolution.

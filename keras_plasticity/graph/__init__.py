@@ -1,0 +1,11 @@
+"""Who reads the units of which layer, found from the model itself."""
+
+from keras_plasticity.graph.connections import Connections as Connections
+from keras_plasticity.graph.connections import check as check
+from keras_plasticity.graph.connections import connect as connect
+from keras_plasticity.graph.connections import (
+    find_connections as find_connections,
+)
+from keras_plasticity.graph.connections import find_model as find_model
+
+__all__ = ["Connections", "check", "connect", "find_connections", "find_model"]

@@ -1,0 +1,473 @@
+"""How each kind of call hands units on: what of them its outputs still show.
+
+A `Units` says along which axis of a tensor the units of a layer lie, and which
+unit each index of that axis belongs to. A rule takes a call and, for one
+layer, the `Units` of each of its inputs, and returns those of each output, or
+raises `Refusal` or `LeftAlone`. What no rule covers is refused, never guessed.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_plasticity import backend
+from keras_plasticity import keras_compat
+from keras_plasticity import layers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """Where the units of a layer lie in a tensor.
+
+    Attributes:
+        axis: Integer, not negative.
+        unit: Integer array, the unit of each index of that axis; -1 for none.
+    """
+
+    axis: int
+    unit: np.ndarray
+
+    def same_as(self, other):
+        return (
+            other is not None
+            and self.axis == other.axis
+            and np.array_equal(self.unit, other.unit)
+        )
+
+
+class Refusal(Exception):
+    """The units cannot be followed: an error, with the reason."""
+
+
+class LeftAlone(Exception):
+    """The units are followed, but none can be taken away alone: a reason."""
+
+
+def mixes_units(activation):
+    """Whether an activation's output for a unit depends on other units."""
+    if activation is None or activation in _KNOWN_ELEMENTWISE:
+        return False
+    if activation in _KNOWN_MIXING:
+        return True
+    # A function of a user's own is asked. Row `i` of the second batch differs
+    # from the first batch in unit `i` alone.
+    before = np.linspace(-2.0, 2.5, 4, dtype="float32")[None].repeat(4, 0)
+    after = before + 0.7 * np.eye(4, dtype="float32")
+    try:
+        with backend.compute_now():
+            before, after = (
+                ops.convert_to_numpy(activation(ops.convert_to_tensor(x)))
+                for x in (before, after)
+            )
+    except Exception:  # Whatever a user's code may raise.
+        return True
+    change = after - before
+    if change.shape != (4, 4):
+        return True
+    return bool(np.any(np.abs(change[~np.eye(4, dtype=bool)]) > 1e-6))
+
+
+def pass_on(call, units):
+    """What the outputs of a call show of the units of one layer.
+
+    Args:
+        call: `Call`.
+        units: Dict from `Value` to `Units`, for each input that shows any.
+
+    Returns:
+        Dict from `Value` to `Units`, for each output that shows any.
+
+    Raises:
+        Refusal: If that is not known.
+        LeftAlone: If the units cannot be told from others.
+    """
+    if call.problem is not None:
+        raise Refusal(
+            f"'{call.operation.name}' (`{type(call.operation).__name__}`) "
+            f"cannot be traced with symbolic inputs: {call.problem}"
+        )
+    rule = _find_rule(call.operation)
+    kind = type(call.operation)
+    twin = getattr(layers, kind.__name__, None)
+    if twin is not None and issubclass(twin, kind):
+        raise Refusal(
+            f"{describe(call.operation)} is not plastic, and the contribution "
+            "of a unit is measured by the layer that reads it. Use "
+            f"`keras_plasticity.layers.{kind.__name__}` for it too (as the "
+            "last layer of a model, it only observes)"
+        )
+    if rule is None:
+        raise Refusal(
+            f"{describe(call.operation)} is not known to keep units apart"
+        )
+    return rule(call, units)
+
+
+def describe(operation):
+    kind = type(operation).__name__
+    return f"'{operation.name}' (`{kind}`)"
+
+
+def is_unit_parameter_layer(operation):
+    """Whether a layer that hands units on has parameters for each of them."""
+    return type(operation) in _NORMALIZATIONS + (keras.layers.PReLU,)
+
+
+def unit_parameters(operation, units, rank):
+    """The parameters of a layer that belong to each unit.
+
+    Args:
+        operation: A layer with `is_unit_parameter_layer`.
+        units: `Units` of its input.
+        rank: Integer, the number of axes of its input.
+
+    Returns:
+        List of tuples `(variable, initializer, axis)`.
+    """
+    if isinstance(operation, keras.layers.PReLU):
+        axis = units.axis - 1  # There is no batch axis.
+        if operation.alpha.shape[axis] != len(units.unit):
+            return []  # One slope for all units.
+        return [(operation.alpha, operation.alpha_initializer, axis)]
+    ones = keras.initializers.Ones()
+    zeros = keras.initializers.Zeros()
+    result = []
+    for name, default in (("gamma", ones), ("scale", ones), ("beta", zeros)):
+        variable = getattr(operation, name, None)
+        if not isinstance(variable, keras.Variable):
+            continue  # None, or the flag `scale=True`.
+        initializer = getattr(operation, f"{name}_initializer", default)
+        axis = 0
+        if len(variable.shape) > 1:
+            axes = [a % rank for a in operation.axis]
+            axis = axes.index(units.axis)
+        result.append((variable, initializer, axis))
+    return result
+
+
+# The rules, and which kinds of calls they are for.
+
+
+def _one_by_one(call, units):
+    """Every element of the output stems from the same element of the input."""
+    (value,) = units
+    _check_shape(call, value)
+    return {output: units[value] for output in call.outputs}
+
+
+def _activation(call, units):
+    activation = getattr(call.operation, "activation", None)
+    if mixes_units(activation):
+        name = getattr(activation, "__name__", str(activation))
+        raise Refusal(
+            f"the activation `{name}` of {describe(call.operation)} mixes units"
+        )
+    return _one_by_one(call, units)
+
+
+def _normalization(call, units):
+    (value,) = units
+    axis = getattr(call.operation, "axis", -1)
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    axes = [a % len(value.shape) for a in axes]
+    if units[value].axis not in axes:
+        raise Refusal(
+            f"{describe(call.operation)} has no parameters along the axis of "
+            f"the units. Received: axis={axis}"
+        )
+    return _one_by_one(call, units)
+
+
+def _channels(call, units):
+    """Positions are pooled, padded, cropped or repeated; channels stay."""
+    (value,) = units
+    rank = len(value.shape)
+    default = "channels_last"
+    first = getattr(call.operation, "data_format", default) == "channels_first"
+    axis = 1 if first else rank - 1
+    if units[value].axis != axis:
+        raise Refusal(f"{describe(call.operation)} moves the axis of the units")
+    (output,) = call.outputs
+    axis = 1 if first else len(output.shape) - 1
+    return {output: Units(axis, units[value].unit)}
+
+
+def _reduction(call, units):
+    """A mean or the like over some axes."""
+    (value,) = units
+    rank = len(value.shape)
+    axes = getattr(call.operation, "axis", None)
+    if axes is None:
+        axes = range(rank)
+    axes = [axes] if isinstance(axes, int) else axes
+    axes = [axis % rank for axis in axes]
+    axis = units[value].axis
+    if axis in axes:
+        raise Refusal(f"{describe(call.operation)} adds units up")
+    if not call.operation.keepdims:
+        axis -= sum(a < axis for a in axes)
+    (output,) = call.outputs
+    return {output: Units(axis, units[value].unit)}
+
+
+def _movement(call, units):
+    """Elements are moved about, copied or left out, and keep their values.
+
+    So the operation itself is asked where they go: it is run on an array that
+    holds, for each element, 1 + the unit it belongs to.
+    """
+    if len(set(call.inputs)) > 1:
+        raise LeftAlone(f"merged with others by {describe(call.operation)}")
+    labels = {}
+    for value in call.inputs:
+        shape = [1] + [2 if size is None else size for size in value.shape[1:]]
+        label = np.zeros(shape, "float32")
+        if value in units:
+            along = [1] * len(shape)
+            along[units[value].axis] = -1
+            label = label + (units[value].unit + 1.0).reshape(along)
+        labels[value] = label
+
+    def fill(x):
+        if not isinstance(x, type(call.outputs[0])):
+            return x
+        return ops.convert_to_tensor(labels[x], dtype="float32")
+
+    try:
+        with backend.compute_now():
+            args, kwargs = keras.tree.map_structure(
+                fill, (call.args, call.kwargs)
+            )
+            moved = call.operation.call(*args, **kwargs)
+    except Exception as error:  # A size that only the data would tell.
+        raise Refusal(
+            f"{describe(call.operation)} could not be tried out: {error}"
+        ) from error
+    result = {}
+    for output, label in zip(call.outputs, keras.tree.flatten(moved)):
+        label = np.rint(ops.convert_to_numpy(label)).astype("int32") - 1
+        if np.all(label < 0):
+            continue
+        found = _axis_of_units(label)
+        if found is None or output.shape[found] is None:
+            raise Refusal(f"{describe(call.operation)} takes units apart")
+        unit = np.moveaxis(label, found, 0).reshape(label.shape[found], -1)
+        result[output] = Units(found, unit[:, 0])
+    return result
+
+
+def _axis_of_units(label):
+    """The one axis along which labels differ."""
+    for axis in reversed(range(1, label.ndim)):
+        if np.all(label == label.take([0], axis=axis)):
+            continue
+        others = tuple(i for i in range(label.ndim) if i != axis)
+        first = label[
+            tuple(
+                slice(0, 1) if i in others else slice(None)
+                for i in range(label.ndim)
+            )
+        ]
+        return axis if np.all(label == first) else None
+    # A single unit: any axis of length 1 may count it.
+    return next(
+        (i for i in reversed(range(1, label.ndim)) if label.shape[i] == 1), None
+    )
+
+
+def _concatenate(call, units):
+    axis = call.operation.axis
+    (output,) = call.outputs
+    axis = axis % len(output.shape)
+    if all(axis == each.axis for each in units.values()):
+        parts = [
+            units[value].unit
+            if value in units
+            else np.full(value.shape[axis], -1, "int32")
+            for value in call.inputs
+        ]
+        return {output: Units(axis, np.concatenate(parts))}
+    return _together(call, units)
+
+
+def _together(call, units):
+    """Several inputs, element by element: a sum, a product, a maximum.
+
+    A unit stays what it is where all inputs show the same one, as in
+    `x * sigmoid(x)`. Where another layer's output joins, it cannot be taken
+    away alone.
+    """
+    first = next(iter(units.values()))
+    (output,) = call.outputs
+    for value in call.inputs:
+        each = units.get(value)
+        if each is None or not first.same_as(each):
+            raise LeftAlone(f"merged with others by {describe(call.operation)}")
+    for value in call.inputs:
+        _check_shape(call, value)
+    return {output: first}
+
+
+def _product(call, units):
+    """A gate on units takes none of them away; its own units are no units.
+
+    Without the unit, or without what it is multiplied by, the product is zero
+    all the same: taking the product away takes the unit away. Of two layers
+    that are multiplied, the one whose output has the shape of the product
+    keeps its units (the first one, if both have); the other is the gate.
+    """
+    (output,) = call.outputs
+    inputs = call.inputs
+    if len(set(inputs)) == len(inputs) == 2 and len(units) == 1:
+        (value,) = units
+        (other,) = [v for v in inputs if v is not value]
+        is_unit = _sizes_agree(value, output) and (
+            not _sizes_agree(other, output) or value is inputs[0]
+        )
+        if not is_unit:
+            raise LeftAlone(f"used as a gate by {describe(call.operation)}")
+        return {output: units[value]}
+    return _together(call, units)
+
+
+def _sizes_agree(value, output):
+    return value.shape[1:] == output.shape[1:]
+
+
+def _time_distributed(call, units):
+    inner = call.operation.layer
+    rule = _find_rule(inner)
+    (value,) = units
+    if rule not in (_one_by_one, _activation, _normalization):
+        raise Refusal(
+            f"{describe(call.operation)} of a `{type(inner).__name__}` is not "
+            "known to keep units apart"
+        )
+    if units[value].axis != len(value.shape) - 1:
+        raise Refusal(f"{describe(call.operation)} moves the axis of the units")
+    if mixes_units(getattr(inner, "activation", None)):
+        raise Refusal(f"{describe(call.operation)} mixes units")
+    return _one_by_one(call, units)
+
+
+def _nothing(call, units):
+    """The output tells nothing of the input's values: its shape, say."""
+    return {}
+
+
+def _check_shape(call, value):
+    """An operation with broadcasting could move the axis of the units."""
+    for output in call.outputs:
+        if len(output.shape) != len(value.shape):
+            raise Refusal(f"{describe(call.operation)} changes the axes")
+
+
+_KNOWN_MIXING = (
+    keras.activations.glu,
+    keras.activations.log_softmax,
+    keras.activations.softmax,
+    keras.activations.sparsemax,
+)
+_KNOWN_ELEMENTWISE = tuple(
+    getattr(keras.activations, name)
+    for name in dir(keras.activations)
+    if callable(getattr(keras.activations, name))
+    and name not in ("deserialize", "get", "serialize")
+    and getattr(keras.activations, name) not in _KNOWN_MIXING
+)
+_NORMALIZATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+
+
+def _layers(*names):
+    return [getattr(keras.layers, n) for n in names if hasattr(keras.layers, n)]
+
+
+def _for_dimensions(name, dimensions=(1, 2, 3)):
+    return _layers(*(f"{name}{d}D" for d in dimensions))
+
+
+_LAYER_RULES = {
+    **dict.fromkeys(
+        _layers(
+            "ActivityRegularization",
+            "AlphaDropout",
+            "Dropout",
+            "ELU",
+            "GaussianDropout",
+            "GaussianNoise",
+            "Identity",
+            "LeakyReLU",
+            "PReLU",
+            "ReLU",
+            "Rescaling",
+        )
+        + _for_dimensions("SpatialDropout"),
+        _one_by_one,
+    ),
+    keras.layers.Activation: _activation,
+    **dict.fromkeys(_NORMALIZATIONS, _normalization),
+    **dict.fromkeys(
+        _for_dimensions("AveragePooling")
+        + _for_dimensions("MaxPooling")
+        + _for_dimensions("GlobalAveragePooling")
+        + _for_dimensions("GlobalMaxPooling")
+        + _for_dimensions("AdaptiveAveragePooling")
+        + _for_dimensions("AdaptiveMaxPooling")
+        + _for_dimensions("Cropping")
+        + _for_dimensions("UpSampling")
+        + _for_dimensions("ZeroPadding"),
+        _channels,
+    ),
+    **dict.fromkeys(
+        _layers("Flatten", "Permute", "RepeatVector", "Reshape"), _movement
+    ),
+    keras.layers.Concatenate: _concatenate,
+    **dict.fromkeys(
+        _layers("Add", "Average", "Maximum", "Minimum", "Subtract"), _together
+    ),
+    keras.layers.Multiply: _product,
+    keras.layers.TimeDistributed: _time_distributed,
+}
+
+# The operations of `keras.ops` have no public classes, only names.
+_OPERATION_RULES = {
+    **dict.fromkeys(
+        """Abs Absolute Arctan Cast Celu Clip Copy Elu Erf Exp Expm1 Gelu
+        HardShrink HardSigmoid HardSilu HardTanh Identity LeakyRelu Log Log1p
+        LogSigmoid Negative Reciprocal Relu Relu6 Rsqrt SaturateCast Selu
+        Sigmoid Sign Silu Sin Cos SoftShrink Softplus Softsign SparsePlus
+        SparseSigmoid Sqrt Square Squareplus StopGradient Tanh TanhShrink
+        Threshold""".split(),
+        _one_by_one,
+    ),
+    **dict.fromkeys(
+        """ExpandDims Flip GetItem Moveaxis Repeat Reshape Slice Split
+        Squeeze Stack Swapaxes Tile Transpose Unstack BroadcastTo""".split(),
+        _movement,
+    ),
+    **dict.fromkeys("Amax Amin Max Mean Min Sum".split(), _reduction),
+    **dict.fromkeys(
+        """Add Divide Fmax Fmin Maximum Minimum Subtract TrueDivide
+        Where""".split(),
+        _together,
+    ),
+    "Concatenate": _concatenate,
+    "Multiply": _product,
+    "ZerosLike": _nothing,
+    "OnesLike": _nothing,
+}
+
+
+def _find_rule(operation):
+    if type(operation) in _LAYER_RULES:
+        return _LAYER_RULES[type(operation)]
+    if keras_compat.is_stock_operation(operation):
+        return _OPERATION_RULES.get(type(operation).__name__)
+    return None

@@ -1,0 +1,381 @@
+"""The calls that a model makes, in order, with all nested models unfolded."""
+
+import dataclasses
+
+import keras
+
+from keras_plasticity import keras_compat
+from keras_plasticity.layers.plastic_layer import PlasticLayer
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of a layer or an operation.
+
+    Attributes:
+        operation: The layer, or the operation of `keras.ops`.
+        args: Its positional arguments; symbolic tensors are `Value`s.
+        kwargs: Its keyword arguments, likewise.
+        outputs: List of `Value`s.
+        problem: String, why the inside of a layer could not be looked at;
+            `None` if there was no need to.
+    """
+
+    operation: object
+    args: tuple
+    kwargs: dict
+    outputs: list
+    problem: str | None = None
+
+    @property
+    def inputs(self):
+        """List of the `Value`s among the arguments."""
+        flat = keras.tree.flatten((self.args, self.kwargs))
+        return [value for value in flat if isinstance(value, Value)]
+
+
+class Value:
+    """A symbolic tensor of a trace.
+
+    Attributes:
+        shape: Tuple, `None` where a size is not known.
+        dtype: String.
+    """
+
+    def __init__(self, tensor):
+        self.shape = tuple(tensor.shape)
+        self.dtype = tensor.dtype
+
+
+@dataclasses.dataclass
+class Trace:
+    """The calls of a model.
+
+    Attributes:
+        calls: List of `Call`s; each comes after those that made its inputs.
+        outputs: Set of the `Value`s that the model returns.
+    """
+
+    calls: list
+    outputs: set
+
+
+def trace_model(model, inputs=None) -> Trace:
+    """Traces a model.
+
+    Args:
+        model: A built `keras.Model`, or any built `keras.Layer`.
+        inputs: `keras.KerasTensor`, or list or dict of them, for a model
+            with a `call` of its own. By default they have the shapes that the
+            model was built with.
+
+    Returns:
+        A `Trace`.
+
+    Raises:
+        ValueError: If a model's own `call` cannot be traced.
+    """
+    tracer = _Tracer()
+    if keras_compat.is_graph_model(model) and inputs is None:
+        return tracer.finish(tracer.add_graph(model.outputs, {}))
+    if inputs is None:
+        inputs = _inputs_from_build(model)
+    if inputs is None:
+        problem = "the shapes of its inputs are not known"
+    else:
+        outputs, problem = tracer.add_inside(model, (inputs,), {}, {})
+    if problem is not None:
+        raise ValueError(
+            f"The `call` of model '{model.name}' (`{type(model).__name__}`) "
+            f"cannot be traced with symbolic inputs: {problem}. State who "
+            "reads the units of which layer by "
+            "`keras_plasticity.connect(layer, consumer)`, for every plastic "
+            "layer whose units are to be replaced."
+        )
+    return tracer.finish(outputs)
+
+
+def trace_around(layers, variables=()) -> Trace:
+    """Traces the graph in which plastic layers stand, whatever model it is of.
+
+    For models that have not been called yet, and so have not told their
+    layers that they are a part of it. What is read by nobody counts as output.
+
+    Args:
+        layers: List of plastic layers.
+        variables: List of variables that the graph must have.
+
+    Returns:
+        A `Trace`.
+
+    Raises:
+        ValueError: If the layers are not part of a graph, or if there is more
+            to the model than the graph.
+    """
+    tracer = _Tracer()
+    outputs = []
+    for graph in _graphs_around(layers):
+        outputs += [node.output_tensors for node in _last_nodes(graph)]
+    trace = tracer.finish(tracer.add_graph(outputs, {}))
+    known = {
+        id(variable)
+        for call in trace.calls
+        for variable in getattr(call.operation, "variables", ())
+    }
+    unseen = [v for v in variables if id(v) not in known]
+    if unseen:
+        raise ValueError(
+            "The model has not been called yet, and there is more to it than "
+            f"the graph around its plastic layers: '{unseen[0].path}', for "
+            "one, is not a part of it. Call the model on data once before the "
+            "optimizer is built."
+        )
+    return trace
+
+
+def _inputs_from_build(model):
+    """Symbolic inputs of the shapes that a model was built with, if known."""
+    config = model.get_build_config()
+    if not config:
+        return None
+
+    def symbolic(shape):
+        return keras.KerasTensor(tuple(shape), dtype=model.input_dtype)
+
+    def symbolic_tree(shapes):
+        if isinstance(shapes, dict):
+            return {name: symbolic_tree(s) for name, s in shapes.items()}
+        if any(isinstance(s, (list, tuple, dict)) for s in shapes):
+            return [symbolic_tree(s) for s in shapes]
+        return symbolic(shapes)
+
+    if "input_shape" not in config:
+        return None  # Of several arguments, which `fit` does not know.
+    return symbolic_tree(config["input_shape"])
+
+
+class _Tracer:
+    """Collects calls; `known` maps ids of tensors to what stands for them."""
+
+    def __init__(self):
+        self._calls = []
+        self._alive = []  # An id is only an id while its object lives.
+
+    def finish(self, outputs):
+        flat = keras.tree.flatten(outputs)
+        return Trace(self._calls, {v for v in flat if isinstance(v, Value)})
+
+    def add_graph(self, outputs, known):
+        """Adds all calls that lead to `outputs`; returns their `Value`s."""
+        self._alive.append(outputs)
+        for node in _nodes_up_to(outputs, known):
+            self._add_node(node, known)
+        return keras.tree.map_structure(
+            lambda tensor: self._value(tensor, known), outputs
+        )
+
+    def add_inside(self, layer, args, kwargs, known):
+        """Adds the calls that a layer's own `call` makes.
+
+        Returns:
+            Tuple of its outputs, as a structure of `Value`s, and of the
+            problem, one of which is `None`.
+        """
+
+        def fresh(tensor):
+            if not isinstance(tensor, keras.KerasTensor):
+                return tensor
+            new = keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+            inner[id(new)] = self._value(tensor, known)
+            self._alive.append(new)
+            return new
+
+        inner = {}
+        args, kwargs = keras.tree.map_structure(fresh, (args, kwargs))
+        with keras_compat.forget_calls(layer):
+            try:
+                outputs = layer.call(*args, **kwargs)
+            except Exception as error:  # Whatever a user's code may raise.
+                return None, f"{type(error).__name__}: {error}"
+            return self.add_graph(outputs, inner), None
+
+    def _add_node(self, node, known):
+        operation = node.operation
+        if isinstance(operation, keras.layers.InputLayer):
+            return
+        args, kwargs = keras_compat.arguments(node)
+        problem = None
+        if keras_compat.is_graph_model(operation):
+            flat = keras.tree.flatten(args[0] if args else kwargs)
+            inner = {
+                id(inside): self._value(outside, known)
+                for inside, outside in zip(operation.inputs, flat)
+                if isinstance(outside, keras.KerasTensor)
+            }
+            self._alias(node, self.add_graph(operation.outputs, inner), known)
+            return
+        if _has_calls_to_see(operation):
+            outputs, problem = self.add_inside(operation, args, kwargs, known)
+            if problem is None:
+                self._alias(node, outputs, known)
+                return
+        args, kwargs = keras.tree.map_structure(
+            lambda x: (
+                self._value(x, known) if isinstance(x, keras.KerasTensor) else x
+            ),
+            (args, kwargs),
+        )
+        outputs = [self._value(t, known) for t in node.output_tensors]
+        self._calls.append(Call(operation, args, kwargs, outputs, problem))
+
+    def _alias(self, node, outputs, known):
+        """Lets a node's outputs stand for those found inside it."""
+        for tensor, value in zip(
+            node.output_tensors, keras.tree.flatten(outputs)
+        ):
+            known[id(tensor)] = value
+            self._alive.append(tensor)
+
+    def _value(self, tensor, known):
+        if not isinstance(tensor, keras.KerasTensor):
+            return tensor
+        if id(tensor) not in known:
+            known[id(tensor)] = Value(tensor)
+            self._alive.append(tensor)
+        return known[id(tensor)]
+
+
+def _has_calls_to_see(operation):
+    """Whether a layer's own `call` has to be looked into."""
+    if not isinstance(operation, keras.Layer):
+        return False
+    if isinstance(operation, PlasticLayer):
+        return False
+    if isinstance(operation, keras.layers.TimeDistributed):
+        return False  # Has a rule of its own.
+    if any(
+        isinstance(part, PlasticLayer)
+        for part in keras_compat.sublayers(operation)
+    ):
+        return True
+    return not keras_compat.is_stock_layer(operation)
+
+
+def _nodes_up_to(outputs, known):
+    """The nodes that lead to tensors, those that come first first."""
+    order = []
+    state = {}
+    stack = [
+        keras_compat.producer(tensor)
+        for tensor in keras.tree.flatten(outputs)
+        if isinstance(tensor, keras.KerasTensor) and id(tensor) not in known
+    ]
+    while stack:
+        node = stack.pop()
+        if node is None or state.get(id(node)) == "done":
+            continue
+        if state.get(id(node)) == "open":
+            state[id(node)] = "done"
+            order.append(node)
+            continue
+        state[id(node)] = "open"
+        stack.append(node)
+        for tensor in node.input_tensors:
+            parent = keras_compat.producer(tensor)
+            if (
+                id(tensor) not in known
+                and parent is not None
+                and id(parent) not in state
+            ):
+                stack.append(parent)
+    return order
+
+
+def _graphs_around(layers):
+    """As few graphs as have all of the layers, each a list of nodes.
+
+    A layer may be part of several graphs: of that of a nested model, and of
+    that of the model around it. The one with most of the layers counts; of
+    two alike, the later one.
+    """
+    graphs = []
+    seen = set()
+    for layer in layers:
+        calls = keras_compat.calls(layer)
+        if not calls and not layer.statistics.callers:
+            raise ValueError(
+                f"Plastic layer '{layer.name}' is not part of the graph of a "
+                "Functional or Sequential model, and was not seen to be called "
+                "by another model, so that the layers that read its units "
+                "cannot be found. Call the model on data once before the "
+                "optimizer is built."
+            )
+        for caller in layer.statistics.callers:
+            calls += keras_compat.calls(caller)
+        for node in reversed(calls):
+            if id(node) not in seen:
+                graphs.append(_connected_nodes([node]))
+                seen.update(map(id, graphs[-1]))
+    wanted = {id(layer) for layer in layers}
+    covered = [_parts(graph) & wanted for graph in graphs]
+    chosen = []
+    for i in sorted(range(len(graphs)), key=lambda i: -len(covered[i])):
+        if covered[i] & wanted:
+            chosen.append(graphs[i])
+            wanted -= covered[i]
+    return chosen
+
+
+def _parts(graph):
+    """Ids of all layers that are called in a graph, or inside those."""
+    parts = set()
+    for node in graph:
+        parts.add(id(node.operation))
+        if isinstance(node.operation, keras.Layer):
+            parts.update(map(id, keras_compat.sublayers(node.operation)))
+    return parts
+
+
+def _connected_nodes(starts):
+    """All nodes that are connected with some, those that come first first."""
+    nodes = {}
+    stack = list(starts)
+    while stack:
+        node = stack.pop()
+        if id(node) in nodes:
+            continue
+        nodes[id(node)] = node
+        stack += keras_compat.parents(node)
+        stack += _readers(node)
+    outputs = [tensor for n in nodes.values() for tensor in n.output_tensors]
+    return _nodes_up_to(outputs, {})
+
+
+def _readers(node):
+    return [
+        reader
+        for reader in keras_compat.uses(node.operation)
+        if node in keras_compat.parents(reader)
+    ]
+
+
+def _last_nodes(nodes):
+    """The nodes whose outputs nobody reads.
+
+    A Sequential model calls all of its layers again whenever one is added, and
+    leaves the earlier calls behind. They compute the same from the same
+    inputs as later ones: what reads one of them reads all.
+    """
+    kinds = {}
+    kind_of = {}
+    for node in nodes:
+        made_by = tuple(kind_of[id(p)] for p in keras_compat.parents(node))
+        kind = kinds.setdefault((id(node.operation), made_by), len(kinds))
+        kind_of[id(node)] = kind
+    read = {
+        kind_of[id(parent)]
+        for node in nodes
+        for parent in keras_compat.parents(node)
+    }
+    last = {kind_of[id(node)]: node for node in nodes}
+    return [node for kind, node in last.items() if kind not in read]

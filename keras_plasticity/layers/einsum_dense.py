@@ -1,0 +1,163 @@
+import re
+
+import keras
+
+from keras_plasticity.layers.plastic_layer import PlasticLayer
+from keras_plasticity.layers.weight_view import WeightView
+
+
+@keras.saving.register_keras_serializable(package="keras_plasticity")
+class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
+    """A `keras.layers.EinsumDense` whose units can be replaced.
+
+    It computes what `keras.layers.EinsumDense` computes and takes the same
+    arguments. Its equation must have one axis of input features, which the
+    kernel and the inputs share and the outputs lack, and one axis of units,
+    which the kernel and the outputs share and the inputs lack, as in
+    `"abc,cd->abd"` or `"...x,xy->...y"`. See `keras_plasticity.layers.Dense`
+    for the statistics it carries.
+
+    Args:
+        *args, **kwargs: The arguments of `keras.layers.EinsumDense`:
+            `equation`, `output_shape`, `activation`, `bias_axes`, ....
+
+    Call arguments:
+        inputs: Tensor as the equation has it.
+
+    Returns:
+        Tensor as the equation has it.
+
+    Raises:
+        ValueError: If the equation has more than one axis of units or of
+            features, such as an attention's projections to several heads.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((10, 32)),
+            keras_plasticity.layers.EinsumDense(
+                "abc,cd->abd", output_shape=(None, 64), activation="relu"
+            ),
+            keras_plasticity.layers.EinsumDense(
+                "abc,cd->abd", output_shape=(None, 32), bias_axes="d"
+            ),
+        ]
+    )
+    ```
+
+    References:
+
+    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
+    """
+
+    def build(self, input_shape):
+        find_labels(self.equation)
+        super().build(input_shape)
+
+    def unit_view(self):
+        return self._view(find_labels(self.equation).unit)
+
+    def feature_view(self):
+        return self._view(find_labels(self.equation).feature)
+
+    def _view(self, label):
+        axis = find_labels(self.equation).kernel.index(label)
+        return WeightView(self.kernel, tuple(self.kernel.shape), (axis,))
+
+    def bias_view(self):
+        if self.bias is None:
+            return None
+        labels = find_labels(self.equation)
+        shape = tuple(self.bias.shape)
+        if labels.unit not in self.bias_axes:
+            return None  # One bias for all units belongs to none of them.
+        axis = len(shape) - _distance_to_end(labels.outputs, labels.unit)
+        return WeightView(self.bias, shape, (axis,))
+
+    def unit_initializer(self):
+        initializer = self.kernel_initializer
+        (unit_axis,) = self.unit_view().axes
+        if unit_axis == 0 and hasattr(initializer, "input_axes"):
+            # Not in the order that an initializer takes for granted.
+            config = {
+                **initializer.get_config(),
+                "input_axes": (1,),
+                "output_axes": (0,),
+            }
+            return type(initializer)(**config)
+        return initializer
+
+    def feature_axis(self, inputs):
+        labels = find_labels(self.equation)
+        return len(inputs.shape) - _distance_to_end(
+            labels.inputs, labels.feature, len(inputs.shape)
+        )
+
+    def unit_axis(self, outputs):
+        labels = find_labels(self.equation)
+        return len(outputs.shape) - _distance_to_end(
+            labels.outputs, labels.unit, len(outputs.shape)
+        )
+
+    def add_constant(self, feature, constant):
+        outgoing = self.feature_view().take(feature)
+        constant = keras.ops.cast(constant, outgoing.dtype)
+        view = self.bias_view()
+        shape = [1] * len(view.shape)
+        shape[view.axes[0]] = view.size
+        self.bias.assign_add(
+            keras.ops.broadcast_to(
+                keras.ops.reshape(constant * outgoing, shape), view.shape
+            )
+        )
+
+
+class _Labels:
+    def __init__(self, inputs, kernel, outputs):
+        self.inputs = inputs
+        self.kernel = kernel
+        self.outputs = outputs
+        self.unit = None
+        self.feature = None
+
+
+def find_labels(equation):
+    """Which letters of an equation count the units and the features.
+
+    Raises:
+        ValueError: If there is not exactly one of each.
+    """
+    match = re.fullmatch(r"([\w.]+),(\w+)->([\w.]+)", equation.replace(" ", ""))
+    if match:
+        labels = _Labels(*match.groups())
+        features = [
+            c
+            for c in labels.kernel
+            if c in labels.inputs and c not in labels.outputs
+        ]
+        units = [
+            c
+            for c in labels.kernel
+            if c in labels.outputs and c not in labels.inputs
+        ]
+        if len(features) == len(units) == 1 and len(labels.kernel) == 2:
+            (labels.unit,) = units
+            (labels.feature,) = features
+            return labels
+    raise ValueError(
+        "A plastic `EinsumDense` needs an equation whose kernel has one axis "
+        "of input features and one axis of units, such as 'abc,cd->abd'. Use "
+        "`keras.layers.EinsumDense` for any other. "
+        f"Received: equation={equation!r}"
+    )
+
+
+def _distance_to_end(labels, label, rank=None):
+    """How far from the end of a tensor's shape the axis of a label stands."""
+    after = labels[labels.index(label) + 1 :]
+    if "." not in after:
+        return len(after) + 1
+    named = len(labels.replace(".", ""))
+    return len(after.replace(".", "")) + 1 + rank - named
