@@ -3,16 +3,22 @@
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
 from keras_plasticity import metrics as metrics
+from keras_plasticity import models as models
 from keras_plasticity import optimizers as optimizers
 from keras_plasticity import streams as streams
 from keras_plasticity import training as training
+from keras_plasticity.graph import connect as connect
+from keras_plasticity.graph import inspect as inspect
 from keras_plasticity.version import __version__ as __version__
 
 __all__ = [
     "__version__",
+    "connect",
     "functional",
+    "inspect",
     "layers",
     "metrics",
+    "models",
     "optimizers",
     "streams",
     "training",

@@ -58,11 +58,19 @@ def sublayers(layer):
     return layer._flatten_layers(include_self=False)
 
 
+def children(layer):
+    """A layer's own sublayers."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
 def note_caller(layer):
     """Notes the outermost layer whose call has led to `layer`'s call."""
     context = global_state.get_global_attribute("current_call_ctx")
-    if context is not None and context.entry_layer is not layer:
-        layer.statistics.callers.add(context.entry_layer)
+    statistics = getattr(layer, "statistics", None)
+    if statistics is None or context is None:
+        return
+    if context.entry_layer is not layer:
+        statistics.callers.add(context.entry_layer)
 
 
 def is_graph_model(layer):

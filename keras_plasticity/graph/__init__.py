@@ -7,5 +7,13 @@ from keras_plasticity.graph.connections import (
     find_connections as find_connections,
 )
 from keras_plasticity.graph.connections import find_model as find_model
+from keras_plasticity.graph.inspect import inspect as inspect
 
-__all__ = ["Connections", "check", "connect", "find_connections", "find_model"]
+__all__ = [
+    "Connections",
+    "check",
+    "connect",
+    "find_connections",
+    "find_model",
+    "inspect",
+]

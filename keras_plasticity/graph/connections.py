@@ -69,7 +69,8 @@ def find_connections(
         variables: List of variables that the model must have.
 
     Returns:
-        List of `Connections`, one for each layer.
+        List of `Connections`, one for each layer, in the order in which the
+        model calls them.
 
     Raises:
         ValueError: If the model cannot be traced.
@@ -89,7 +90,8 @@ def find_connections(
             if not stated:
                 raise
             traced = trace.Trace([], set())
-        _follow_units(traced, found, skip={id(layer) for layer in stated})
+        order = _follow_units(traced, found, skip=set(map(id, stated)))
+        found = {**{key: found[key] for key in order}, **found}
     return list(found.values())
 
 
@@ -124,8 +126,8 @@ def connect(layer, consumer, unit_of_feature=None):
                 "`connect` takes two built layers of "
                 f"`keras_plasticity.layers`. Received: {each!r}"
             )
-    units = layer.statistics.units
-    features = consumer.statistics.features
+    units = layer.unit_view().size
+    features = consumer.feature_view().size
     if unit_of_feature is None:
         unit_of_feature = np.arange(units)
     unit_of_feature = np.asarray(unit_of_feature)
@@ -180,12 +182,18 @@ def _uses(model, optimizer):
 
 
 def _follow_units(traced, found, skip):
-    """Fills in `found` by following units along the calls of a model."""
+    """Fills in `found` by following units along the calls of a model.
+
+    Returns:
+        The keys of `found` that the model calls, in order.
+    """
     # For each value, which layers' units it shows, and where.
     shown = {}
     calls = {}
     for call in traced.calls:
         reader = call.operation
+        if call.problem is not None:
+            _note_problem(found, call)
         is_plastic = isinstance(reader, PlasticLayer)
         for key in {key for v in call.inputs for key in shown.get(v, {})}:
             connections = found[key]
@@ -211,7 +219,7 @@ def _follow_units(traced, found, skip):
             calls[id(reader)] = calls.get(id(reader), 0) + 1
             if id(reader) not in skip:
                 (output,) = call.outputs
-                units = np.arange(reader.statistics.units)
+                units = np.arange(reader.unit_view().size)
                 axis = reader.unit_axis(output)
                 shown.setdefault(output, {})[id(reader)] = rules.Units(
                     axis, units
@@ -221,6 +229,17 @@ def _follow_units(traced, found, skip):
             found[key].left_alone = "outputs of the model"
     for key, connections in found.items():
         _judge(connections, calls, key in skip)
+    return calls
+
+
+def _note_problem(found, call):
+    """A layer whose `call` cannot be traced hides the layers inside it."""
+    for part in keras_compat.sublayers(call.operation):
+        if id(part) in found:
+            found[id(part)].problem = (
+                f"it is called inside {rules.describe(call.operation)}, which "
+                f"cannot be traced with symbolic inputs: {call.problem}"
+            )
 
 
 def _connect(connections, reader, call, units):
@@ -234,7 +253,7 @@ def _connect(connections, reader, call, units):
         return  # Called twice, which is judged at the end.
     try:
         connections.consumers[reader] = FeatureMap(
-            units[value].unit, connections.layer.statistics.units
+            units[value].unit, connections.layer.unit_view().size
         )
     except ValueError as error:
         raise rules.Refusal(
@@ -255,7 +274,7 @@ def _note_parameters(connections, call, units):
                 initializer,
                 axis,
                 FeatureMap(
-                    units[value].unit, connections.layer.statistics.units
+                    units[value].unit, connections.layer.unit_view().size
                 ),
             )
         )
@@ -275,7 +294,9 @@ def _judge(connections, calls, is_stated):
             "could not be told"
         )
     elif times[layer] == 0 and not is_stated:
-        connections.problem = "it is not called by the model"
+        connections.problem = (
+            connections.problem or "the model does not call it"
+        )
     elif connections.consumers and rules.mixes_units(
         getattr(layer, "activation", None)
     ):
@@ -285,10 +306,11 @@ def _judge(connections, calls, is_stated):
             f"its activation `{name}` mixes units, so that none of them can be "
             "replaced alone"
         )
-    elif not connections.consumers and connections.left_alone is None:
-        connections.left_alone = "read by no other layer"
+    elif not connections.consumers and connections.problem is None:
+        connections.left_alone = connections.left_alone or "read by no layer"
     if not layer.replaceable:
-        connections.left_alone = "replaceable=False"
+        reason = connections.left_alone or connections.problem
+        connections.left_alone = reason or "replaceable=False"
 
 
 def check(connections):

@@ -222,7 +222,8 @@ def _movement(call, units):
         raise LeftAlone(f"merged with others by {describe(call.operation)}")
     labels = {}
     for value in call.inputs:
-        shape = [1] + [2 if size is None else size for size in value.shape[1:]]
+        shape = [1 if value.shape[0] is None else value.shape[0]]
+        shape += [2 if size is None else size for size in value.shape[1:]]
         label = np.zeros(shape, "float32")
         if value in units:
             along = [1] * len(shape)

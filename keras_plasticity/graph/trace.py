@@ -7,6 +7,9 @@ import keras
 from keras_plasticity import keras_compat
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
+# Of symbolic inputs: any will do.
+_BATCH_SIZE = 2
+
 
 @dataclasses.dataclass
 class Call:
@@ -114,14 +117,11 @@ def trace_around(layers, variables=()) -> Trace:
     """
     tracer = _Tracer()
     outputs = []
+    known = set()
     for graph in _graphs_around(layers):
         outputs += [node.output_tensors for node in _last_nodes(graph)]
-    trace = tracer.finish(tracer.add_graph(outputs, {}))
-    known = {
-        id(variable)
-        for call in trace.calls
-        for variable in getattr(call.operation, "variables", ())
-    }
+        for node in graph:
+            known.update(map(id, getattr(node.operation, "variables", ())))
     unseen = [v for v in variables if id(v) not in known]
     if unseen:
         raise ValueError(
@@ -130,7 +130,7 @@ def trace_around(layers, variables=()) -> Trace:
             "one, is not a part of it. Call the model on data once before the "
             "optimizer is built."
         )
-    return trace
+    return tracer.finish(tracer.add_graph(outputs, {}))
 
 
 def _inputs_from_build(model):
@@ -185,7 +185,9 @@ class _Tracer:
         def fresh(tensor):
             if not isinstance(tensor, keras.KerasTensor):
                 return tensor
-            new = keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+            # With a batch size: `call` may reckon with the shape.
+            shape = (tensor.shape[0] or _BATCH_SIZE, *tensor.shape[1:])
+            new = keras.KerasTensor(shape, dtype=tensor.dtype)
             inner[id(new)] = self._value(tensor, known)
             self._alive.append(new)
             return new

@@ -28,6 +28,8 @@ class Dense(PlasticLayer, keras.layers.Dense):
 
     Args:
         units: Positive integer, the number of units.
+        replaceable: Boolean, whether the units may be replaced. `False` leaves
+            them alone, whoever reads them. Defaults to `True`.
         **kwargs: All other arguments of `keras.layers.Dense`: `activation`,
             `use_bias`, `kernel_initializer`, `bias_initializer`,
             regularizers, constraints, `dtype`, `name`, .... New incoming

@@ -52,9 +52,9 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
     - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
     """
 
-    def build(self, input_shape):
-        find_labels(self.equation)
-        super().build(input_shape)
+    def __init__(self, equation, *args, **kwargs):
+        find_labels(equation)
+        super().__init__(equation, *args, **kwargs)
 
     def unit_view(self):
         return self._view(find_labels(self.equation).unit)

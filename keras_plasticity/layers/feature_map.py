@@ -26,18 +26,21 @@ class FeatureMap:
         self.unit_of_feature = unit_of_feature
         self.units = units
         self.features = len(unit_of_feature)
-        positions = [np.flatnonzero(unit_of_feature == u) for u in range(units)]
-        counts = {len(p) for p in positions}
-        if len(counts) != 1 or 0 in counts:
+        counts = np.bincount(
+            unit_of_feature[unit_of_feature >= 0], minlength=units
+        )
+        copies = counts[0]
+        if len(counts) != units or copies == 0 or any(counts != copies):
             raise ValueError(
                 "Each unit must be read as the same number of features, at "
                 f"least one. Received: unit_of_feature={unit_of_feature} for "
                 f"{units} units"
             )
-        self.features_of_unit = np.stack(positions).astype("int32")
+        in_order = np.argsort(unit_of_feature, kind="stable")
+        in_order = in_order[self.features - units * copies :]
+        self.features_of_unit = in_order.reshape(units, -1).astype("int32")
         # The regular cases, in which all is done by reshaping.
         self.is_identity = np.array_equal(unit_of_feature, np.arange(units))
-        copies = counts.pop()
         self._copies = copies
         self._grid = None
         if np.array_equal(unit_of_feature, np.tile(np.arange(units), copies)):

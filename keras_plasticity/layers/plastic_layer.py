@@ -15,13 +15,30 @@ class PlasticLayer:
     features, and inputs and outputs with the features in their last axis. A
     layer that differs overrides the methods that say so.
 
+    Args:
+        replaceable: Boolean, whether the layer's units may be replaced.
+            `False` leaves them alone, and lets any layer read them; what the
+            layer itself reads it observes anyway. Defaults to `True`.
+
     Attributes:
         statistics: The layer's `UnitStatistics`, there once it is built.
-        replaceable: Boolean, whether the layer's units may be replaced.
-            `False` leaves them alone; what the layer reads it observes anyway.
+        replaceable: As the argument; it may be changed until an optimizer is
+            built.
     """
 
+    # A layer that `make_plastic` is about to change has never been through
+    # this constructor.
     replaceable = True
+
+    def __init__(self, *args, replaceable=True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.replaceable = replaceable
+
+    def get_config(self):
+        config = super().get_config()
+        if not self.replaceable:
+            config["replaceable"] = False
+        return config
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -38,9 +55,11 @@ class PlasticLayer:
         self.statistics.build()
 
     def call(self, inputs, *args, **kwargs):
-        keras_compat.note_caller(self)
-        observed = self.statistics.observe(inputs, self.feature_axis(inputs))
-        return super().call(observed, *args, **kwargs)
+        statistics = getattr(self, "statistics", None)
+        if statistics is not None:  # As it is while `make_plastic` looks on.
+            keras_compat.note_caller(self)
+            inputs = statistics.observe(inputs, self.feature_axis(inputs))
+        return super().call(inputs, *args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
         keras_compat.note_caller(self)

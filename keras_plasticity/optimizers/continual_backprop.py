@@ -258,10 +258,14 @@ class ContinualBackprop(keras.optimizers.Optimizer):
 
         Returns:
             Dict from layer name to integer, for each layer with replaceable
-            units, in the order of the model.
+            units, in the order of the model. Where layers in different parts
+            of a model have the same name, from layer path.
         """
+        names = [hidden.layer.name for hidden in self._hidden_layers]
         return {
-            hidden.layer.name: int(
+            hidden.layer.name
+            if names.count(hidden.layer.name) == 1
+            else hidden.layer.path: int(
                 ops.convert_to_numpy(hidden.num_replaced_variable)
             )
             for hidden in self._hidden_layers

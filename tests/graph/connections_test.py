@@ -386,7 +386,12 @@ def test_layer_that_is_not_replaceable():
     layer.replaceable = False
     (hidden,) = graph.find_connections(_plastic_layers(model))
     graph.check(hidden)
+    assert "is not plastic" in hidden.left_alone
+    model = _sequential(Dense(4, replaceable=False), Dense(2))
+    (hidden, _) = graph.find_connections(_plastic_layers(model))
     assert hidden.left_alone == "replaceable=False"
+    model = keras.Sequential.from_config(model.get_config())
+    assert not model.layers[0].replaceable and model.layers[1].replaceable
 
 
 def test_model_that_is_not_called_nor_has_a_graph():

@@ -1,0 +1,5 @@
+"""Plasticity for models that exist already."""
+
+from keras_plasticity.models.make_plastic import make_plastic as make_plastic
+
+__all__ = ["make_plastic"]

@@ -1,0 +1,162 @@
+import types
+
+import keras
+
+from keras_plasticity import graph
+from keras_plasticity import keras_compat
+from keras_plasticity import layers
+from keras_plasticity.layers.einsum_dense import find_labels
+
+_TWINS = {
+    getattr(keras.layers, name): getattr(layers, name)
+    for name in layers.__all__
+    if name != "PlasticLayer"
+}
+
+
+def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
+    """Makes the weight layers of an existing model plastic, in place.
+
+    Each layer of a kind that `keras_plasticity.layers` has becomes plastic if
+    its units can be replaced, or if it reads units that can. Weights and
+    outputs stay what they are, bit for bit. All other layers are left as they
+    are: `keras_plasticity.inspect(model)` shows which, and why.
+
+    Layers inside of layers are found at any depth. Those inside `keras.layers`
+    that call them in their own way (attention, recurrent layers,
+    `TimeDistributed`) are left alone.
+
+    A saved Functional or Sequential model is plastic when it is loaded. A
+    model of a class of your own is what its constructor makes of it: call
+    `make_plastic` on it, then `load_weights`.
+
+    Args:
+        model: A built `keras.Model`: Sequential, Functional or subclassed.
+            If it is compiled, it has to be compiled again.
+        inputs: `keras.KerasTensor`, or a structure of them, for a subclassed
+            model whose inputs are not float tensors. By default they have the
+            shapes that it was built with.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If the model is not built, cannot be traced, or has no
+            layer whose units can be replaced.
+
+    Example:
+
+    ```python
+    model = keras.applications.ResNet50(weights=None, classes=10)
+    keras_plasticity.models.make_plastic(model)
+    model.compile(
+        optimizer=keras_plasticity.optimizers.ContinualBackprop(
+            keras.optimizers.SGD(0.01, momentum=0.9), replacement_rate=1e-5
+        ),
+        loss="sparse_categorical_crossentropy",
+    )
+    ```
+
+    References:
+
+    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`make_plastic` takes a `keras.Model`. Received: model={model!r}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built. Call it on data, or `build()` "
+            "it, first."
+        )
+    plain = {}
+    for layer in _find_layers(model):
+        plain[id(layer)] = type(layer)
+        layer.__class__ = _TWINS[type(layer)]
+    candidates = [
+        layer
+        for layer in keras_compat.sublayers(model)
+        if isinstance(layer, layers.PlasticLayer)
+    ]
+    wanted = {}
+    try:
+        wanted = _choose(model, inputs, candidates)
+    finally:
+        for layer in candidates:
+            if id(layer) in plain and id(layer) not in wanted:
+                layer.__class__ = plain[id(layer)]
+    for layer in candidates:
+        if id(layer) in plain and id(layer) in wanted:
+            _finish(layer, replaceable=wanted[id(layer)])
+    # What it was compiled with does not know the new variables.
+    model.compiled = False
+    return model
+
+
+def _find_layers(model):
+    """The layers that could become plastic, with no regard to the graph."""
+    found = {}
+    stack = [model]
+    seen = set()
+    while stack:
+        parent = stack.pop()
+        if id(parent) in seen:
+            continue
+        seen.add(id(parent))
+        if type(parent) in _TWINS:
+            if _is_eligible(parent):
+                found[id(parent)] = parent
+        elif isinstance(parent, (keras.Model, keras.layers.InputLayer)) or not (
+            keras_compat.is_stock_layer(parent)
+            or isinstance(parent, keras.layers.MultiHeadAttention)
+        ):
+            stack += keras_compat.children(parent)
+    return list(found.values())
+
+
+def _is_eligible(layer):
+    if not layer.built or getattr(layer, "quantization_mode", None):
+        return False
+    if getattr(layer, "lora_enabled", False):
+        return False
+    if isinstance(layer, keras.layers.EinsumDense):
+        try:
+            find_labels(layer.equation)
+        except ValueError:
+            return False
+    return True
+
+
+def _choose(model, inputs, candidates):
+    """Which layers have to be plastic, and whether their units are replaced.
+
+    Returns:
+        Dict from the id of a layer to a boolean.
+    """
+    found = graph.find_connections(candidates, model, inputs)
+    wanted = {}
+    for connections in found:
+        if connections.problem is None and connections.left_alone is None:
+            wanted[id(connections.layer)] = True
+            for consumer in connections.consumers:
+                wanted.setdefault(id(consumer), False)
+    if not wanted:
+        reasons = "; ".join(
+            f"'{each.layer.name}': {each.problem or each.left_alone}"
+            for each in found
+        )
+        raise ValueError(
+            f"There is no layer in model '{model.name}' whose units could be "
+            f"replaced. {reasons or 'It has no layer of a known kind.'}"
+        )
+    return wanted
+
+
+def _finish(layer, replaceable):
+    """Gives a layer that has changed its class what the class asks for."""
+    layer.replaceable = replaceable
+    with keras_compat.unlocked(layer):
+        layer.add_statistics()
+    # Keras binds this method to each layer when it makes it.
+    layer.quantize = types.MethodType(type(layer).quantize, layer)
