@@ -11,6 +11,8 @@ that replaces units needs a few things which `keras.ops` cannot say:
 - `compute_now()`: a context in which operations compute at once, also while a
   step is being traced.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
+- `mean_over_replicas(values)`: means over all devices that train on a part of
+  the same batch.
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
 
 The file of the active backend is the only place that imports it.
@@ -35,5 +37,6 @@ after_backward = _active.after_backward
 assign_part = _active.assign_part
 column_magnitudes = _active.column_magnitudes
 compute_now = _active.compute_now
+mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat

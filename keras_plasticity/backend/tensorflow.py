@@ -47,11 +47,30 @@ def assign_part(variable, shape, axes, places, value):
         stride *= shape[axis]
     indices = tf.unravel_index(tf.reshape(position, (-1,)), variable.shape)
     value = tf.reshape(tf.cast(value, variable.dtype), (-1,))
-    variable.value.scatter_nd_update(tf.transpose(indices), value)
+    _on_this_replica(variable).scatter_nd_update(tf.transpose(indices), value)
+
+
+def _on_this_replica(variable):
+    """A replica's own copy of a variable. All replicas make the same writes."""
+    variable = variable.value
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return variable
+    copies = context.strategy.experimental_local_results(variable)
+    replica = tf.get_static_value(context.replica_id_in_sync_group)
+    return copies[replica % len(copies)]
 
 
 def after_backward(gradients):
     return gradients  # TensorFlow orders reads and writes of variables.
+
+
+def mean_over_replicas(values):
+    """Means over the replicas of a `tf.distribute` strategy."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
 
 def column_magnitudes(matrix):

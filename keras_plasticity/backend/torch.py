@@ -33,6 +33,10 @@ def after_backward(gradients):
     return gradients  # Eager operations are in order.
 
 
+def mean_over_replicas(values):
+    return values  # Keras trains on one device.
+
+
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return matrix.abs().sum(dim=0)

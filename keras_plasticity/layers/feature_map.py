@@ -29,7 +29,7 @@ class FeatureMap:
         counts = np.bincount(
             unit_of_feature[unit_of_feature >= 0], minlength=units
         )
-        copies = counts[0]
+        copies = int(counts[0])
         if len(counts) != units or copies == 0 or any(counts != copies):
             raise ValueError(
                 "Each unit must be read as the same number of features, at "

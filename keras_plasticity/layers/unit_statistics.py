@@ -5,6 +5,8 @@ import weakref
 import keras
 from keras import ops
 
+from keras_plasticity import backend
+
 _UNIT_STATISTICS = ("utility", "age", "mean_activation")
 _INPUT_STATISTICS = (
     "input_mean",
@@ -87,7 +89,6 @@ class UnitStatistics(keras.layers.Layer):
             initializer=initializer,
             dtype="float32",
             autocast=False,
-            aggregation="mean",
             overwrite_with_gradient=True,
         )
         variable.plastic_layer = self._owner
@@ -124,7 +125,7 @@ class UnitStatistics(keras.layers.Layer):
         _, _, _, offset, gain, *unit_statistics = values
         if keras.backend.standardize_dtype(inputs.dtype) != "float32":
             inputs = ops.cast(inputs, "float32")
-        mean = _mean_of_features(inputs, axis)
+        (mean,) = backend.mean_over_replicas([_mean_of_features(inputs, axis)])
         center = self.center(mean, offset, gain)
         if axis != len(inputs.shape) - 1:
             shape = [1] * len(inputs.shape)
@@ -132,10 +133,16 @@ class UnitStatistics(keras.layers.Layer):
             deviation = abs(inputs - ops.reshape(center, shape))
         else:
             deviation = abs(inputs - center)
+        magnitude, deviation = backend.mean_over_replicas(
+            [
+                _mean_of_features(abs(inputs), axis),
+                _mean_of_features(deviation, axis),
+            ]
+        )
         return (
             mean,
-            _mean_of_features(abs(inputs), axis),
-            _mean_of_features(deviation, axis),
+            magnitude,
+            deviation,
             offset,
             gain,
             *unit_statistics,

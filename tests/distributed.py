@@ -1,0 +1,177 @@
+"""Programs that `distribution_test.py` runs in processes of their own.
+
+Each trains one small model on one device and another like it on several, and
+saves the variables of both, and of each replica.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+
+
+def _build():
+    import keras
+
+    import keras_plasticity
+
+    layers = keras_plasticity.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(
+                8, 3, kernel_initializer=keras.initializers.HeNormal(1)
+            ),
+            keras.layers.LayerNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Flatten(),
+            layers.Dense(
+                12,
+                activation="relu",
+                kernel_initializer=keras.initializers.HeNormal(2),
+            ),
+            layers.Dense(
+                3, kernel_initializer=keras.initializers.GlorotNormal(3)
+            ),
+        ]
+    )
+    optimizer = keras_plasticity.optimizers.ContinualBackprop(
+        keras.optimizers.Adam(0.01),
+        replacement_rate=0.05,
+        maturity_threshold=3,
+        utility="overall",
+        seed=4,
+    )
+    return model, optimizer
+
+
+def _data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(320, 8, 8, 2)).astype("float32")
+    return x, rng.integers(0, 3, 320)
+
+
+def _arrays(model, optimizer, prefix, read=np.asarray):
+    arrays = {
+        f"{prefix}{i}": read(v.value) for i, v in enumerate(model.variables)
+    }
+    arrays[f"{prefix}replaced"] = list(optimizer.num_replaced().values())
+    return arrays
+
+
+def jax_distribution(kind):
+    import keras
+
+    single = _build()
+    _train(*single)
+    distribution = keras.distribution
+    devices = distribution.list_devices()
+    if kind == "data":
+        chosen = distribution.DataParallel(devices=devices)
+    else:
+        mesh = distribution.DeviceMesh((2, 2), ["batch", "model"], devices)
+        layout = distribution.LayoutMap(mesh)
+        layout[".*conv2d.*kernel"] = (None, None, None, "model")
+        layout[".*dense.*kernel"] = ("model", None)
+        chosen = distribution.ModelParallel(
+            layout_map=layout, batch_dim_name="batch"
+        )
+    distribution.set_distribution(chosen)
+    several = _build()
+    _train(*several)
+    return {
+        **_arrays(*single, "single_"),
+        **_arrays(*several, "several_"),
+        "devices": len(several[0].layers[0].kernel.value.sharding.device_set),
+    }
+
+
+def _train(model, optimizer):
+    import keras
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss)
+    model.fit(*_data(), batch_size=16, shuffle=False, verbose=0)
+
+
+def mirrored():
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    single = _build()
+    _train(*single)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        several = _build()
+        _train(*several)
+    result = _arrays(*single, "single_")
+    for replica, prefix in enumerate(["several_", "other_"]):
+        result |= _arrays(
+            *several,
+            prefix,
+            lambda value, replica=replica: strategy.experimental_local_results(
+                value
+            )[replica].numpy(),
+        )
+    return {**result, "devices": strategy.num_replicas_in_sync}
+
+
+def multi_worker(worker, ports):
+    """By hand: `fit` of Keras 3.15.1 fails with this strategy on any model."""
+    os.environ["TF_CONFIG"] = json.dumps(
+        {
+            "cluster": {"worker": [f"localhost:{port}" for port in ports]},
+            "task": {"type": "worker", "index": worker},
+        }
+    )
+    import keras
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    with strategy.scope():
+        model, optimizer = _build()
+        optimizer.build(model.trainable_variables)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="sum"
+    )
+    # Each worker takes every other half of a batch of 16.
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: (
+            tf.data.Dataset.from_tensor_slices(_data())
+            .batch(8)
+            .shard(2, context.input_pipeline_id)
+        )
+    )
+
+    def step(batch):
+        x, y = batch
+        with tf.GradientTape() as tape:
+            loss = loss_fn(y, model(x, training=True)) / 16
+        variables = model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply_gradients(zip(gradients, variables))
+
+    @tf.function
+    def train(iterator):
+        for _ in tf.range(20):
+            strategy.run(step, args=(next(iterator),))
+
+    train(iter(batches))
+    result = _arrays(model, optimizer, "several_", lambda v: v.numpy())
+    return {**result, "devices": strategy.num_replicas_in_sync}
+
+
+def one_device():
+    single = _build()
+    _train(*single)
+    return _arrays(*single, "single_")
+
+
+if __name__ == "__main__":
+    path, name, *arguments = sys.argv[1:]
+    np.savez(path, **globals()[name](*map(json.loads, arguments)))

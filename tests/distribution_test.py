@@ -1,0 +1,100 @@
+"""On several devices: the same as on one, and the same on all of them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+_BACKEND = keras.backend.backend()
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _start(path, name, *arguments):
+    """Starts one of the programs of `distributed.py`."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": _BACKEND,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.distributed", str(path), name]
+        + [json.dumps(argument) for argument in arguments],
+        cwd=_ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finish(process, path):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    with np.load(path) as data:
+        return {key: data[key] for key in data.files}
+
+
+def _assert_equal(result, first, second, atol=0.0):
+    keys = [key for key in result if key.startswith(first)]
+    assert len(keys) > 20
+    for key in keys:
+        np.testing.assert_allclose(
+            result[key],
+            result[second + key.removeprefix(first)],
+            atol=atol,
+            rtol=atol,
+            err_msg=key,
+        )
+    assert all(result[f"{first}replaced"] > 2)
+
+
+@pytest.mark.skipif(_BACKEND != "jax", reason="`keras.distribution` of JAX")
+@pytest.mark.parametrize("kind", ["data", "model"])
+def test_distribution(tmp_path, kind):
+    path = tmp_path / "result.npz"
+    result = _finish(_start(path, "jax_distribution", kind), path)
+    assert result["devices"] == 4
+    _assert_equal(result, "several_", "single_", atol=1e-5)
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")
+def test_mirrored_strategy(tmp_path):
+    path = tmp_path / "result.npz"
+    result = _finish(_start(path, "mirrored"), path)
+    assert result["devices"] == 2
+    _assert_equal(result, "several_", "other_")
+    _assert_equal(result, "several_", "single_", atol=1e-5)
+
+
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")
+def test_multi_worker_mirrored_strategy(tmp_path):
+    ports = _free_ports(2)
+    paths = [tmp_path / f"{worker}.npz" for worker in range(2)]
+    workers = [
+        _start(path, "multi_worker", worker, ports)
+        for worker, path in enumerate(paths)
+    ]
+    first, second = (
+        _finish(worker, path) for worker, path in zip(workers, paths)
+    )
+    assert first["devices"] == 2
+    path = tmp_path / "single.npz"
+    single = _finish(_start(path, "one_device"), path)
+    others = {k.replace("several_", "other_"): v for k, v in second.items()}
+    _assert_equal({**first, **others}, "several_", "other_")
+    _assert_equal({**first, **single}, "several_", "single_", atol=1e-5)
