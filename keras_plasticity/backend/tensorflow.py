@@ -45,9 +45,15 @@ def assign_part(variable, shape, axes, places, value):
                 tf.reshape(steps, (-1,) + (1,) * position.shape.rank) + position
             )
         stride *= shape[axis]
-    indices = tf.unravel_index(tf.reshape(position, (-1,)), variable.shape)
+    position = tf.reshape(position, (-1,))
+    # By hand: XLA does not know `tf.unravel_index`.
+    indices = []
+    for size in reversed(variable.shape):
+        indices.insert(0, position % size)
+        position //= size
+    indices = tf.stack(indices, axis=1)
     value = tf.reshape(tf.cast(value, variable.dtype), (-1,))
-    _on_this_replica(variable).scatter_nd_update(tf.transpose(indices), value)
+    _on_this_replica(variable).scatter_nd_update(indices, value)
 
 
 def _on_this_replica(variable):

@@ -13,6 +13,8 @@ def compute_now():
     return contextlib.nullcontext()
 
 
+# Not for `torch.compile`: how often it runs is only known by its run.
+@torch.compiler.disable
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
     del variables  # An eager tensor is assigned where it lies.

@@ -1,6 +1,7 @@
 """Who reads the units of each plastic layer, and may they be replaced."""
 
 import dataclasses
+import warnings
 import weakref
 
 import keras
@@ -11,6 +12,9 @@ from keras_plasticity.graph import rules
 from keras_plasticity.graph import trace
 from keras_plasticity.layers.feature_map import FeatureMap
 from keras_plasticity.layers.plastic_layer import PlasticLayer
+
+_OUTPUTS = "outputs of the model"
+_UNREAD = "read by no layer"
 
 # Connections that a user has stated, by producer.
 _stated = weakref.WeakKeyDictionary()
@@ -226,7 +230,7 @@ def _follow_units(traced, found, skip):
                 )
     for value in traced.outputs:
         for key in shown.get(value, {}):
-            found[key].left_alone = "outputs of the model"
+            found[key].left_alone = _OUTPUTS
     for key, connections in found.items():
         _judge(connections, calls, key in skip)
     return calls
@@ -307,28 +311,42 @@ def _judge(connections, calls, is_stated):
             "replaced alone"
         )
     elif not connections.consumers and connections.problem is None:
-        connections.left_alone = connections.left_alone or "read by no layer"
+        connections.left_alone = connections.left_alone or _UNREAD
     if not layer.replaceable:
         reason = connections.left_alone or connections.problem
         connections.left_alone = reason or "replaceable=False"
 
 
-def check(connections):
-    """Raises an error if the units of a layer could not be followed.
+def check(found):
+    """Says which units could not be followed, or will not be replaced.
 
     Args:
-        connections: `Connections` of one layer.
+        found: List of `Connections`.
 
     Raises:
-        ValueError: With the layer, the problem and the remedy.
+        ValueError: If units could not be followed: with the layer, the
+            problem and the remedy.
     """
-    layer = connections.layer
-    if connections.problem is None or not layer.replaceable:
-        return
-    raise ValueError(
-        f"The units of plastic layer '{layer.name}' cannot be followed to the "
-        f"layers that read them: {connections.problem}. Use "
-        f"`keras.layers.{type(layer).__name__}` for '{layer.name}', or set its "
-        "attribute `replaceable = False` to leave its units alone. "
-        "`keras_plasticity.inspect(model)` shows all layers."
-    )
+    left_alone = []
+    for connections in found:
+        layer = connections.layer
+        if not layer.replaceable:
+            continue
+        if connections.problem is not None:
+            raise ValueError(
+                f"The units of plastic layer '{layer.name}' cannot be followed "
+                f"to the layers that read them: {connections.problem}. Use "
+                f"`keras.layers.{type(layer).__name__}` for '{layer.name}', or "
+                "give it `replaceable=False` to leave its units alone. "
+                "`keras_plasticity.inspect(model)` shows all layers."
+            )
+        if connections.left_alone not in (None, _OUTPUTS, _UNREAD):
+            left_alone.append(f"'{layer.name}': {connections.left_alone}")
+    if left_alone:
+        more = len(left_alone) - 3
+        shown = left_alone[:3] + ([f"and {more} more"] if more > 0 else [])
+        warnings.warn(
+            f"The units of {len(left_alone)} plastic layers will not be "
+            f"replaced ({'; '.join(shown)}). `keras_plasticity.inspect(model)` "
+            "shows all; `replaceable=False` says it is meant."
+        )

@@ -218,7 +218,7 @@ def _movement(call, units):
     So the operation itself is asked where they go: it is run on an array that
     holds, for each element, 1 + the unit it belongs to.
     """
-    if len(set(call.inputs)) > 1:
+    if any(value not in units for value in call.inputs):
         raise LeftAlone(f"merged with others by {describe(call.operation)}")
     labels = {}
     for value in call.inputs:

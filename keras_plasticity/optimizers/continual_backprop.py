@@ -648,9 +648,9 @@ class _HiddenLayers:
         self._steps = inner.gradient_accumulation_steps
         model = graph.find_model(layers, variables, optimizer)
         known = {id(v) for v in variables}
-        for connections in graph.find_connections(
-            layers, model, variables=variables
-        ):
+        found = graph.find_connections(layers, model, variables=variables)
+        graph.check(found)
+        for connections in found:
             self._add(optimizer, connections, known, slot_table)
         if self._steps is not None:
             for reader in self._readers.values():
@@ -658,7 +658,6 @@ class _HiddenLayers:
 
     def _add(self, optimizer, connections, known, slot_table):
         layer = connections.layer
-        graph.check(connections)
         if connections.left_alone is not None:
             return
         consumers = list(connections.consumers)

@@ -24,7 +24,17 @@ from absl import flags
 TABLE = flags.DEFINE_multi_enum(
     "table",
     ["steps"],
-    ["steps", "targets", "width", "depth", "batch", "learners", "bandwidth"],
+    [
+        "steps",
+        "targets",
+        "fit",
+        "convolutions",
+        "width",
+        "depth",
+        "batch",
+        "learners",
+        "bandwidth",
+    ],
     "What to measure.",
 )
 BACKENDS = flags.DEFINE_list(
@@ -40,6 +50,8 @@ PROBLEMS = {
     "mnist 3x100": (784, [100] * 3, 10, 1),
     "mnist 3x2000": (784, [2000] * 3, 10, 1),
     "mnist 3x2000 batch 100": (784, [2000] * 3, 10, 100),
+    "imagenet": (3072, [32, 64, 128, 128, 128], 2, 100),
+    "resnet18": (3072, [64, 128, 256, 512], 10, 100),
 }
 RATES = {"regression": 1e-3, "mnist 3x100": 1e-4}
 METHODS = ("bp", "contribution", "overall")
@@ -80,10 +92,21 @@ def table_cells(table, backend):
         result += [
             cell("regression", method, "engine", 30) for method in METHODS
         ]
-        result += [
-            cell("mnist 3x2000 batch 100", method, "fit") for method in METHODS
-        ]
         return result
+    if table == "fit":
+        problem = "mnist 3x2000 batch 100"
+        result = [cell(problem, method, "fit") for method in METHODS]
+        # What an engine is for: the same steps, one example at a time.
+        return result + [
+            cell("regression", "contribution", mode)
+            for mode in ("fit", "engine")
+        ]
+    if table == "convolutions":
+        return [
+            cell(problem, method, "fit")
+            for problem in ("imagenet", "resnet18")
+            for method in METHODS
+        ]
     if table == "steps":
         modes = ["fit", "engine"]
         return [
@@ -142,20 +165,80 @@ class Stream:
         return self.x, self.y
 
 
+def dense_network(layers, spec):
+    import keras
+
+    network = [keras.Input((spec["inputs"],))]
+    for units in spec["hidden"]:
+        network.append(
+            layers.Dense(
+                units, activation="relu", kernel_initializer="he_uniform"
+            )
+        )
+    network.append(
+        layers.Dense(spec["outputs"], kernel_initializer="lecun_uniform")
+    )
+    return keras.Sequential(network)
+
+
+def imagenet_network(layers, spec):
+    """The paper's network for Continual ImageNet."""
+    import keras
+
+    *filters, units, last_units = spec["hidden"]
+    network = [
+        keras.Input((spec["inputs"],)),
+        keras.layers.Reshape((32, 32, 3)),
+    ]
+    for size, each in zip((5, 3, 3), filters):
+        network += [
+            layers.Conv2D(each, size, activation="relu"),
+            keras.layers.MaxPooling2D(2),
+        ]
+    network.append(keras.layers.Flatten())
+    for each in (units, last_units):
+        network.append(layers.Dense(each, activation="relu"))
+    network.append(layers.Dense(spec["outputs"]))
+    return keras.Sequential(network)
+
+
+def resnet18(layers, spec):
+    """ResNet-18 for images of 32 x 32."""
+    import keras
+
+    def normalized(filters, size, strides, x):
+        x = layers.Conv2D(
+            filters, size, strides, padding="same", use_bias=False
+        )(x)
+        return keras.layers.BatchNormalization()(x)
+
+    inputs = keras.Input((spec["inputs"],))
+    x = keras.layers.Reshape((32, 32, 3))(inputs)
+    x = keras.layers.ReLU()(normalized(spec["hidden"][0], 3, 1, x))
+    for stage, filters in enumerate(spec["hidden"]):
+        for block in range(2):
+            strides = 2 if stage and not block else 1
+            shortcut = x
+            x = keras.layers.ReLU()(normalized(filters, 3, strides, x))
+            x = normalized(filters, 3, 1, x)
+            if strides > 1:
+                shortcut = normalized(filters, 1, strides, shortcut)
+            x = keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(spec["outputs"])(x))
+
+
+NETWORKS = {"imagenet": imagenet_network, "resnet18": resnet18}
+
+
 def build_model(spec):
     import keras
 
     import keras_plasticity
 
     plain = spec["method"] == "bp"
-    dense = (keras if plain else keras_plasticity).layers.Dense
-    layers = [keras.Input((spec["inputs"],))]
-    for units in spec["hidden"]:
-        layers.append(
-            dense(units, activation="relu", kernel_initializer="he_uniform")
-        )
-    layers.append(dense(spec["outputs"], kernel_initializer="lecun_uniform"))
-    model = keras.Sequential(layers)
+    network = NETWORKS.get(spec["problem"], dense_network)
+    model = network((keras if plain else keras_plasticity).layers, spec)
     optimizer = keras.optimizers.SGD(0.003)
     if not plain:
         optimizer = keras_plasticity.optimizers.ContinualBackprop(

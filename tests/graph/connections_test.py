@@ -22,10 +22,11 @@ def _find(model, called=False):
     found = graph.find_model(layers, model.trainable_variables)
     assert found is (model if called else None)
     result = {}
-    for connections in graph.find_connections(
+    all_found = graph.find_connections(
         layers, found, variables=model.trainable_variables
-    ):
-        graph.check(connections)
+    )
+    graph.check(all_found)
+    for connections in all_found:
         result[connections.layer.name] = [
             consumer.name for consumer in connections.consumers
         ]
@@ -257,7 +258,7 @@ def test_what_cannot_be_traced_has_to_be_stated():
         graph.find_connections(layers, model)
     graph.connect(model.a, model.b)
     (a, _) = graph.find_connections(layers, model)
-    graph.check(a)
+    graph.check([a])
     assert list(a.consumers) == [model.b] and a.left_alone is None
 
 
@@ -337,7 +338,9 @@ def _shared_in_two_branches():
         ),
         pytest.param(
             lambda: _sequential(
-                Dense(4), keras.layers.Lambda(lambda x: x[:, ::-1]), Dense(2)
+                Dense(4),
+                keras.layers.Lambda(lambda x: keras.ops.flip(x, 1)),
+                Dense(2),
             ),
             r"\(`Lambda`\) is not known to keep units apart",
             id="lambda",
@@ -385,7 +388,7 @@ def test_layer_that_is_not_replaceable():
     model = _sequential(layer, keras.layers.Dense(2))
     layer.replaceable = False
     (hidden,) = graph.find_connections(_plastic_layers(model))
-    graph.check(hidden)
+    graph.check([hidden])
     assert "is not plastic" in hidden.left_alone
     model = _sequential(Dense(4, replaceable=False), Dense(2))
     (hidden, _) = graph.find_connections(_plastic_layers(model))
@@ -405,3 +408,13 @@ def test_model_that_is_not_called_nor_has_a_graph():
 def test_last_layer_may_have_any_activation(called):
     model = _sequential(Dense(2, activation="softmax", name="last"))
     assert _find(model, called) == {"last": []}
+
+
+def test_layer_that_is_left_alone_is_reported():
+    inputs = keras.Input((5,))
+    x = Dense(5, name="hidden")(inputs)
+    x = keras.layers.Add(name="sum")([inputs, x])
+    model = keras.Model(inputs, Dense(2)(x))
+    found = graph.find_connections(_plastic_layers(model), model)
+    with pytest.warns(UserWarning, match="'hidden': merged with.*'sum'"):
+        graph.check(found)

@@ -112,8 +112,8 @@ def _operation(name, operation, **kwargs):
     return _after_dense(name, lambda: [operation], **kwargs)
 
 
-# Two channels each, and an axis of room that is not as long as another.
-_ROOM = {1: (8,), 2: (6, 5), 3: (4, 5, 3)}
+# What comes out of a convolution has no axis as long as that of the units.
+_ROOM = {1: (8,), 2: (7, 6), 3: (4, 6, 3)}
 _DATA_FORMATS = ("channels_last", "channels_first")
 
 
@@ -169,6 +169,12 @@ def _kind(name, dimensions, producer, reader=None):
 # Models that are no chain.
 
 
+def _image(data_format):
+    shape = _ROOM[2]
+    first = data_format == "channels_first"
+    return keras.Input((2, *shape) if first else (*shape, 2))
+
+
 def _two_producers(insert):
     inputs = keras.Input(_VECTOR)
     other = Dense(3, name="other")(inputs)
@@ -180,7 +186,7 @@ def _two_producers(insert):
 def _two_images(data_format, insert):
     """Two sets of channels beside each other, then flattened."""
     first = data_format == "channels_first"
-    inputs = keras.Input((2, 6, 5) if first else (6, 5, 2))
+    inputs = _image(data_format)
     arguments = {"kernel_size": 3, "data_format": data_format}
     x = insert(Conv2D(4, name="producer", **arguments)(inputs))
     other = Conv2D(3, name="other", **arguments)(inputs)
@@ -199,7 +205,7 @@ def _two_readers(insert):
 
 def _readers_of_different_kinds(insert):
     """One reads a channel once, the other once at each position."""
-    inputs = keras.Input((6, 5, 2))
+    inputs = _image("channels_last")
     x = insert(Conv2D(4, 3, activation="relu", name="producer")(inputs))
     conv = Conv2D(3, 3, name="conv")(x)
     flat = Dense(2, name="flat")(keras.layers.Flatten()(x))
@@ -211,7 +217,7 @@ def _readers_of_different_kinds(insert):
 def _squeeze_and_excitation(data_format, insert):
     """Channels times a gate that is computed from all of them."""
     first = data_format == "channels_first"
-    inputs = keras.Input((2, 6, 5) if first else (6, 5, 2))
+    inputs = _image(data_format)
     arguments = {"kernel_size": 3, "data_format": data_format}
     x = insert(Conv2D(4, name="producer", **arguments)(inputs))
     gate = keras.layers.GlobalAveragePooling2D(data_format=data_format)(x)
@@ -228,7 +234,7 @@ def _residual_block(data_format, insert):
     """A ResNet block: only the convolution inside has units of its own."""
     first = data_format == "channels_first"
     axis = 1 if first else -1
-    inputs = keras.Input((2, 6, 5) if first else (6, 5, 2))
+    inputs = _image(data_format)
     arguments = {
         "kernel_size": 3,
         "padding": "same",
@@ -535,6 +541,7 @@ _MOVEMENTS = [
         lambda x: ops.reshape(ops.swapaxes(x, 1, 2), (-1, 12)),
         shape=_SEQUENCE,
     ),
+    _operation("Add", lambda x: keras.layers.Add()([x, ops.relu(x), x])),
     _operation("ops.mean", lambda x: ops.mean(x, axis=1), shape=_SEQUENCE),
     _operation(
         "ops.max",
@@ -599,66 +606,34 @@ _GRAPHS = [
 ]
 
 
-def _einsum(name, shape, output_shape, equation, **kwargs):
-    axes = kwargs.pop("axes", {})
+def _einsum(name, equation, output_shape, bias_axes=None, axis=-1):
+    """Two of them, of 4 and 3 units. `output_shape` takes that number."""
 
     def make():
+        layer = functools.partial(EinsumDense, equation, bias_axes=bias_axes)
         return [
-            EinsumDense(
-                equation,
-                output_shape=size,
-                name=name,
-                activation=activation,
-                **kwargs,
-            )
-            for size, name, activation in (
-                (output_shape(4), "producer", "relu"),
-                (output_shape(3), "reader", None),
-            )
+            layer(output_shape(4), activation="relu", name="producer"),
+            layer(output_shape(3), name="reader"),
+            keras.layers.GlobalAveragePooling1D(_DATA_FORMATS[axis == 1]),
         ]
 
     return _chain(
-        f"einsum_dense-{name}", shape, make, readers=("reader",), axes=axes
+        f"einsum_dense-{name}",
+        _SEQUENCE,
+        make,
+        readers=("reader",),
+        axes={"producer": axis, "reader": axis},
     )
 
 
 _KINDS = [
-    _einsum(
-        "bias", _SEQUENCE, lambda n: (None, n), "abc,cd->abd", bias_axes="d"
-    ),
-    _einsum("no_bias", _SEQUENCE, lambda n: (None, n), "abc,cd->abd"),
-    _einsum(
-        "ellipsis", _SEQUENCE, lambda n: (n,), "...x,xy->...y", bias_axes="y"
-    ),
-    _einsum(
-        "units_first",
-        _SEQUENCE,
-        lambda n: (None, n),
-        "abc,dc->abd",
-        bias_axes="d",
-    ),
-    _einsum(
-        "bias_for_each_position",
-        _SEQUENCE,
-        lambda n: (3, n),
-        "abc,cd->abd",
-        bias_axes="bd",
-    ),
-    _einsum(
-        "bias_of_no_unit",
-        _SEQUENCE,
-        lambda n: (3, n),
-        "abc,cd->abd",
-        bias_axes="b",
-    ),
-    _einsum(
-        "another_axis",
-        _SEQUENCE,
-        lambda n: (n, 5),
-        "abc,bd->adc",
-        bias_axes="d",
-        axes={"producer": 1, "reader": 1},
-    ),
+    _einsum("no_bias", "abc,cd->abd", lambda n: (None, n)),
+    _einsum("bias", "abc,cd->abd", lambda n: (None, n), "d"),
+    _einsum("bias_at_each_position", "abc,cd->abd", lambda n: (3, n), "bd"),
+    _einsum("bias_of_no_unit", "abc,cd->abd", lambda n: (3, n), "b"),
+    _einsum("ellipsis", "...x,xy->...y", lambda n: (n,), "y"),
+    _einsum("units_first", "abc,dc->abd", lambda n: (None, n), "d"),
+    _einsum("another_axis", "abc,bd->adc", lambda n: (n, 5), "d", axis=1),
     *_kind("conv1d-valid", 1, functools.partial(Conv1D, 4, 3)),
     *_kind(
         "conv1d-strides",
@@ -756,6 +731,14 @@ _ROOMS = [
     *_after_conv(
         "SpatialDropout2D",
         lambda f: [keras.layers.SpatialDropout2D(0.3, data_format=f)],
+    ),
+    *_images(
+        "conv2d-AdaptiveAveragePooling2D",
+        2,
+        lambda f: [
+            Conv2D(4, 2, data_format=f, name="producer"),
+            keras.layers.AdaptiveAveragePooling2D(2, data_format=f),
+        ],
     ),
     *_images(
         "conv2d-GlobalAveragePooling2D",

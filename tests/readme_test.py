@@ -1,0 +1,71 @@
+"""What README says of layers and models is what the code has."""
+
+import os
+import re
+
+import keras
+import pytest
+
+import keras_plasticity
+from keras_plasticity.graph import rules
+from tests.models import make_plastic_test
+
+_README = os.path.join(os.path.dirname(__file__), os.pardir, "README.md")
+
+
+def _row(part):
+    """The names in one row of the table "Which layers, which models"."""
+    with open(_README, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {part}")]
+    return set(re.findall(r"`([\w.]+)`", line.split("|")[2]))
+
+
+def _names(kinds):
+    return {kind.__name__ for kind in kinds}
+
+
+def _layers_with(*chosen):
+    return _names(
+        kind for kind, rule in rules._LAYER_RULES.items() if rule in chosen
+    )
+
+
+def test_plastic_layers():
+    expected = set(keras_plasticity.layers.__all__) - {"PlasticLayer"}
+    assert _row("plastic layers") == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "kinds"),
+    [
+        (
+            "between unit and reader",
+            _layers_with(rules._one_by_one, rules._activation),
+        ),
+        ("normalization", _layers_with(rules._normalization)),
+        (
+            "shape",
+            _layers_with(
+                rules._movement, rules._concatenate, rules._time_distributed
+            ),
+        ),
+        ("merging", _layers_with(rules._together, rules._product)),
+    ],
+)
+def test_layers_between(part, kinds):
+    assert _row(part) - {"keras.ops"} == kinds
+
+
+def test_positions():
+    words = ("Average", "Max", "Cropping", "ZeroPadding", "UpSampling")
+    for name in _layers_with(rules._channels):
+        assert any(word in name for word in words), name
+
+
+def test_models_that_were_tried():
+    names = _row("tried by the tests") - {"keras.applications"}
+    assert names == set(make_plastic_test.MODELS)
+    for name in names:
+        if not name.endswith("Classifier"):
+            assert hasattr(keras.applications, name)
