@@ -276,15 +276,20 @@ def test_loop_by_hand(method):
         else:
             optimizer.apply_gradients(zip(gradients, variables))
 
-    steps = [_step_by_hand(model, loss_fn, apply)] * len(trace.x)
+    step = _step_by_hand(model, loss_fn, apply)
+    compiled = step
     if keras.backend.backend() == "jax":
-        # Without compilation a step takes 100 ms there, so only those around
-        # the first replacement are made without it.
-        first = int(trace.data["replaced_0"].any(axis=1).argmax())
         compiled = _compiled_step_by_hand(model, optimizer, loss_fn, apply)
-        for i in range(len(steps)):
-            if abs(i - first) > 5:
-                steps[i] = compiled
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        compiled = tf.function(step)
+    # Not compiled, a step takes up to 100 ms: only those around the first
+    # replacement are.
+    first = int(trace.data["replaced_0"].any(axis=1).argmax())
+    steps = [
+        step if abs(i - first) <= 5 else compiled for i in range(len(trace.x))
+    ]
 
     recorder = Recorder()
     for step, x, y in zip(steps, trace.x, trace.y):

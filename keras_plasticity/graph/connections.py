@@ -197,7 +197,9 @@ def _follow_units(traced, found, skip):
     for call in traced.calls:
         reader = call.operation
         if call.problem is not None:
-            _note_problem(found, call)
+            _note_hidden(found, reader, f"cannot be traced: {call.problem}")
+        elif isinstance(reader, keras.layers.TimeDistributed):
+            _note_hidden(found, reader, "calls it once for each time step")
         is_plastic = isinstance(reader, PlasticLayer)
         for key in {key for v in call.inputs for key in shown.get(v, {})}:
             connections = found[key]
@@ -236,14 +238,13 @@ def _follow_units(traced, found, skip):
     return calls
 
 
-def _note_problem(found, call):
-    """A layer whose `call` cannot be traced hides the layers inside it."""
-    for part in keras_compat.sublayers(call.operation):
+def _note_hidden(found, layer, reason):
+    """Notes the layers inside one that cannot be looked into."""
+    for part in keras_compat.sublayers(layer):
         if id(part) in found:
-            found[id(part)].problem = (
-                f"it is called inside {rules.describe(call.operation)}, which "
-                f"cannot be traced with symbolic inputs: {call.problem}"
-            )
+            found[
+                id(part)
+            ].problem = f"it is inside {rules.describe(layer)}, which {reason}"
 
 
 def _connect(connections, reader, call, units):
@@ -255,10 +256,14 @@ def _connect(connections, reader, call, units):
         )
     if reader in connections.consumers:
         return  # Called twice, which is judged at the end.
+    connections.consumers[reader] = _feature_map(
+        connections, reader, units[value]
+    )
+
+
+def _feature_map(connections, reader, units):
     try:
-        connections.consumers[reader] = FeatureMap(
-            units[value].unit, connections.layer.unit_view().size
-        )
+        return FeatureMap(units.unit, connections.layer.unit_view().size)
     except ValueError as error:
         raise rules.Refusal(
             f"{rules.describe(reader)} does not read every unit alike"
@@ -269,18 +274,12 @@ def _note_parameters(connections, call, units):
     if not rules.is_unit_parameter_layer(call.operation):
         return
     (value,) = units
+    feature_map = _feature_map(connections, call.operation, units[value])
     for variable, initializer, axis in rules.unit_parameters(
         call.operation, units[value], len(value.shape)
     ):
         connections.parameters.append(
-            UnitParameter(
-                variable,
-                initializer,
-                axis,
-                FeatureMap(
-                    units[value].unit, connections.layer.unit_view().size
-                ),
-            )
+            UnitParameter(variable, initializer, axis, feature_map)
         )
 
 

@@ -41,6 +41,9 @@ class PlasticLayer:
         return config
 
     def build(self, input_shape):
+        if self.quantization_mode is not None:
+            # Keras would not even go through `call`.
+            self._refuse_quantization()
         super().build(input_shape)
         self.add_statistics()
 
@@ -146,6 +149,9 @@ class PlasticLayer:
         )
 
     def quantize(self, *args, **kwargs):
+        self._refuse_quantization()
+
+    def _refuse_quantization(self):
         raise ValueError(
             f"Plastic layer '{self.name}' cannot be quantized: its units are "
             "replaced while it trains. Load its weights into "

@@ -418,3 +418,14 @@ def test_layer_that_is_left_alone_is_reported():
     found = graph.find_connections(_plastic_layers(model), model)
     with pytest.warns(UserWarning, match="'hidden': merged with.*'sum'"):
         graph.check(found)
+
+
+def test_plastic_layer_inside_time_distributed():
+    layer = Dense(4, name="inner")
+    model = keras.Sequential(
+        [keras.Input((3, 5)), keras.layers.TimeDistributed(layer), Dense(2)]
+    )
+    with pytest.raises(
+        ValueError, match="'inner' cannot.*calls it once for each time step"
+    ):
+        _find(model, called=True)

@@ -24,7 +24,10 @@ class Path:
         readers: Names of the plastic layers that read the producer.
         parameters: Names of the layers on the way that have parameters for
             each unit.
-        left_alone: Names of the plastic layers whose units are not replaced.
+        left_alone: Names of the plastic layers whose units are not replaced
+            because nobody reads them.
+        merged: Names of those whose units are not replaced because they
+            cannot be told from others.
         first: Boolean, whether features are counted by the axis after the
             batch, not by the last one.
         axes: Dict of such axes, for layers that are different.
@@ -40,6 +43,7 @@ class Path:
     readers: tuple = ("head",)
     parameters: tuple = ()
     left_alone: tuple = ("head",)
+    merged: tuple = ()
     first: bool = False
     axes: dict = dataclasses.field(default_factory=dict)
     features: dict = dataclasses.field(default_factory=dict)
@@ -112,8 +116,10 @@ def _operation(name, operation, **kwargs):
     return _after_dense(name, lambda: [operation], **kwargs)
 
 
-# What comes out of a convolution has no axis as long as that of the units.
-_ROOM = {1: (8,), 2: (7, 6), 3: (4, 6, 3)}
+# What comes out of a producer must not have as many columns as channels: Keras
+# 3.15 takes the one for the other, with the channels first, when it adds a
+# bias on TensorFlow or normalizes layers on PyTorch.
+_ROOM = {1: (9,), 2: (8, 7), 3: (3, 5, 4)}
 _DATA_FORMATS = ("channels_last", "channels_first")
 
 
@@ -577,7 +583,7 @@ _GRAPHS = [
             f"squeeze_and_excitation-{f}",
             functools.partial(_squeeze_and_excitation, f),
             readers=("squeeze", "reader"),
-            left_alone=("excitation", "head"),
+            merged=("excitation",),
             first=f == "channels_first",
             features={"reader": range(4)},
         )
@@ -589,12 +595,12 @@ _GRAPHS = [
             functools.partial(_residual_block, f),
             readers=("reader",),
             parameters=("norm",),
-            left_alone=("shortcut", "reader", "head"),
+            merged=("shortcut", "reader"),
             first=f == "channels_first",
         )
         for f in _DATA_FORMATS
     ),
-    Path("gated", _gated, left_alone=("gate", "head")),
+    Path("gated", _gated, merged=("gate",)),
     Path("inside_out", _inside_out),
     Path("outside_in", _outside_in, readers=("reader",), parameters=("norm",)),
     Path(
@@ -766,7 +772,7 @@ _ROOMS = [
     ),
     _chain(
         "conv2d-Permute-conv2d",
-        (6, 5, 2),
+        (7, 6, 2),
         lambda: [
             Conv2D(4, 2, data_format="channels_last", name="producer"),
             keras.layers.Permute((3, 1, 2)),
@@ -799,7 +805,7 @@ _ROOMS = [
             keras.layers.ZeroPadding3D(1, data_format=f),
             keras.layers.Cropping3D(2, data_format=f),
             keras.layers.MaxPooling3D(2, data_format=f),
-            Conv3D(3, (2, 2, 1), data_format=f, name="reader"),
+            Conv3D(3, (1, 2, 1), data_format=f, name="reader"),
         ],
         readers=("reader",),
     ),

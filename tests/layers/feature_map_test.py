@@ -68,12 +68,14 @@ def test_to_features(units_of_features, units):
     np.testing.assert_array_equal(to_numpy(result), expected)
 
 
-@_map
-@pytest.mark.parametrize("groups", [1, 2])
-def test_places(units_of_features, units, groups):
+@pytest.mark.parametrize(
+    "name, groups",
+    [(name, 1) for name in _MAPS]
+    + [(name, 2) for name, (units, _) in _MAPS.items() if len(units) % 2 == 0],
+)
+def test_places(name, groups):
+    units_of_features, units = _MAPS[name]
     features = len(units_of_features)
-    if features % groups:
-        pytest.skip("There are not as many features in each group.")
     # The kernel of a convolution at two positions, with two units.
     shape, axes = (2, features, 2), (1,)
     if groups > 1:

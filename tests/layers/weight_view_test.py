@@ -58,9 +58,11 @@ def test_take(shape, seen_as, axes):
     )
 
 
-@_view
+# Only kernels, which have two axes or more, are ever measured.
+@pytest.mark.parametrize("name", [n for n, v in _VIEWS.items() if v[1][1:]])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_mean_magnitude(shape, seen_as, axes, dtype):
+def test_mean_magnitude(name, dtype):
+    shape, seen_as, axes = _VIEWS[name]
     weight = _weight(shape, dtype)
     view = WeightView(weight, seen_as, axes)
     magnitude = view.mean_magnitude()
