@@ -97,6 +97,16 @@ def unlocked(layer):
         layer._tracker.lock()
 
 
+def track_new_variables(model):
+    """Shows PyTorch the variables that layers of a built model were given.
+
+    The gradients of those that it does not know are never set back to zero.
+    """
+    if keras.backend.backend() == "torch":
+        for layer in model._flatten_layers():
+            layer._track_variables()
+
+
 def is_stock_layer(operation):
     """Whether an operation is a layer of `keras.layers` itself."""
     return type(operation).__module__.startswith("keras.src.layers.")

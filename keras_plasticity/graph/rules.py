@@ -308,6 +308,8 @@ def _together(call, units):
             raise LeftAlone(f"merged with others by {describe(call.operation)}")
     for value in call.inputs:
         _check_shape(call, value)
+    if output.shape[first.axis] != len(first.unit):
+        raise Refusal(f"{describe(call.operation)} repeats a unit")
     return {output: first}
 
 

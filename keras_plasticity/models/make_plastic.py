@@ -1,3 +1,4 @@
+import contextlib
 import types
 
 import keras
@@ -89,6 +90,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     for layer in candidates:
         if id(layer) in plain and id(layer) in wanted:
             _finish(layer, replaceable=wanted[id(layer)])
+    keras_compat.track_new_variables(model)
     # What it was compiled with does not know the new variables.
     model.compiled = False
     return model
@@ -156,7 +158,12 @@ def _choose(model, inputs, candidates):
 def _finish(layer, replaceable):
     """Gives a layer that has changed its class what the class asks for."""
     layer.replaceable = replaceable
-    with keras_compat.unlocked(layer):
+    with contextlib.ExitStack() as stack:
+        # Their paths are those of a layer that was plastic from the start.
+        for name in layer.path.split("/"):
+            stack.enter_context(keras.name_scope(name))
+        stack.enter_context(keras_compat.unlocked(layer))
         layer.add_statistics()
+    layer.statistics.trainable = layer.trainable
     # Keras binds this method to each layer when it makes it.
     layer.quantize = types.MethodType(type(layer).quantize, layer)

@@ -11,6 +11,7 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity import graph
+from keras_plasticity import keras_compat
 from keras_plasticity.layers.weight_view import WeightView
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.new_weights import part_initializer
@@ -173,7 +174,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
             )
         ordinary = [v for v in variables if not _is_statistic(v)]
         slot_table = slots.SlotTable()
-        with slot_table.listen(inner):
+        with slot_table.listen():
             self.inner_optimizer.build(ordinary)
         super().build(variables)
         self._hidden_layers.build(self, variables, slot_table)
@@ -647,6 +648,9 @@ class _HiddenLayers:
         inner = slots.innermost(optimizer.inner_optimizer)
         self._steps = inner.gradient_accumulation_steps
         model = graph.find_model(layers, variables, optimizer)
+        if model is not None:
+            # A part of it may have become plastic after it was built.
+            keras_compat.track_new_variables(model)
         known = {id(v) for v in variables}
         found = graph.find_connections(layers, model, variables=variables)
         graph.check(found)

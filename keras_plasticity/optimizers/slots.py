@@ -75,32 +75,34 @@ class SlotTable:
         return self._slots.get(id(variable), [])
 
     @contextlib.contextmanager
-    def listen(self, optimizer):
-        """Context in which the slots that `optimizer` makes are noted."""
-        optimizers = getattr(optimizer, "optimizers", [optimizer])
-        with contextlib.ExitStack() as stack:
-            for each in optimizers:
-                stack.enter_context(self._listen_to(each))
-            yield
+    def listen(self):
+        """Context in which the slots that optimizers make are noted.
 
-    @contextlib.contextmanager
-    def _listen_to(self, optimizer):
-        add_variable = optimizer.add_variable
-        add_from_reference = optimizer.add_variable_from_reference
+        All optimizers: a `MultiOptimizer` may make others while it builds.
+        """
+        kind = keras.optimizers.Optimizer
+        add_variable = kind.add_variable
+        add_from_reference = kind.add_variable_from_reference
         # Adafactor makes the two factors of its second moment, which have the
         # shape of the variable less one axis, just before its full-shape slot.
-        unclaimed = []
+        unclaimed = {}
 
-        def note_variable(*args, **kwargs):
-            variable = add_variable(*args, **kwargs)
-            unclaimed.append(variable)
+        def note_variable(optimizer, *args, **kwargs):
+            variable = add_variable(optimizer, *args, **kwargs)
+            unclaimed.setdefault(id(optimizer), []).append(variable)
             return variable
 
-        def note_slot(reference_variable, name=None, initializer="zeros"):
-            before = list(unclaimed)
+        def note_slot(
+            optimizer, reference_variable, name=None, initializer="zeros"
+        ):
+            before = unclaimed.pop(id(optimizer), [])
             slot = add_from_reference(
-                reference_variable, name=name, initializer=initializer
+                optimizer,
+                reference_variable,
+                name=name,
+                initializer=initializer,
             )
+            unclaimed.pop(id(optimizer), None)
             if _starts_as_copy(optimizer, name):
                 initializer = None
             else:
@@ -114,17 +116,17 @@ class SlotTable:
                 if tuple(factor.shape)
                 == tuple(reference_variable.shape[i] for i in axes)
             ]
-            unclaimed.clear()
             self._slots.setdefault(id(reference_variable), []).extend(found)
             return slot
 
-        optimizer.add_variable = note_variable
-        optimizer.add_variable_from_reference = note_slot
+        kind.add_variable = note_variable
+        kind.add_variable_from_reference = note_slot
         try:
             yield
         finally:
-            del optimizer.add_variable
-            del optimizer.add_variable_from_reference
+            # What they hid was inherited.
+            del kind.add_variable
+            del kind.add_variable_from_reference
 
 
 def _starts_as_copy(optimizer, name):

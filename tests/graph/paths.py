@@ -362,7 +362,6 @@ def _sliced(x):
 
 _ELEMENTWISE = [
     _after_dense("nothing", lambda: []),
-    _after_dense("relu", lambda: [], activation="relu"),
     _after_dense("gelu", lambda: [], activation="gelu"),
     _after_dense("own", lambda: [], activation=lambda x: x * ops.tanh(x) + 0.1),
     _after_dense("sequence", lambda: [], shape=_SEQUENCE),
@@ -375,10 +374,15 @@ _ELEMENTWISE = [
         ],
         readers=("reader",),
     ),
-    _after_dense("ReLU", lambda: [keras.layers.ReLU()]),
-    _after_dense("LeakyReLU", lambda: [keras.layers.LeakyReLU()]),
-    _after_dense("ELU", lambda: [keras.layers.ELU()]),
-    _after_dense("Activation", lambda: [keras.layers.Activation("silu")]),
+    _after_dense(
+        "ELU-LeakyReLU-Activation-ReLU",
+        lambda: [
+            keras.layers.ELU(),
+            keras.layers.LeakyReLU(),
+            keras.layers.Activation("silu"),
+            keras.layers.ReLU(),
+        ],
+    ),
     _after_dense(
         "PReLU",
         lambda: [keras.layers.PReLU(name="slope")],
@@ -525,7 +529,6 @@ _MOVEMENTS = [
         lambda: [keras.layers.Permute((2, 1)), keras.layers.Flatten()],
         shape=_SEQUENCE,
     ),
-    _after_dense("RepeatVector", lambda: [keras.layers.RepeatVector(3)]),
     _after_dense(
         "RepeatVector-Flatten",
         lambda: [keras.layers.RepeatVector(3), keras.layers.Flatten()],
@@ -533,7 +536,6 @@ _MOVEMENTS = [
     _operation("doubled", _doubled),
     _operation("halves_swapped", _halves_swapped),
     _operation("sliced", _sliced),
-    _operation("ops.flip", lambda x: ops.flip(x, axis=-1)),
     _operation("ops.repeat", lambda x: ops.repeat(x, 2, axis=-1)),
     _operation("ops.tile", lambda x: ops.tile(x, (1, 2))),
     _operation("ops.stack", lambda x: ops.stack([x, -x], axis=1)),
@@ -646,9 +648,6 @@ _KINDS = [
         1,
         functools.partial(Conv1D, 4, 3, strides=2, padding="same"),
     ),
-    *_kind(
-        "conv1d-dilation", 1, functools.partial(Conv1D, 4, 2, dilation_rate=2)
-    ),
     _chain(
         "conv1d-causal",
         (8, 2),
@@ -674,7 +673,6 @@ _KINDS = [
         1,
         functools.partial(SeparableConv1D, 4, 2, depth_multiplier=2),
     ),
-    *_kind("conv2d-same", 2, functools.partial(Conv2D, 4, 3, padding="same")),
     *_kind(
         "conv2d-strides", 2, functools.partial(Conv2D, 4, 2, strides=(2, 1))
     ),

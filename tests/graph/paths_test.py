@@ -295,7 +295,7 @@ def _two_utilities(
     outgoing_magnitude,
     incoming_magnitude,
 ):
-    """ "contribution" + "overall": a step takes JAX a second to compile."""
+    """The sum of two: for each step, JAX compiles for a second."""
     return functional.contribution(
         activation_magnitude, outgoing_magnitude
     ) + functional.overall(
@@ -523,6 +523,18 @@ def test_no_path_with_something_unknown_is_followed(path):
 def test_nothing_unknown_is_followed(unknown):
     (path,) = [path for path in PATHS if path.name == "dense-sequence"]
     _assert_refused(path, lambda rank: unknown)
+
+
+def test_a_unit_that_is_broadcast_is_refused():
+    inputs = keras.Input((5,))
+    x = keras_plasticity.layers.Dense(1, name="producer")(inputs)
+    x = x + np.ones((1, 3), "float32")
+    model = keras.Model(inputs, keras_plasticity.layers.Dense(2)(x))
+    optimizer = keras_plasticity.optimizers.ContinualBackprop(
+        keras.optimizers.SGD(0.0)
+    )
+    with pytest.raises(ValueError, match=r"\(`Add`\) repeats a unit"):
+        optimizer.build(model.trainable_variables)
 
 
 def test_paths_have_names_of_their_own():
