@@ -191,8 +191,10 @@ def _follow_units(traced, found, skip):
     Returns:
         The keys of `found` that the model calls, in order.
     """
-    # For each value, which layers' units it shows, and where.
+    # For each value, which layers' units it shows, and where; and of which it
+    # is made in a way that is not known, with the reason.
     shown = {}
+    unclear = {}
     calls = {}
     for call in traced.calls:
         reader = call.operation
@@ -216,11 +218,14 @@ def _follow_units(traced, found, skip):
                 connections.left_alone = connections.left_alone or str(reason)
                 continue
             except rules.Refusal as reason:
-                connections.problem = connections.problem or str(reason)
+                _note_unclear(connections, key, call, str(reason), unclear)
                 continue
             connections.through.append(call.operation)
             for value, each in passed.items():
                 shown.setdefault(value, {})[key] = each
+        for value in call.inputs:
+            for key, reason in unclear.get(value, {}).items():
+                _note_unclear(found[key], key, call, reason, unclear)
         if is_plastic and id(reader) in found:
             calls[id(reader)] = calls.get(id(reader), 0) + 1
             if id(reader) not in skip:
@@ -231,11 +236,24 @@ def _follow_units(traced, found, skip):
                     axis, units
                 )
     for value in traced.outputs:
-        for key in shown.get(value, {}):
+        for key in {**shown.get(value, {}), **unclear.get(value, {})}:
             found[key].left_alone = _OUTPUTS
     for key, connections in found.items():
         _judge(connections, calls, key in skip)
     return calls
+
+
+def _note_unclear(connections, key, call, reason, unclear):
+    """Units meet something unknown.
+
+    That is a problem as soon as anything with weights reads the result, but
+    not where it is only returned: a softmax at the end of a model.
+    """
+    if rules.has_weights(call):
+        connections.problem = connections.problem or reason
+        return
+    for value in call.outputs:
+        unclear.setdefault(value, {}).setdefault(key, reason)
 
 
 def _note_hidden(found, layer, reason):

@@ -110,8 +110,22 @@ def describe(operation):
     return f"'{operation.name}' (`{kind}`)"
 
 
+def has_weights(call):
+    """Whether a call weighs its inputs: a layer's weights, or an array."""
+    if getattr(call.operation, "variables", ()):
+        return True
+    flat = keras.tree.flatten((call.args, call.kwargs))
+    return any(
+        len(getattr(x, "shape", ())) > 1
+        for x in flat
+        if not isinstance(x, type(call.outputs[0]))
+    )
+
+
 def is_unit_parameter_layer(operation):
     """Whether a layer that hands units on has parameters for each of them."""
+    if isinstance(operation, keras.layers.TimeDistributed):
+        operation = operation.layer
     return type(operation) in _NORMALIZATIONS + (keras.layers.PReLU,)
 
 
@@ -126,6 +140,10 @@ def unit_parameters(operation, units, rank):
     Returns:
         List of tuples `(variable, initializer, axis)`.
     """
+    if isinstance(operation, keras.layers.TimeDistributed):
+        operation = operation.layer
+        units = Units(units.axis - 1, units.unit)
+        rank -= 1
     if isinstance(operation, keras.layers.PReLU):
         axis = units.axis - 1  # There is no batch axis.
         if operation.alpha.shape[axis] != len(units.unit):
@@ -444,8 +462,8 @@ _OPERATION_RULES = {
     **dict.fromkeys(
         """Abs Absolute Arctan Cast Celu Clip Copy Elu Erf Exp Expm1 Gelu
         HardShrink HardSigmoid HardSilu HardTanh Identity LeakyRelu Log Log1p
-        LogSigmoid Negative Reciprocal Relu Relu6 Rsqrt SaturateCast Selu
-        Sigmoid Sign Silu Sin Cos SoftShrink Softplus Softsign SparsePlus
+        LogSigmoid LogicalNot Negative Reciprocal Relu Relu6 Rsqrt SaturateCast
+        Selu Sigmoid Sign Silu Sin Cos SoftShrink Softplus Softsign SparsePlus
         SparseSigmoid Sqrt Square Squareplus StopGradient Tanh TanhShrink
         Threshold""".split(),
         _one_by_one,
@@ -457,7 +475,8 @@ _OPERATION_RULES = {
     ),
     **dict.fromkeys("Amax Amin Max Mean Min Sum".split(), _reduction),
     **dict.fromkeys(
-        """Add Divide Fmax Fmin Maximum Minimum Subtract TrueDivide
+        """Add Divide Equal Fmax Fmin Greater GreaterEqual Less LessEqual
+        LogicalAnd LogicalOr Maximum Minimum NotEqual Power Subtract TrueDivide
         Where""".split(),
         _together,
     ),

@@ -334,13 +334,12 @@ def measure(cells, repeats, seconds):
     runs, steps = [], []
     for spec in cells:
         run = prepare(spec)
-        probe = 20
-        per_step = run(probe) / probe
-        if per_step < 1e-3:
-            probe = 1000
-            per_step = run(probe) / probe
+        per_step = run(2) / 2
+        for probe in (20, 1000):
+            if per_step * probe < 1.0:
+                per_step = run(probe) / probe
         runs.append(run)
-        steps.append(max(20, min(200_000, int(seconds / per_step))))
+        steps.append(max(2, min(200_000, int(seconds / per_step))))
     times = [[] for _ in cells]
     for repeat in range(repeats + 1):
         for i, run in enumerate(runs):
@@ -426,7 +425,7 @@ def print_rows(rows):
             f"{row['learners']} | {row['microseconds']:.2f} | "
             f"{row['least']:.2f}-{row['most']:.2f} | "
             f"{row['microseconds'] / row['learners']:.3f} | "
-            f"{row['microseconds'] / bp[key]:.2f} |"
+            f"{row['microseconds'] / bp.get(key, float('nan')):.2f} |"
         )
 
 

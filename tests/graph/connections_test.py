@@ -429,3 +429,40 @@ def test_plastic_layer_inside_time_distributed():
         ValueError, match="'inner' cannot.*calls it once for each time step"
     ):
         _find(model, called=True)
+
+
+@_CALLED
+@pytest.mark.parametrize(
+    "end",
+    [
+        keras.layers.Softmax,
+        lambda: keras.layers.Activation("softmax"),
+        lambda: keras.layers.Lambda(lambda x: keras.ops.argmax(x, -1)),
+    ],
+    ids=["softmax", "activation", "lambda"],
+)
+def test_anything_may_follow_the_last_layer_with_weights(end, called):
+    model = _sequential(Dense(4, name="a"), Dense(3, name="b"), end())
+    assert _find(model, called) == {"a": ["b"], "b": []}
+
+
+def test_condition_on_the_units_themselves():
+    inputs = keras.Input((5,))
+    x = Dense(4, name="a")(inputs)
+    x = keras.ops.where(x > 0, x, 0.1 * x) ** 2
+    model = keras.Model(inputs, Dense(3, name="b")(x))
+    assert _find(model) == {"a": ["b"], "b": []}
+
+
+def test_normalization_inside_time_distributed():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential(
+        [
+            keras.Input((3, 5)),
+            Dense(4, name="a"),
+            keras.layers.TimeDistributed(norm),
+            Dense(2, name="b"),
+        ]
+    )
+    (a, _) = graph.find_connections(_plastic_layers(model), model)
+    assert [p.variable for p in a.parameters] == [norm.gamma, norm.beta]

@@ -425,10 +425,13 @@ _ELEMENTWISE = [
     _after_dense(
         "TimeDistributed",
         lambda: [
-            keras.layers.TimeDistributed(keras.layers.BatchNormalization()),
+            keras.layers.TimeDistributed(
+                keras.layers.BatchNormalization(), name="norm"
+            ),
             keras.layers.TimeDistributed(keras.layers.Activation("tanh")),
         ],
         shape=_SEQUENCE,
+        parameters=("norm",),
     ),
 ]
 

@@ -407,6 +407,8 @@ def test_no_other_weight_changes(experiment):
 def _parameters(layer):
     """The parameters of a layer for each unit, and their initial values."""
     initial = {"gamma": 1, "scale": 1, "beta": 0, "alpha": 0}
+    if isinstance(layer, keras.layers.TimeDistributed):
+        layer = layer.layer
     for name, value in initial.items():
         variable = getattr(layer, name, None)
         if isinstance(variable, keras.Variable):
