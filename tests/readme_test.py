@@ -33,7 +33,7 @@ def _layers_with(*chosen):
 
 
 def test_plastic_layers():
-    expected = set(keras_plasticity.layers.__all__) - {"PlasticLayer"}
+    expected = set(keras_plasticity.layers.__all__)
     assert _row("plastic layers") == expected
 
 

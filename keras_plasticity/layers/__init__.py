@@ -39,7 +39,6 @@ __all__ = [
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
-    "PlasticLayer",
     "SeparableConv1D",
     "SeparableConv2D",
 ]

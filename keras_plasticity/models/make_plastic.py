@@ -11,7 +11,6 @@ from keras_plasticity.layers.einsum_dense import find_labels
 _TWINS = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
-    if name != "PlasticLayer"
 }
 
 
