@@ -281,8 +281,9 @@ def test_trains_as_a_model_that_was_plastic_from_the_start(name):
     twin = build(_plastic(expected))
     assert [v.path for v in model.variables] == [v.path for v in twin.variables]
     if _BACKEND == "torch":
-        parameters = [set(dict(m.named_parameters())) for m in (model, twin)]
-        assert parameters[0] == parameters[1] != set()
+        # PyTorch sets the gradients of those it knows back to zero.
+        numbers = [len(list(each.parameters())) for each in (model, twin)]
+        assert numbers[0] == numbers[1] == len(model.variables)
     twin.set_weights(model.get_weights())
     data = _data(model)
     for each in (model, twin):
