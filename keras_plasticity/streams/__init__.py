@@ -2,9 +2,17 @@
 
 A stream is any object with a length, its number of tasks, and a method
 `task(index)` that returns a tuple `(x, y)` of NumPy arrays with one entry for
-each example, of the same shapes for every task.
+each example, of the same shapes for every task. It may also have
+
+- `test(index)`, which returns such a tuple of test examples, and
+- `order(index, epoch)`, which returns the order in which an epoch goes through
+    the examples of `task(index)`: a permutation of their indices.
 """
 
+from keras_plasticity.streams.continual_pairs import (
+    ContinualPairs as ContinualPairs,
+)
+from keras_plasticity.streams.imagenet import load_imagenet as load_imagenet
 from keras_plasticity.streams.mnist import load_mnist as load_mnist
 from keras_plasticity.streams.online_permuted_images import (
     OnlinePermutedImages as OnlinePermutedImages,
@@ -13,4 +21,10 @@ from keras_plasticity.streams.slowly_changing_regression import (
     SlowlyChangingRegression as SlowlyChangingRegression,
 )
 
-__all__ = ["OnlinePermutedImages", "SlowlyChangingRegression", "load_mnist"]
+__all__ = [
+    "ContinualPairs",
+    "OnlinePermutedImages",
+    "SlowlyChangingRegression",
+    "load_imagenet",
+    "load_mnist",
+]

@@ -1,7 +1,8 @@
 import math
-import numbers
 
 import numpy as np
+
+from keras_plasticity.streams import validation
 
 
 class OnlinePermutedImages:
@@ -59,13 +60,15 @@ class OnlinePermutedImages:
     ):
         images = np.asarray(images)
         labels = np.asarray(labels)
-        _check_images(images)
-        _check_labels(labels, num_images=len(images))
+        validation.check_images(images)
+        validation.check_labels(labels, num_images=len(images))
         if examples_per_task is None:
             examples_per_task = len(images)
-        _check_integer("num_tasks", num_tasks, minimum=1)
-        _check_integer("examples_per_task", examples_per_task, minimum=1)
-        _check_integer("seed", seed, minimum=0)
+        validation.check_integer("num_tasks", num_tasks, minimum=1)
+        validation.check_integer(
+            "examples_per_task", examples_per_task, minimum=1
+        )
+        validation.check_integer("seed", seed, minimum=0)
         self.num_pixels = math.prod(images.shape[1:])
         self.num_tasks = num_tasks
         self.examples_per_task = examples_per_task
@@ -91,11 +94,7 @@ class OnlinePermutedImages:
         Raises:
             IndexError: If there is no such task.
         """
-        if not _is_integer(index) or not 0 <= index < self.num_tasks:
-            raise IndexError(
-                f"`index` must be an integer in [0, {self.num_tasks}), the "
-                f"stream's tasks. Received: index={index}"
-            )
+        validation.check_index(index, self.num_tasks)
         rng = np.random.default_rng([self.seed, index])
         pixels = rng.permutation(self.num_pixels)
         order = rng.permutation(len(self._images))
@@ -107,48 +106,3 @@ class OnlinePermutedImages:
             x = x.astype("float32")
             x /= 255.0
         return x.astype("float32", copy=False), self._labels[order]
-
-
-def _check_images(images):
-    if images.ndim < 2 or images.size == 0:
-        raise ValueError(
-            "`images` must be a non-empty array with one image for each index "
-            "of its first axis. Received: an array of shape "
-            f"images.shape={images.shape}"
-        )
-    is_float = np.issubdtype(images.dtype, np.floating)
-    if images.dtype != np.uint8 and not is_float:
-        raise ValueError(
-            "`images` must be unsigned 8-bit integers or floats. Received: "
-            f"images.dtype={images.dtype}"
-        )
-    if is_float and not np.isfinite(images).all():
-        raise ValueError(
-            "`images` must be finite numbers. Received: an array with "
-            f"{np.count_nonzero(~np.isfinite(images))} NaN or infinite values."
-        )
-
-
-def _check_labels(labels, num_images):
-    if labels.shape != (num_images,):
-        raise ValueError(
-            "`labels` must hold one label for each image. Received: "
-            f"{num_images} images, labels.shape={labels.shape}"
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            "`labels` must be integers, the classes of the images. Received: "
-            f"labels.dtype={labels.dtype}"
-        )
-
-
-def _is_integer(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _check_integer(name, value, minimum):
-    if not _is_integer(value) or value < minimum:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. "
-            f"Received: {name}={value}"
-        )

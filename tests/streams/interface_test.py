@@ -18,6 +18,14 @@ STREAMS = {
     "online_permuted_images": lambda seed: streams.OnlinePermutedImages(
         _IMAGES, _LABELS, num_tasks=5, seed=seed
     ),
+    "continual_pairs": lambda seed: streams.ContinualPairs(
+        _IMAGES,
+        np.arange(30) % 10,
+        num_tasks=5,
+        train_images_per_class=2,
+        test_images_per_class=1,
+        seed=seed,
+    ),
 }
 
 
@@ -60,3 +68,23 @@ def test_tasks_differ_and_seeds_differ(build):
 def test_a_task_that_is_not_there(build, index):
     with pytest.raises(IndexError, match=rf"Received: index={index}"):
         build(0).task(index)
+
+
+def test_orders_are_permutations_of_a_tasks_examples(build):
+    stream = build(0)
+    if not hasattr(stream, "order"):
+        return
+    for index in range(len(stream)):
+        for epoch in range(2):
+            order = stream.order(index, epoch)
+            assert sorted(order) == list(range(len(stream.task(index)[0])))
+
+
+def test_test_examples_are_shaped_as_those_of_training(build):
+    stream = build(0)
+    if not hasattr(stream, "test"):
+        return
+    for index in range(len(stream)):
+        for train, test in zip(stream.task(index), stream.test(index)):
+            assert train.shape[1:] == test.shape[1:]
+            assert train.dtype == test.dtype

@@ -1,0 +1,202 @@
+import numpy as np
+
+from keras_plasticity.streams import validation
+
+SCALES = ("unit", "raw", "centered")
+
+
+class ContinualPairs:
+    """A stream of binary tasks: to tell the images of two classes apart.
+
+    The classes are put into a random order, which depends on `seed` alone and
+    is read two by two, again and again: with 1,000 classes a pass has 500
+    tasks, and task 500 is task 0 again. With an odd number of classes the last
+    one meets the first, and a second pass has the other pairs.
+
+    In the order of the data, the first `train_images_per_class` images of a
+    class are for training and the next `test_images_per_class` for the test;
+    further ones are not used. With the 1,000 classes of ImageNet at 32 x 32
+    pixels it is the Continual ImageNet of the paper, where each task is
+    trained on for 250 epochs and tested after the last one.
+
+    Everything depends on `seed` and the task's index alone, so any task can be
+    reached without replaying the ones before it.
+
+    Args:
+        images: NumPy array of shape `(images, ...)`, most often
+            `(images, height, width, channels)`, of unsigned 8-bit integers or
+            floats. A memory map is read task by task.
+        labels: NumPy array of integers of shape `(images,)`, the classes, in
+            any order. Which integers they are does not matter.
+        num_tasks: Integer, the number of tasks. Defaults to `2000`.
+        train_images_per_class: Integer. Defaults to `600`.
+        test_images_per_class: Integer. Defaults to `100`.
+        scale: What becomes of unsigned 8-bit integers: `"unit"` (default)
+            divides them by 255, `"centered"` maps them to [-1, 1], `"raw"`
+            leaves them in [0, 255]. Floats are taken as they are.
+        seed: Non-negative integer. Defaults to `0`.
+
+    Attributes:
+        num_classes: Integer, the number of classes in the data. Each task has
+            two of them.
+        image_shape: Tuple, the shape of one image.
+
+    Raises:
+        ValueError: If the arrays do not fit each other or hold values that
+            are no images or labels, if there are too few classes, or too few
+            images of one, or if an argument is out of its range.
+
+    Example:
+
+    ```python
+    images, labels = keras_plasticity.streams.load_imagenet()
+    stream = keras_plasticity.streams.ContinualPairs(images, labels)
+    for index in range(len(stream)):
+        x, y = stream.task(index)
+        for epoch in range(250):
+            order = stream.order(index, epoch)
+            model.fit(x[order], y[order], batch_size=100, shuffle=False)
+        model.evaluate(*stream.test(index))
+    ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        num_tasks: int = 2000,
+        train_images_per_class: int = 600,
+        test_images_per_class: int = 100,
+        scale: str = "unit",
+        seed: int = 0,
+    ):
+        images = np.asarray(images)
+        labels = np.asarray(labels)
+        validation.check_images(images)
+        validation.check_labels(labels, num_images=len(images))
+        for name, value, minimum in (
+            ("num_tasks", num_tasks, 1),
+            ("train_images_per_class", train_images_per_class, 1),
+            ("test_images_per_class", test_images_per_class, 1),
+            ("seed", seed, 0),
+        ):
+            validation.check_integer(name, value, minimum)
+        if scale not in SCALES:
+            raise ValueError(
+                f"`scale` must be one of {SCALES}. Received: scale={scale}"
+            )
+        self.num_tasks = num_tasks
+        self.train_images_per_class = train_images_per_class
+        self.test_images_per_class = test_images_per_class
+        self.scale = scale
+        self.seed = seed
+        self._images = images
+        self._by_class = np.argsort(labels, kind="stable")
+        classes, self._starts, counts = np.unique(
+            labels[self._by_class], return_index=True, return_counts=True
+        )
+        self._check_classes(classes, counts)
+        self.num_classes = len(classes)
+        self.image_shape = images.shape[1:]
+        rng = np.random.default_rng(seed)
+        self._class_order = rng.permutation(self.num_classes)
+
+    def __len__(self) -> int:
+        """The number of tasks."""
+        return self.num_tasks
+
+    def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The training examples of a task, the two classes taking turns.
+
+        Args:
+            index: Integer in `[0, len(stream))`.
+
+        Returns:
+            Tuple `(x, y)`: the images, float32 of shape
+            `(2 * train_images_per_class, *image_shape)`, and which of the two
+            classes each is of, int32 of shape `(2 * train_images_per_class,)`
+            with values 0 and 1.
+
+        Raises:
+            IndexError: If there is no such task.
+        """
+        return self._examples(index, 0, self.train_images_per_class)
+
+    def test(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The test examples of a task, the two classes taking turns.
+
+        Args:
+            index: Integer in `[0, len(stream))`.
+
+        Returns:
+            Tuple `(x, y)` as that of `task`, of
+            `2 * test_images_per_class` examples.
+
+        Raises:
+            IndexError: If there is no such task.
+        """
+        return self._examples(
+            index, self.train_images_per_class, self.test_images_per_class
+        )
+
+    def order(self, index: int, epoch: int) -> np.ndarray:
+        """The order in which an epoch goes through the training examples.
+
+        Args:
+            index: Integer in `[0, len(stream))`, the task.
+            epoch: Non-negative integer, the pass over the task.
+
+        Returns:
+            Integers of shape `(2 * train_images_per_class,)`, a permutation
+            of the indices of `task(index)`.
+
+        Raises:
+            IndexError: If there is no such task.
+            ValueError: If `epoch` is no non-negative integer.
+        """
+        validation.check_index(index, self.num_tasks)
+        validation.check_integer("epoch", epoch, minimum=0)
+        # A fourth number, lest epoch 0 of task 0 draws as the classes do.
+        rng = np.random.default_rng([self.seed, index, epoch, 1])
+        return rng.permutation(2 * self.train_images_per_class)
+
+    def _examples(self, index, first, number):
+        validation.check_index(index, self.num_tasks)
+        positions = (2 * index + np.arange(2)) % self.num_classes
+        starts = self._starts[self._class_order[positions]] + first
+        rows = starts + np.arange(number)[:, None]
+        x = self._scaled(self._images[self._by_class[rows.ravel()]])
+        return x, np.tile(np.arange(2, dtype="int32"), number)
+
+    def _scaled(self, images):
+        x = images.astype("float32", copy=False)
+        if images.dtype == np.uint8 and self.scale == "unit":
+            x /= 255.0
+        elif images.dtype == np.uint8 and self.scale == "centered":
+            x /= 127.5
+            x -= 1.0
+        return x
+
+    def _check_classes(self, classes, counts):
+        if len(classes) < 2:
+            raise ValueError(
+                "`labels` must name at least 2 classes, for a task has two. "
+                f"Received: {len(classes)} class, {classes[0]}"
+            )
+        needed = self.train_images_per_class + self.test_images_per_class
+        least = int(np.argmin(counts))
+        if counts[least] < needed:
+            raise ValueError(
+                "Every class must have `train_images_per_class + "
+                f"test_images_per_class` = {needed} images. Class "
+                f"{classes[least]} has {counts[least]}; "
+                f"{np.count_nonzero(counts < needed)} of {len(classes)} "
+                "classes have too few. Ask for fewer images, or leave these "
+                "classes out of `images` and `labels`. Received: "
+                f"train_images_per_class={self.train_images_per_class}, "
+                f"test_images_per_class={self.test_images_per_class}"
+            )

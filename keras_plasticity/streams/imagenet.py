@@ -1,0 +1,123 @@
+import os
+import pathlib
+
+import numpy as np
+
+from keras_plasticity.streams import image_cache
+from keras_plasticity.streams import prepared_data
+
+_RESOLUTIONS = (8, 16, 32, 64)
+_BATCH_SIZE = 1000
+
+
+def load_imagenet(
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+    resolution: int = 32,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loads the training images of downsampled ImageNet, sorted by class.
+
+    They are those of `imagenet_resized` of `tensorflow_datasets`: 1.28
+    million of 1,000 classes. Its validation images are not used, as in the
+    paper, which takes 700 training images of each class.
+
+    The first call decodes all images into a file and shows how long that will
+    take. If it is stopped, the next call goes on where it was. Afterwards
+    nothing is decoded any more: the file is mapped into memory, and of it is
+    read what is used. A file that was damaged, or is of another version of
+    the data, is noticed, mended or made anew. Several processes may call
+    this at once; one makes the file, the others wait.
+
+    Args:
+        data_dir: String, a folder of `tensorflow_datasets` that holds
+            `imagenet_resized`; nothing is downloaded then. Defaults to `None`:
+            the default folder of `tensorflow_datasets`, and a download when
+            it is not there.
+        cache_dir: String, a folder for the decoded images, 3.9 GB at a
+            resolution of 32. Defaults to `None`: the folder
+            `keras_plasticity` within that of `tensorflow_datasets`, or where
+            that cannot be written, `~/.cache/keras_plasticity` (within
+            `XDG_CACHE_HOME` if that is set).
+        resolution: Integer, the height and width of the images in pixels: 8,
+            16, 32 or 64. Defaults to 32.
+
+    Returns:
+        Tuple `(images, labels)`: a read-only memory map, uint8 of shape
+        `(images, resolution, resolution, 3)`, sorted by class, and the
+        classes, int32 of shape `(images,)` with values in [0, 1000). Within a
+        class images keep the order of the data.
+
+    Raises:
+        ImportError: If `tensorflow_datasets` or TensorFlow, by which it reads,
+            is missing.
+        FileNotFoundError: If `data_dir` does not hold the data.
+        ConnectionError: If the data has to be downloaded and cannot be.
+        OSError: If the cache cannot be written.
+        ValueError: If there are no images of this resolution.
+    """
+    if resolution not in _RESOLUTIONS:
+        raise ValueError(
+            f"`resolution` must be one of {_RESOLUTIONS}. "
+            f"Received: resolution={resolution}"
+        )
+    size = f"{resolution}x{resolution}"
+    # The data of 64 x 64 pixels is downloaded in two parts.
+    part = "_part1" if resolution == 64 else ""
+    builder = prepared_data.prepared_builder(
+        title=f"ImageNet at {size}",
+        name=f"imagenet_resized/{size}",
+        url="http://www.image-net.org/data/downsample/",
+        probe=f"Imagenet{resolution}_train{part}_npz.zip",
+        data_dir=data_dir,
+    )
+    if cache_dir is None:
+        cache_dir = _default_cache_dir(builder)
+    # The name has a version, so versions do not drive one another out.
+    folder = pathlib.Path(cache_dir) / builder.info.full_name
+    return image_cache.load(folder, _Source(builder, f"ImageNet at {size}"))
+
+
+def _default_cache_dir(builder):
+    # Its parts are the folder, the name, the resolution and the version.
+    folder = pathlib.Path(builder.data_dir).parents[2]
+    if os.access(folder, os.W_OK):
+        return folder / "keras_plasticity"
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "keras_plasticity"
+
+
+class _Source:
+    """The training images of `imagenet_resized`, an `image_cache.Source`."""
+
+    def __init__(self, builder, title):
+        split = builder.info.splits["train"]
+        self._builder = builder
+        self.title = title
+        self.num_images = split.num_examples
+        self.image_shape = builder.info.features["image"].shape
+        self.fingerprint = {
+            "name": builder.info.full_name,
+            "num_images": split.num_examples,
+            "num_bytes": split.num_bytes,
+            "images_in_each_file": list(split.shard_lengths),
+        }
+
+    def labels(self):
+        for part in self._read(0, self.num_images, "label"):
+            yield part
+
+    def images(self, start, stop):
+        return self._read(start, stop, "image")
+
+    def _read(self, start, stop, feature):
+        tfds = prepared_data.import_tensorflow_datasets(self.title)
+        dataset = self._builder.as_dataset(
+            split=f"train[{start}:{stop}]",
+            decoders=tfds.decode.PartialDecoding({feature: True}),
+            # File by file, so that any range has the order of the whole.
+            read_config=tfds.ReadConfig(
+                interleave_cycle_length=1, try_autocache=False
+            ),
+        )
+        for batch in dataset.batch(_BATCH_SIZE).as_numpy_iterator():
+            yield batch[feature]

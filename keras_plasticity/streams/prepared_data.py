@@ -1,0 +1,96 @@
+"""Data sets that `tensorflow_datasets` has prepared on this machine."""
+
+import urllib.error
+import urllib.request
+
+import keras
+
+
+def import_tensorflow_datasets(title: str):
+    """Imports the reader of prepared data: slow, and needed by loaders only.
+
+    Args:
+        title: String, what the data is called in an error.
+
+    Returns:
+        The module `tensorflow_datasets`.
+
+    Raises:
+        ImportError: If it, or TensorFlow, by which it reads, is missing.
+    """
+    try:
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"{title} is read by `tensorflow_datasets`, which needs "
+            "TensorFlow. Install both: pip install tensorflow "
+            f"tensorflow-datasets importlib_resources. Received: {error}"
+        ) from error
+    if keras.backend.backend() != "tensorflow":
+        try:
+            # It would take all of the GPU's memory only to read a file.
+            tf.config.set_visible_devices([], "GPU")
+        except RuntimeError:
+            pass  # TensorFlow runs already: its devices cannot change.
+    return tfds
+
+
+def prepared_builder(
+    title: str, name: str, url: str, probe: str, data_dir: str | None
+):
+    """A builder of `tensorflow_datasets` whose data is on this machine.
+
+    Args:
+        title: String, what the data is called in an error.
+        name: String, its name in `tensorflow_datasets`.
+        url: String, where it is downloaded from.
+        probe: String, one of the files there.
+        data_dir: String, the folder that holds it; nothing is downloaded
+            then. `None`: the default folder, and a download if need be.
+
+    Returns:
+        A `tfds.core.DatasetBuilder`.
+
+    Raises:
+        ImportError: If `tensorflow_datasets` or TensorFlow is missing.
+        FileNotFoundError: If `data_dir` does not hold the data.
+        ConnectionError: If the data has to be downloaded and cannot be.
+    """
+    tfds = import_tensorflow_datasets(title)
+    builder = tfds.builder(name, data_dir=data_dir)
+    if builder.is_prepared():
+        return builder
+    how_to_prepare = (
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='FOLDER').download_and_prepare()\""
+    )
+    if data_dir is not None:
+        raise FileNotFoundError(
+            f"{title} was not found in `data_dir`, which must be a folder of "
+            f"`tensorflow_datasets` with '{name}' in it. Leave `data_dir` "
+            f"out to download {title} to the default folder, or download it "
+            f"to FOLDER by: {how_to_prepare}. Received: data_dir={data_dir}"
+        )
+    try:
+        _check_reachable(url + probe)
+        builder.download_and_prepare()
+    except (OSError, tfds.download.DownloadError) as error:
+        raise ConnectionError(
+            f"{title} is not in {builder.data_dir}, and could not be "
+            f"downloaded from {url}. Connect to the network, or set "
+            "`data_dir` to a folder of `tensorflow_datasets` that holds "
+            f"{title}. On a machine with a network, FOLDER becomes one by: "
+            f"{how_to_prepare}. Received: {error}"
+        ) from error
+    return builder
+
+
+def _check_reachable(url):
+    """Fails within seconds; `tensorflow_datasets` retries for minutes."""
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=20
+        ).close()
+    except urllib.error.HTTPError:
+        pass  # An answer nevertheless. What it means is for the download.

@@ -1,0 +1,97 @@
+"""What streams check of their arguments."""
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or NumPy, and no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_integer(name: str, value: Any, minimum: int):
+    """Checks that an argument is an integer and large enough.
+
+    Args:
+        name: String, the argument's name.
+        value: The argument.
+        minimum: Integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not is_integer(value) or value < minimum:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {minimum}. "
+            f"Received: {name}={value}"
+        )
+
+
+def check_index(index: Any, num_tasks: int):
+    """Checks that a stream has a task.
+
+    Args:
+        index: The index asked for.
+        num_tasks: Integer, the number of tasks of the stream.
+
+    Raises:
+        IndexError: If there is no such task.
+    """
+    if not is_integer(index) or not 0 <= index < num_tasks:
+        raise IndexError(
+            f"`index` must be an integer in [0, {num_tasks}), the "
+            f"stream's tasks. Received: index={index}"
+        )
+
+
+def check_images(images: np.ndarray):
+    """Checks that an array can hold images.
+
+    Args:
+        images: NumPy array.
+
+    Raises:
+        ValueError: If it has no images along its first axis, or values that
+            are neither unsigned 8-bit integers nor finite floats.
+    """
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(
+            "`images` must be a non-empty array with one image for each index "
+            "of its first axis. Received: an array of shape "
+            f"images.shape={images.shape}"
+        )
+    is_float = np.issubdtype(images.dtype, np.floating)
+    if images.dtype != np.uint8 and not is_float:
+        raise ValueError(
+            "`images` must be unsigned 8-bit integers or floats. Received: "
+            f"images.dtype={images.dtype}"
+        )
+    if is_float and not np.isfinite(images).all():
+        raise ValueError(
+            "`images` must be finite numbers. Received: an array with "
+            f"{np.count_nonzero(~np.isfinite(images))} NaN or infinite values."
+        )
+
+
+def check_labels(labels: np.ndarray, num_images: int):
+    """Checks that an array holds the classes of images.
+
+    Args:
+        labels: NumPy array.
+        num_images: Integer.
+
+    Raises:
+        ValueError: If it does not hold one integer for each image.
+    """
+    if labels.shape != (num_images,):
+        raise ValueError(
+            "`labels` must hold one label for each image. Received: "
+            f"{num_images} images, labels.shape={labels.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "`labels` must be integers, the classes of the images. Received: "
+            f"labels.dtype={labels.dtype}"
+        )
