@@ -3,8 +3,6 @@
 from keras_plasticity.training.online_trainer import (
     OnlineTrainer as OnlineTrainer,
 )
-from keras_plasticity.training.online_trainer import (
-    TaskCallback as TaskCallback,
-)
+from keras_plasticity.training.task_callback import TaskCallback as TaskCallback
 
 __all__ = ["OnlineTrainer", "TaskCallback"]
