@@ -13,7 +13,8 @@ that replaces units needs a few things which `keras.ops` cannot say:
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on a part of
   the same batch.
-- `column_magnitudes(matrix)`: sums of absolute values over the rows.
+- `column_magnitudes(matrix)`, `row_magnitudes(matrix)`: sums of absolute values
+    over the rows, and over the columns.
 
 The file of the active backend is the only place that imports it.
 """
@@ -40,3 +41,4 @@ compute_now = _active.compute_now
 mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat
+row_magnitudes = _active.row_magnitudes

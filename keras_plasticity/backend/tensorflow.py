@@ -82,3 +82,8 @@ def mean_over_replicas(values):
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return tf.reduce_sum(tf.abs(matrix), axis=0)
+
+
+def row_magnitudes(matrix):
+    """Sum of absolute values over the columns, for each row."""
+    return tf.reduce_sum(tf.abs(matrix), axis=1)

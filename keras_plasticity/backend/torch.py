@@ -42,3 +42,8 @@ def mean_over_replicas(values):
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return matrix.abs().sum(dim=0)
+
+
+def row_magnitudes(matrix):
+    """Sum of absolute values over the columns, for each row."""
+    return matrix.abs().sum(dim=1)

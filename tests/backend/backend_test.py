@@ -64,17 +64,32 @@ def test_assign_part_in_another_shape_on_two_axes():
     np.testing.assert_array_equal(to_numpy(variable), expected)
 
 
-# In blocks and, where there are too many columns or no divisor, whole.
+# On JAX in slices: with and without a remainder, or single rows; and whole.
 @pytest.mark.parametrize(
-    "shape", [(784, 10), (100, 7), (53, 3), (6, 600), (1, 4)], ids=str
+    "shape", [(784, 10), (127, 101), (53, 31), (6, 600), (20, 60), (1, 4)]
 )
-def test_column_magnitudes(shape):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_magnitudes(shape, axis):
     matrix = np.random.default_rng(0).normal(0, 1, shape).astype("float32")
+    function = (backend.column_magnitudes, backend.row_magnitudes)[axis]
     np.testing.assert_allclose(
-        to_numpy(backend.column_magnitudes(ops.convert_to_tensor(matrix))),
-        np.abs(matrix).sum(axis=0),
+        to_numpy(function(ops.convert_to_tensor(matrix))),
+        np.abs(matrix).sum(axis=axis),
         rtol=1e-5,
     )
+
+
+def test_magnitudes_of_what_is_not_finite():
+    matrix = np.ones((50, 40), "float32")
+    matrix[0, 0] = np.nan
+    matrix[3, 1] = np.inf
+    for axis, function in enumerate(
+        (backend.column_magnitudes, backend.row_magnitudes)
+    ):
+        np.testing.assert_array_equal(
+            to_numpy(function(ops.convert_to_tensor(matrix))),
+            np.abs(matrix).sum(axis=axis),
+        )
 
 
 def test_after_backward_changes_no_gradient():
