@@ -102,6 +102,21 @@ def load(path: str) -> Checkpoint:
         ) from error
 
 
+def num_tasks_done(path: str) -> int:
+    """How far the run of a checkpoint has come.
+
+    Args:
+        path: String, the file; there may be none.
+
+    Returns:
+        Integer, the number of tasks that need not be trained on again.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, or is damaged.
+    """
+    return load(path).progress["tasks_done"] if os.path.exists(path) else 0
+
+
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What sets the settings of two runs apart.
 
