@@ -125,3 +125,14 @@ def column_magnitudes(matrix):
 def _row_block(rows):
     """The largest divisor of `rows` that one loop body may hold."""
     return max(n for n in range(1, 51) if rows % n == 0)
+
+
+def gradients(loss_function, variables):
+    """See `keras_plasticity.backend`."""
+
+    def loss(values):
+        mapping = list(zip(variables, values))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+            return loss_function()
+
+    return jax.grad(loss)([v.value for v in variables])
