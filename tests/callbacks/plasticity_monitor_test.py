@@ -137,10 +137,10 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
         change = metrics.weight_change(before.values(), kernels.values())
         assert entry["weight_change"]["total"] == pytest.approx(change)
         assert change > 0
-        counts = {k: replaced[k] - replaced_before[k] for k in replaced}
+        counts = {k: n - replaced_before.get(k, 0) for k, n in replaced.items()}
         counts["total"] = sum(counts.values())
         assert entry["replaced_units"] == counts
-    assert sum(e[2]["layer_0"] for e in expected) > 0
+    assert expected[-1][2]["layer_0"] > 0
 
 
 @pytest.mark.parametrize("batch_size", [3, 500])
@@ -175,7 +175,7 @@ def test_relu_layers():
     model.layers[0].bias.assign(bias)
     x = make_data(400, DIMS)[0]
     x[:, 0] = -1.0
-    x[:3, 0] = 0.1  # Of 400: less than 1 %.
+    x[1:4, 0] = 0.1  # Of 400: less than 1 %.
     monitor = PlasticityMonitor(x, max_rows=50)
     small_fit(model, monitor)
     first = monitor.history[0]
@@ -184,7 +184,7 @@ def test_relu_layers():
     assert first["dormant_units"]["layer_0"] == 3
     assert "saturated_units" not in first
     assert "gradient_norm" not in first
-    # The three live units are all that singular values see.
+    # 50 rows, of which none is one of those three.
     assert first["hard_rank"]["layer_0"] == 3
 
 
