@@ -16,6 +16,12 @@ that replaces units needs a few things which `keras.ops` cannot say:
 - `column_magnitudes(matrix)`, `row_magnitudes(matrix)`: sums of absolute values
     over the rows, and over the columns.
 
+
+- `column_magnitudes(matrix)`: sums of absolute values over the rows.
+- `gradients(loss_function, variables)`: gradients of what `loss_function()`
+  returns, outside a step; what it assigns to variables is forgotten. `None`
+  (on JAX zeros) for a variable that the loss does not depend on.
+
 The file of the active backend is the only place that imports it.
 """
 
@@ -38,6 +44,7 @@ after_backward = _active.after_backward
 assign_part = _active.assign_part
 column_magnitudes = _active.column_magnitudes
 compute_now = _active.compute_now
+gradients = _active.gradients
 mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat

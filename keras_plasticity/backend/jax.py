@@ -155,3 +155,19 @@ def _ones_like(values):
     """Ones of which the compiler does not know that they are."""
     bits = jax.lax.bitcast_convert_type(values, "int32")
     return jnp.where(bits == _NEVER, 0.5, 1.0)
+
+
+def _row_block(rows):
+    """The largest divisor of `rows` that one loop body may hold."""
+    return max(n for n in range(1, 51) if rows % n == 0)
+
+
+def gradients(loss_function, variables):
+    """See `keras_plasticity.backend`."""
+
+    def loss(values):
+        mapping = list(zip(variables, values))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+            return loss_function()
+
+    return jax.grad(loss)([v.value for v in variables])
