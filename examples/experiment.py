@@ -239,6 +239,7 @@ def run(
                 *task_callbacks,
                 *method.task_callbacks(build_model),
             ],
+            settings=settings | method.settings | {"method": method.name},
             log_dir=os.path.join(log_dir, method.name),
         )
         records.append(record)
@@ -249,9 +250,13 @@ def run(
             )
         if record["interrupted"] or record["problem_met"]:
             break
+    # With one method, whatever there is to say is about it.
+    about_all = dict(records[0]) if len(chosen) == 1 else {}
+    about_all.pop("settings", None)
     summary = logs.write_summary(
         log_dir,
         settings,
+        **about_all,
         problem=problem.name,
         title=f"{problem.title}, {_count(len(seeds), 'learner')}",
         metric={
@@ -305,6 +310,7 @@ def _train(
     epochs,
     probe,
     task_callbacks,
+    settings,
     log_dir,
 ):
     """Trains all learners of a method on all tasks.
@@ -318,6 +324,10 @@ def _train(
     checkpoint = os.path.join(log_dir, "checkpoint.npz")
     writer = utils.SummaryWriter(
         log_dir, first_step=training.num_tasks_done(checkpoint)
+    )
+    writer.text(
+        "flags",
+        utils.markdown_table(("flag", "value"), list(settings.items())),
     )
     monitor = None
     if probe is not None:

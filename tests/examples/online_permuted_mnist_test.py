@@ -82,6 +82,7 @@ def scalar_tags():
         for layer in [*_HIDDEN, "total"]
     ]
     return {
+        "flags",
         "task/online_accuracy",
         "task/loss",
         "step/online_accuracy",
@@ -106,6 +107,9 @@ def test_cbp_writes_summary_events_and_table(loaded, tmp_path, capsys):
     assert summary["flags"]["replacement_rate"] == 0.01
     assert "utility" not in summary["flags"]  # It was not given.
     [record] = summary["runs"]
+    # With a single method its entry is that of the run, too.
+    for name in record.keys() - {"settings"}:
+        assert summary[name] == record[name]
     assert record["method"] == "cbp"
     assert record["settings"]["replacement_rate"] == 0.01
     assert record["settings"]["utility"] == "overall"
@@ -132,6 +136,7 @@ def test_cbp_writes_summary_events_and_table(loaded, tmp_path, capsys):
     histograms = {f"{n}/{h}" for n in ("utility", "age") for h in _HIDDEN}
     replaced = {f"units/replaced/{h}" for h in [*_HIDDEN, "total"]}
     assert set(events) == scalar_tags() | histograms | replaced
+    assert events.pop("flags") == [0]
     assert events.pop("step/online_accuracy") == [150, 300]
     assert all(steps == [0, 1] for steps in events.values())
 
