@@ -92,7 +92,7 @@ def main(argv):
     if not labeled:
         sys.exit("No run has finished a task: there is nothing to compare.")
     rows = runs.rows(summary, labeled)
-    title = summary["title"].rpartition(", ")[0]
+    title = summary["title"].partition(",")[0]
     table = utils.markdown_table(
         tuple(rows[0]), [tuple(row.values()) for row in rows]
     )

@@ -258,7 +258,7 @@ def run(
         settings,
         **about_all,
         problem=problem.name,
-        title=f"{problem.title}, {_count(len(seeds), 'learner')}",
+        title=_title(problem, chosen, len(seeds)),
         metric={
             "name": problem.metric,
             "label": problem.metric_label,
@@ -485,5 +485,15 @@ def _format_mean(problem, values):
     return f"{problem.metric_label} {problem.scale * mean:{problem.format}}"
 
 
-def _count(number, noun):
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _title(problem, chosen, num_learners):
+    """The figure's title, with the main settings that all methods share."""
+    parts = [problem.title]
+    for name, form in (
+        ("activation", "{}"),
+        ("learning_rate", "step size {:g}"),
+    ):
+        values = {m.settings[name] for m in chosen if name in m.settings}
+        if len(values) == 1:
+            parts.append(form.format(*values))
+    parts.append(f"{num_learners} learner" + "s" * (num_learners > 1))
+    return ", ".join(parts)

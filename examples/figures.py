@@ -71,6 +71,7 @@ def draw(summary, labeled_runs, path):
     bins = f", bins of {per_bin} tasks" if per_bin > 1 else ""
     axes.set_ylabel(summary["metric"]["label"] + bins)
     axes.set_title(summary["title"])
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if summary["metric"]["lower_is_better"]:
         axes.set_ylim(bottom=0)
