@@ -1,4 +1,7 @@
-"""The engine's inner loop on JAX: one `lax.scan` over the steps of a task."""
+"""The engine's inner loop on JAX: one `lax.scan` over the steps of a task.
+
+With convolutions on a CPU it is a loop of calls of one compiled step.
+"""
 
 import contextlib
 
@@ -167,19 +170,45 @@ class TrainingLoop:
         shapes = tuple((a.shape, a.dtype) for a in data[0])
         function = self._functions.get(shapes)
         if function is None:
-            function = jax.jit(self._vmap(self._scan), donate_argnums=0)
-            function = function.lower(self._states[0], data[0]).compile()
+            function = self._trace(self._scan, data[0])
+            if _is_slow_in_a_loop(function.jaxpr):
+                function = self._one_by_one(data[0])
+            else:
+                function = function.lower().compile()
             self._functions[shapes] = function
         return function
 
-    def _scan(self, state, data):
-        def step(state, batch):
-            _, state = self._model.train_step(state, batch)
-            return [list(part) for part in state], None
+    def _trace(self, function, data):
+        function = jax.jit(self._vmap(function), donate_argnums=0)
+        return function.trace(self._states[0], data)
 
+    def _one_by_one(self, data):
+        """A function like `_scan`, of calls of a compiled step."""
+        axis = 1 if self._is_stacked else 0
+        first = [jnp.take(array, 0, axis) for array in data]
         with _apply_after_backward(self._model.optimizer):
-            state, _ = jax.lax.scan(step, state, data)
+            step = self._trace(self._step, first).lower().compile()
+
+        def run(state, data):
+            for i in range(data[0].shape[axis]):
+                batch = [jnp.take(array, i, axis) for array in data]
+                state = step(state, batch)
+            return state
+
+        return run
+
+    def _scan(self, state, data):
+        with _apply_after_backward(self._model.optimizer):
+            state, _ = jax.lax.scan(
+                lambda state, batch: (self._step(state, batch), None),
+                state,
+                data,
+            )
         return state
+
+    def _step(self, state, batch):
+        _, state = self._model.train_step(state, batch)
+        return [list(part) for part in state]
 
     def _test(self, state, batch):
         trainable, non_trainable, _, metrics = state
@@ -192,6 +221,17 @@ class TrainingLoop:
         mapping = list(zip(self._model.metrics_variables, metrics_variables))
         with keras.StatelessScope(state_mapping=mapping):
             return self._model.get_metrics_result()
+
+
+def _is_slow_in_a_loop(jaxpr):
+    """Whether XLA's compiled loop would be slower than one of Python's.
+
+    Within a loop its CPU compiler has no fast convolution: a step takes ten
+    times as long there, far longer than a call.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    return "conv_general_dilated" in str(jaxpr)
 
 
 def _get_variables(model):
