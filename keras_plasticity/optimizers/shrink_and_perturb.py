@@ -82,6 +82,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
                 (1,), dtype="int32", name="position"
             )
             self._signs = self.add_variable((steps,), name="signs")
+            self._scale = self.add_variable((), name="scale")
         for variable in variables:
             draw = None
             if not is_overwritten(variable):
@@ -144,7 +145,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
     def _noise_variables(self):
         result = [self._seed_generator.state]
         if self._perturb != 0 and self.noise_refresh_steps > 1:
-            result += [self._position, self._signs]
+            result += [self._position, self._signs, self._scale]
             result += [each.table for each in self._noise.values()]
         return result
 
@@ -157,8 +158,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
                 self._refresh,
                 self._noise_variables(),
             )
-            scale = self._perturb * ops.take(self._signs, position[0])
-            self._position.assign((position + 1) % self.noise_refresh_steps)
+            scale = ops.convert_to_tensor(self._scale)
         for weight in weights:
             value = weight.value
             if self._shrink != 1:
@@ -167,6 +167,16 @@ class _PerturbingOptimizer(OptimizerWrapper):
                 noise = self._noise[id(weight)].of_step(weight.shape, position)
                 value = value + ops.cast(scale * noise, weight.dtype)
             weight.assign(value)
+        if position is not None:
+            position = (position + 1) % self.noise_refresh_steps
+            self._position.assign(position)
+            self._set_scale(position)
+
+    def _set_scale(self, position):
+        # Looked up for the next update, not for this one: on a CPU, XLA would
+        # look it up once for each weight.
+        sign = ops.reshape(ops.slice(self._signs.value, position, (1,)), ())
+        self._scale.assign(self._perturb * sign)
 
     def _refresh(self):
         """Draws the tables and the signs of the next updates."""
@@ -182,6 +192,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
             )
             - 1.0
         )
+        self._set_scale(self._position.value)
 
     def get_config(self) -> dict[str, Any]:
         return {
