@@ -1,5 +1,6 @@
 """Keras layers and optimizers that keep neural networks able to learn."""
 
+from keras_plasticity import callbacks as callbacks
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
 from keras_plasticity import metrics as metrics
@@ -13,6 +14,7 @@ from keras_plasticity.version import __version__ as __version__
 
 __all__ = [
     "__version__",
+    "callbacks",
     "connect",
     "functional",
     "inspect",

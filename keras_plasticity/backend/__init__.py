@@ -13,7 +13,14 @@ that replaces units needs a few things which `keras.ops` cannot say:
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on a part of
   the same batch.
+- `column_magnitudes(matrix)`, `row_magnitudes(matrix)`: sums of absolute values
+    over the rows, and over the columns.
+
+
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
+- `gradients(loss_function, variables)`: gradients of what `loss_function()`
+  returns, outside a step; what it assigns to variables is forgotten. `None`
+  (on JAX zeros) for a variable that the loss does not depend on.
 
 The file of the active backend is the only place that imports it.
 """
@@ -37,6 +44,8 @@ after_backward = _active.after_backward
 assign_part = _active.assign_part
 column_magnitudes = _active.column_magnitudes
 compute_now = _active.compute_now
+gradients = _active.gradients
 mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat
+row_magnitudes = _active.row_magnitudes

@@ -10,6 +10,10 @@ import numpy as np
 # The bits of a float32 that is not a number, with a payload that no
 # computation makes.
 _NEVER = np.int32(0x7FC5A3E1)
+# Between these numbers of entries, slices of a matrix are faster to sum: with
+# fewer there is nothing to gain, more are not in the cache.
+_FEWEST_TO_SLICE = 1000
+_MOST_TO_SLICE = 1_500_000
 
 
 def no_gradient():
@@ -88,10 +92,8 @@ def after_backward(gradients):
             result.append(gradient)  # Nothing is compiled: it is in order.
             continue
         if before is not None and gradient.ndim > 1:
-            first = before[(0,) * before.ndim].astype("float32")
-            bits = jax.lax.bitcast_convert_type(first, "int32")
-            one = jnp.where(bits == _NEVER, 0.5, 1.0).astype(gradient.dtype)
-            result.append(gradient * one)
+            one = _ones_like(before[(0,) * before.ndim].astype("float32"))
+            result.append(gradient * one.astype(gradient.dtype))
         else:
             result.append(gradient)
         before = gradient
@@ -103,25 +105,69 @@ def mean_over_replicas(values):
 
 
 def column_magnitudes(matrix):
-    """Sum of absolute values over the rows, for each column.
+    """Sum of absolute values over the rows, for each column."""
+    return _magnitudes(matrix, 0)
 
-    XLA strides through a row-major matrix to reduce it over its rows. For a
-    narrow one a loop over blocks of rows, each summed by vectors of columns,
-    takes half the time; a wide one is limited by memory either way.
+
+def row_magnitudes(matrix):
+    """Sum of absolute values over the columns, for each row."""
+    return _magnitudes(matrix, 1)
+
+
+def _magnitudes(matrix, axis):
+    """Sums of absolute values over one axis.
+
+    XLA's CPU compiler makes a slow loop of a reduction, as it must not change
+    the order in which numbers are added: one number at a time, or with strides
+    through memory. So some twenty slices of the matrix are added first, which
+    is one loop over whole vectors; what is left, a matrix as much smaller, is
+    summed by a product with ones. To take away from XLA that these are ones,
+    of which it would make a reduction again, they depend on the matrix.
     """
-    rows, columns = matrix.shape
-    block = _row_block(rows)
-    if columns > 512 or block < 8:
-        return jnp.sum(jnp.abs(matrix), axis=0)
+    size = matrix.shape[axis]
+    is_sliced = _FEWEST_TO_SLICE <= matrix.size <= _MOST_TO_SLICE
+    if jax.default_backend() != "cpu" or not is_sliced:
+        return jnp.sum(jnp.abs(matrix), axis=axis)
+    number = _number_of_slices(size)
+    length = size // number
+    starts = [i * length for i in range(number)]
+    total = sum(
+        jnp.abs(jax.lax.slice_in_dim(matrix, start, start + length, axis=axis))
+        for start in starts
+    )
+    if length == 1:
+        result = jnp.squeeze(total, axis)
+    else:
+        ones = _ones_like(jnp.ravel(matrix)[:length])
+        result = ones @ total if axis == 0 else total @ ones
+    for i in range(number * length, size):
+        result += jnp.abs(jax.lax.index_in_dim(matrix, i, axis, False))
+    return result
 
-    def add_block(i, total):
-        part = jax.lax.dynamic_slice(matrix, (i * block, 0), (block, columns))
-        return total + sum(jnp.abs(part[j]) for j in range(block))
 
-    zeros = jnp.zeros((columns,), matrix.dtype)
-    return jax.lax.fori_loop(0, rows // block, add_block, zeros)
+def _number_of_slices(size):
+    """A number with few remaining, from 16 to 32 where there are as many."""
+    most = min(size, 32)
+    return min(range(min(size, 16), most + 1), key=lambda n: (size % n, -n))
+
+
+def _ones_like(values):
+    """Ones of which the compiler does not know that they are."""
+    bits = jax.lax.bitcast_convert_type(values, "int32")
+    return jnp.where(bits == _NEVER, 0.5, 1.0)
 
 
 def _row_block(rows):
     """The largest divisor of `rows` that one loop body may hold."""
     return max(n for n in range(1, 51) if rows % n == 0)
+
+
+def gradients(loss_function, variables):
+    """See `keras_plasticity.backend`."""
+
+    def loss(values):
+        mapping = list(zip(variables, values))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+            return loss_function()
+
+    return jax.grad(loss)([v.value for v in variables])

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import tensorflow as tf
 
 
@@ -82,3 +83,22 @@ def mean_over_replicas(values):
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return tf.reduce_sum(tf.abs(matrix), axis=0)
+
+
+def row_magnitudes(matrix):
+    """Sum of absolute values over the columns, for each row."""
+    return tf.reduce_sum(tf.abs(matrix), axis=1)
+
+
+def gradients(loss_function, variables):
+    """See `keras_plasticity.backend`."""
+    tensors = [tf.convert_to_tensor(v.value) for v in variables]
+    scope = keras.StatelessScope(
+        state_mapping=list(zip(variables, tensors)), collect_losses=True
+    )
+    with tf.GradientTape() as tape, scope:
+        tape.watch(tensors)
+        loss = loss_function()
+    result = tape.gradient(loss, tensors)
+    # An embedding's gradient comes as the rows that were looked up.
+    return [g if g is None else tf.convert_to_tensor(g) for g in result]

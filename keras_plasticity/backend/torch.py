@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import torch
 
 
@@ -42,3 +43,20 @@ def mean_over_replicas(values):
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return matrix.abs().sum(dim=0)
+
+
+def row_magnitudes(matrix):
+    """Sum of absolute values over the columns, for each row."""
+    return matrix.abs().sum(dim=1)
+
+
+def gradients(loss_function, variables):
+    """See `keras_plasticity.backend`."""
+    # Not the tensors that train: `.grad` of those stays what it is.
+    tensors = [v.value.detach().requires_grad_() for v in variables]
+    scope = keras.StatelessScope(
+        state_mapping=list(zip(variables, tensors)), collect_losses=True
+    )
+    with torch.enable_grad(), scope:
+        loss = loss_function()
+    return list(torch.autograd.grad(loss, tensors, allow_unused=True))

@@ -54,6 +54,10 @@ def mean_magnitude(weights: Tensor, axis: int) -> Tensor:
         if len(shape) > 2:
             weights = ops.reshape(weights, (size, shape[-1]))
         return backend.column_magnitudes(weights) / size
+    if axis == 0:
+        if len(shape) > 2:
+            weights = ops.reshape(weights, (shape[0], size))
+        return backend.row_magnitudes(weights) / size
     others = tuple(i for i in range(len(shape)) if i != axis)
     return ops.sum(abs(weights), axis=others) / size
 

@@ -8,7 +8,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
-# Of symbolic inputs: any will do.
+# Of symbolic inputs, where it does not matter.
 _BATCH_SIZE = 2
 
 
@@ -58,13 +58,36 @@ class Trace:
     Attributes:
         calls: List of `Call`s; each comes after those that made its inputs.
         outputs: Set of the `Value`s that the model returns.
+        inputs: List of the `Value`s that the model takes; empty if it is not
+            known which model it is.
     """
 
     calls: list
     outputs: set
+    inputs: list = dataclasses.field(default_factory=list)
 
 
-def trace_model(model, inputs=None) -> Trace:
+class NotTraceableError(ValueError):
+    """A model's own `call` cannot be traced.
+
+    Attributes:
+        problem: String, why.
+    """
+
+    def __init__(self, model, problem):
+        super().__init__(
+            f"The `call` of model '{model.name}' (`{type(model).__name__}`) "
+            f"cannot be traced with symbolic inputs: {problem}. State who "
+            "reads the units of which layer by "
+            "`keras_plasticity.connect(layer, consumer)`, for every plastic "
+            "layer whose units are to be replaced."
+        )
+        self.problem = problem
+
+
+def trace_model(
+    model, inputs=None, batch_size=_BATCH_SIZE, whole_leaves=False
+) -> Trace:
     """Traces a model.
 
     Args:
@@ -72,31 +95,32 @@ def trace_model(model, inputs=None) -> Trace:
         inputs: `keras.KerasTensor`, or list or dict of them, for a model
             with a `call` of its own. By default they have the shapes that the
             model was built with.
+        batch_size: Integer, the number of examples that layers with a `call`
+            of their own see, where the inputs do not say.
+        whole_leaves: Boolean, whether a layer without sublayers is one call,
+            whatever its `call` is made of.
 
     Returns:
         A `Trace`.
 
     Raises:
-        ValueError: If a model's own `call` cannot be traced.
+        NotTraceableError: If a model's own `call` cannot be traced.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(batch_size, whole_leaves)
     if keras_compat.is_graph_model(model) and inputs is None:
-        return tracer.finish(tracer.add_graph(model.outputs, {}))
+        known = {}
+        outputs = tracer.add_graph(model.outputs, known)
+        return tracer.finish(outputs, model.inputs, known)
     if inputs is None:
         inputs = _inputs_from_build(model)
+    known = {}
     if inputs is None:
         problem = "the shapes of its inputs are not known"
     else:
-        outputs, problem = tracer.add_inside(model, (inputs,), {}, {})
+        outputs, problem = tracer.add_inside(model, (inputs,), {}, known)
     if problem is not None:
-        raise ValueError(
-            f"The `call` of model '{model.name}' (`{type(model).__name__}`) "
-            f"cannot be traced with symbolic inputs: {problem}. State who "
-            "reads the units of which layer by "
-            "`keras_plasticity.connect(layer, consumer)`, for every plastic "
-            "layer whose units are to be replaced."
-        )
-    return tracer.finish(outputs)
+        raise NotTraceableError(model, problem)
+    return tracer.finish(outputs, inputs, known)
 
 
 def trace_around(layers, variables=()) -> Trace:
@@ -158,13 +182,19 @@ def _inputs_from_build(model):
 class _Tracer:
     """Collects calls; `known` maps ids of tensors to what stands for them."""
 
-    def __init__(self):
+    def __init__(self, batch_size=_BATCH_SIZE, whole_leaves=False):
+        self._batch_size = batch_size
+        self._whole_leaves = whole_leaves
         self._calls = []
         self._alive = []  # An id is only an id while its object lives.
 
-    def finish(self, outputs):
+    def finish(self, outputs, inputs=(), known=None):
         flat = keras.tree.flatten(outputs)
-        return Trace(self._calls, {v for v in flat if isinstance(v, Value)})
+        return Trace(
+            self._calls,
+            {v for v in flat if isinstance(v, Value)},
+            [self._value(t, known) for t in keras.tree.flatten(inputs)],
+        )
 
     def add_graph(self, outputs, known):
         """Adds all calls that lead to `outputs`; returns their `Value`s."""
@@ -187,7 +217,7 @@ class _Tracer:
             if not isinstance(tensor, keras.KerasTensor):
                 return tensor
             # With a batch size: `call` may reckon with the shape.
-            shape = (tensor.shape[0] or _BATCH_SIZE, *tensor.shape[1:])
+            shape = (tensor.shape[0] or self._batch_size, *tensor.shape[1:])
             new = keras.KerasTensor(shape, dtype=tensor.dtype)
             inner[id(new)] = self._value(tensor, known)
             self._alive.append(new)
@@ -217,7 +247,9 @@ class _Tracer:
             }
             self._alias(node, self.add_graph(operation.outputs, inner), known)
             return
-        if _has_calls_to_see(operation):
+        if _has_calls_to_see(operation) and not (
+            self._whole_leaves and not keras_compat.children(operation)
+        ):
             outputs, problem = self.add_inside(operation, args, kwargs, known)
             if problem is None:
                 self._alias(node, outputs, known)

@@ -18,6 +18,8 @@ References:
     approximate rank
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_plasticity.metrics.validation import check_features
@@ -43,12 +45,7 @@ def effective_rank(features: np.ndarray) -> float:
     >>> effective_rank(np.eye(3))
     3.0
     """
-    values = _singular_values(features)
-    values = values[values > 0.0]
-    if values.size == 0:
-        return 0.0
-    p = values / values.sum()
-    return float(np.exp(-np.sum(p * np.log(p))))
+    return _effective_rank(_singular_values(features))
 
 
 def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
@@ -66,7 +63,7 @@ def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
         ValueError: If `features` is empty, not of rank 2, or not finite, or
             if `threshold` is out of its range.
     """
-    return _count_until(_singular_values(features) ** 2, threshold)
+    return _approximate_rank(_singular_values(features), threshold)
 
 
 def absolute_approximate_rank(
@@ -88,7 +85,7 @@ def absolute_approximate_rank(
         ValueError: If `features` is empty, not of rank 2, or not finite, or
             if `threshold` is out of its range.
     """
-    return _count_until(_singular_values(features), threshold)
+    return _absolute_approximate_rank(_singular_values(features), threshold)
 
 
 def stable_rank(features: np.ndarray) -> float:
@@ -106,10 +103,7 @@ def stable_rank(features: np.ndarray) -> float:
     Raises:
         ValueError: If `features` is empty, not of rank 2, or not finite.
     """
-    values = _singular_values(features)
-    if values[0] == 0.0:
-        return 0.0
-    return float(np.sum((values / values[0]) ** 2))
+    return _stable_rank(_singular_values(features))
 
 
 def hard_rank(features: np.ndarray) -> int:
@@ -127,8 +121,59 @@ def hard_rank(features: np.ndarray) -> int:
     Raises:
         ValueError: If `features` is empty, not of rank 2, or not finite.
     """
+    return _hard_rank(_singular_values(features), np.shape(features))
+
+
+def several_ranks(features: np.ndarray, names: Sequence[str]) -> dict:
+    """Several of the measures above, from the same singular values.
+
+    These take nearly all of the time.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        names: List of names of functions of this module.
+
+    Returns:
+        Dict from name to number.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite.
+    """
     values = _singular_values(features)
-    rounding = max(np.shape(features)) * _RELATIVE_PRECISION * values[0]
+    results = {
+        "absolute_approximate_rank": _absolute_approximate_rank(values),
+        "approximate_rank": _approximate_rank(values),
+        "effective_rank": _effective_rank(values),
+        "hard_rank": _hard_rank(values, np.shape(features)),
+        "stable_rank": _stable_rank(values),
+    }
+    return {name: results[name] for name in names}
+
+
+def _effective_rank(values):
+    values = values[values > 0.0]
+    if values.size == 0:
+        return 0.0
+    p = values / values.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def _approximate_rank(values, threshold=0.99):
+    return _count_until(values**2, threshold)
+
+
+def _absolute_approximate_rank(values, threshold=0.99):
+    return _count_until(values, threshold)
+
+
+def _stable_rank(values):
+    if values[0] == 0.0:
+        return 0.0
+    return float(np.sum((values / values[0]) ** 2))
+
+
+def _hard_rank(values, shape):
+    rounding = max(shape) * _RELATIVE_PRECISION * values[0]
     return int(np.count_nonzero(values > rounding))
 
 

@@ -1,3 +1,17 @@
+"""Units that do nothing, or little, or always the same.
+
+All functions take the activations of one layer after its non-linearity, an
+array of shape `(examples, units)`. The positions of a feature map are further
+examples.
+
+References:
+
+- [Sokar et al., 2023](https://arxiv.org/abs/2302.12902), dormant units (ReDo)
+- [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+"""
+
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_plasticity.metrics.validation import check_features
@@ -23,4 +37,196 @@ def dead_units(features: np.ndarray) -> int:
     >>> dead_units(np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
     1
     """
-    return int(np.sum(~check_features(features).any(axis=0)))
+    return UnitActivity(features).dead()
+
+
+def inactive_units(features: np.ndarray, threshold: float = 0.01) -> int:
+    """Number of units that are not 0 on less than a share of the examples.
+
+    These are the "dormant" units of the experiments with CIFAR-100 in Dohare
+    et al. (2024), where a feature map's positions count as examples. For
+    those of ReDo, see `keras_plasticity.metrics.dormant_units`.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        threshold: Float in (0, 1], the share. Defaults to `0.01`.
+
+    Returns:
+        Integer between 0 and `units`; `units` for the zero matrix.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, or
+            if `threshold` is out of its range.
+    """
+    return UnitActivity(features).inactive(threshold)
+
+
+def dormant_units(features: np.ndarray, threshold: float = 0.025) -> int:
+    """Number of units whose mean magnitude is small for their layer.
+
+    The score of a unit is its mean absolute activation, divided by the mean
+    of these over the units of the layer. A unit is dormant if its score is
+    not above the threshold (the tau-dormant units of ReDo, Sokar et al.,
+    2023).
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        threshold: Float, not negative. At 0 dormant is what is dead.
+            Defaults to `0.025`.
+
+    Returns:
+        Integer between 0 and `units`; `units` for the zero matrix, whose
+        scores are 0.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, or
+            if `threshold` is negative.
+
+    Example:
+
+    >>> dormant_units(np.array([[1.0, -1.0, 0.02], [1.0, 1.0, 0.02]]))
+    0
+    >>> dormant_units(np.array([[1.0, -1.0, 0.01], [1.0, 1.0, 0.01]]))
+    1
+    """
+    return UnitActivity(features).dormant(threshold)
+
+
+def saturated_units(
+    features: np.ndarray,
+    extremes: Sequence[float] = (-1.0, 1.0),
+    tolerance: float = 0.1,
+) -> int:
+    """Number of units that are near an extreme for every example.
+
+    A unit of tanh or sigmoid has nearly no gradient there. It may be near one
+    extreme for some examples, and near the other for the rest.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        extremes: Tuple of the values that the non-linearity does not exceed:
+            `(-1.0, 1.0)`, the default, of tanh, `(0.0, 1.0)` of sigmoid.
+        tolerance: Float, not negative: an activation is saturated if it is
+            nearer than this to an extreme, or is one. Defaults to `0.1`.
+
+    Returns:
+        Integer between 0 and `units`.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, if
+            `extremes` is empty, or if `tolerance` is negative.
+    """
+    return UnitActivity(features, extremes, tolerance).saturated()
+
+
+def saturated_fraction(
+    features: np.ndarray,
+    extremes: Sequence[float] = (-1.0, 1.0),
+    tolerance: float = 0.1,
+) -> float:
+    """Share of all activations that are near an extreme.
+
+    With the defaults it is the share of `|h| > 0.9`, and with
+    `extremes=(0.0,), tolerance=0.0` the share of zeros, which is what the
+    authors' code of Slowly-Changing Regression records for tanh and for ReLU.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        extremes: Tuple of floats, as in
+            `keras_plasticity.metrics.saturated_units`.
+        tolerance: Float, likewise.
+
+    Returns:
+        Float between 0 and 1.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, if
+            `extremes` is empty, or if `tolerance` is negative.
+
+    Example:
+
+    >>> saturated_fraction(np.array([[-0.95, 0.0], [0.99, 0.5]]))
+    0.5
+    """
+    return UnitActivity(features, extremes, tolerance).saturated_fraction()
+
+
+class UnitActivity:
+    """What the measures of units need to know of a layer's activations.
+
+    Activations too many to hold at once are added part by part.
+
+    Args:
+        features: Array of shape `(examples, units)`.
+        extremes: Tuple of floats; see `saturated_units`. `None` if nothing
+            about saturation is asked.
+        tolerance: Float, likewise.
+    """
+
+    def __init__(self, features, extremes=None, tolerance=0.1):
+        if extremes is not None and not len(extremes):
+            raise ValueError(
+                "`extremes` must have at least one value. Received: "
+                f"extremes={extremes}"
+            )
+        if not tolerance >= 0.0:
+            raise ValueError(
+                "`tolerance` must not be negative. "
+                f"Received: tolerance={tolerance}"
+            )
+        self._extremes = extremes
+        self._tolerance = tolerance
+        self._num_examples = 0
+        self._num_nonzero = 0
+        self._num_saturated = 0
+        self._magnitude = 0.0
+        self.add(features)
+
+    def add(self, features):
+        """Adds the activations of further examples."""
+        features = check_features(features)
+        self._num_examples += len(features)
+        self._num_nonzero += np.count_nonzero(features, axis=0)
+        self._magnitude += np.abs(features).sum(axis=0, dtype="float64")
+        if self._extremes is not None:
+            self._num_saturated += np.count_nonzero(
+                self._is_saturated(features), axis=0
+            )
+
+    def dead(self):
+        return int(np.sum(self._num_nonzero == 0))
+
+    def inactive(self, threshold=0.01):
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(
+                f"`threshold` must be in (0, 1]. Received: "
+                f"threshold={threshold}"
+            )
+        share = self._num_nonzero / self._num_examples
+        return int(np.sum(share < threshold))
+
+    def dormant(self, threshold=0.025):
+        if not threshold >= 0.0:
+            raise ValueError(
+                "`threshold` must not be negative. "
+                f"Received: threshold={threshold}"
+            )
+        mean = self._magnitude.mean()
+        if mean == 0.0:
+            return self._magnitude.size
+        return int(np.sum(self._magnitude / mean <= threshold))
+
+    def saturated(self):
+        return int(np.sum(self._num_saturated == self._num_examples))
+
+    def saturated_fraction(self):
+        return float(np.mean(self._num_saturated) / self._num_examples)
+
+    def _is_saturated(self, features):
+        is_near = np.zeros(features.shape, bool)
+        for extreme in self._extremes:
+            # Not by the distance, of which rounding would make a tie count.
+            low, high = extreme - self._tolerance, extreme + self._tolerance
+            is_near |= (low < features) & (features < high)
+            is_near |= features == extreme
+        return is_near

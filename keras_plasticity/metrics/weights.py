@@ -3,6 +3,78 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def gradient_norm(gradients: Sequence[np.ndarray | None]) -> float:
+    """Euclidean norm of all entries of some gradients together.
+
+    Args:
+        gradients: List of arrays of any shapes. `None`, the gradient of a
+            weight that the loss does not depend on, counts as zeros.
+
+    Returns:
+        Float, not negative.
+
+    Raises:
+        ValueError: If there is no entry at all.
+
+    Example:
+
+    >>> gradient_norm([np.array([[3.0, 0.0]]), None, np.array([-4.0])])
+    5.0
+    """
+    gradients = [np.asarray(g) for g in gradients if g is not None]
+    _check_entries("gradients", gradients)
+    squares = (np.square(g, dtype="float64").sum() for g in gradients)
+    return float(np.sqrt(sum(squares)))
+
+
+def weight_change(
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    reduction: str = "mean",
+) -> float:
+    """Mean, or sum, of the absolute differences of some weights.
+
+    Args:
+        before: List of arrays of any shapes.
+        after: List of arrays of the same shapes.
+        reduction: `"mean"` (default) over all entries, or `"sum"`, which
+            Dohare et al. (2024) show for reinforcement learning.
+
+    Returns:
+        Float, not negative.
+
+    Raises:
+        ValueError: If there is no entry at all, if the shapes differ, or if
+            `reduction` is unknown.
+
+    Example:
+
+    >>> weight_change([np.array([1.0, 2.0])], [np.array([1.0, 4.0])])
+    1.0
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            "`reduction` must be 'mean' or 'sum'. "
+            f"Received: reduction={reduction}"
+        )
+    before = [np.asarray(array) for array in before]
+    after = [np.asarray(array) for array in after]
+    shapes = [[array.shape for array in arrays] for arrays in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`before` and `after` must be arrays of the same shapes. "
+            f"Received: before of shapes {shapes[0]}, after of {shapes[1]}"
+        )
+    _check_entries("before", before)
+    differences = [
+        np.subtract(b, a, dtype="float64") for b, a in zip(before, after)
+    ]
+    total = sum(np.abs(difference).sum() for difference in differences)
+    if reduction == "mean":
+        total /= sum(difference.size for difference in differences)
+    return float(total)
+
+
 def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
     """Mean absolute value over all entries of some arrays.
 
@@ -23,11 +95,17 @@ def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
     2.0
     """
     weights = [np.asarray(array) for array in weights]
-    size = sum(array.size for array in weights)
-    if size == 0:
-        raise ValueError(
-            "`weights` must be a list of arrays with at least one entry. "
-            f"Received: arrays of shapes {[array.shape for array in weights]}"
-        )
+    size = _check_entries("weights", weights)
     total = sum(np.abs(array).sum(dtype="float64") for array in weights)
     return float(total / size)
+
+
+def _check_entries(name, arrays):
+    """Returns the number of all entries, of which there must be one."""
+    size = sum(array.size for array in arrays)
+    if size == 0:
+        raise ValueError(
+            f"`{name}` must be a list of arrays with at least one entry. "
+            f"Received: arrays of shapes {[array.shape for array in arrays]}"
+        )
+    return size

@@ -1,10 +1,11 @@
 """The online engine: task streams through a Keras model, compiled."""
 
+from keras_plasticity.training.checkpoint import (
+    num_tasks_done as num_tasks_done,
+)
 from keras_plasticity.training.online_trainer import (
     OnlineTrainer as OnlineTrainer,
 )
-from keras_plasticity.training.online_trainer import (
-    TaskCallback as TaskCallback,
-)
+from keras_plasticity.training.task_callback import TaskCallback as TaskCallback
 
-__all__ = ["OnlineTrainer", "TaskCallback"]
+__all__ = ["OnlineTrainer", "TaskCallback", "num_tasks_done"]

@@ -100,6 +100,21 @@ class TrainingLoop:
     def wait(self):
         jax.block_until_ready(self._states)
 
+    def evaluate(self, x, y):
+        """Adds a batch of test data to the metrics, without training.
+
+        Args:
+            x: Array of shape `(num_learners, batch, ...)`.
+            y: Array of shape `(num_learners, batch, ...)`.
+        """
+        function = self._functions.get("evaluate")
+        if function is None:
+            function = jax.jit(self._vmap(self._test))
+            self._functions["evaluate"] = function
+        parts = [(x, y)] if self._is_stacked else zip(x, y)
+        for state, part in zip(self._states, parts):
+            state[3] = function(state, part)
+
     def model(self, learner):
         """The model with the state of one learner assigned to it."""
         state = self._states[0 if self._is_stacked else learner]
@@ -109,6 +124,41 @@ class TrainingLoop:
                     value = value[learner]
                 variable.assign(jnp.copy(value))
         return self._model
+
+    def take_in(self, learner):
+        """Makes what `model(learner)` was changed to the learner's state."""
+        new = _get_state(self._model)
+        if self._is_stacked:
+            (old,) = self._states
+            new = [
+                [o.at[learner].set(n) for o, n in zip(*parts)]
+                for parts in zip(old, new)
+            ]
+            learner = 0
+        self._states[learner] = new
+
+    def get_state(self):
+        """All that the learners' next steps depend on.
+
+        Returns:
+            List of NumPy arrays, the first axis of each counting learners.
+        """
+        states = [_without_metrics(state) for state in self._states]
+        if self._is_stacked:
+            return [np.asarray(value) for value in states[0]]
+        return [np.stack(values) for values in zip(*states)]
+
+    def set_state(self, arrays):
+        """Takes what `get_state` returned."""
+        for number, state in enumerate(self._states):
+            values = iter(arrays)
+            for part in state[:3]:
+                part[:] = [
+                    jnp.asarray(
+                        value if self._is_stacked else value[number], old.dtype
+                    )
+                    for old, value in zip(part, values)
+                ]
 
     def _vmap(self, function):
         return jax.vmap(function) if self._is_stacked else function
@@ -131,6 +181,13 @@ class TrainingLoop:
             state, _ = jax.lax.scan(step, state, data)
         return state
 
+    def _test(self, state, batch):
+        trainable, non_trainable, _, metrics = state
+        _, state = self._model.test_step(
+            (trainable, non_trainable, metrics), batch
+        )
+        return list(state[2])
+
     def _get_results(self, metrics_variables):
         mapping = list(zip(self._model.metrics_variables, metrics_variables))
         with keras.StatelessScope(state_mapping=mapping):
@@ -149,6 +206,10 @@ def _get_variables(model):
 def _get_state(model):
     # Copies: the first step gives these buffers away.
     return [[jnp.copy(v.value) for v in part] for part in _get_variables(model)]
+
+
+def _without_metrics(state):
+    return [value for part in state[:3] for value in part]
 
 
 def _check_same_architecture(first, other):

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_plasticity.training import learner_models
+
 
 class TrainingLoop:
     """Trains learners one after another; see `jax_loop.TrainingLoop`."""
@@ -11,6 +13,10 @@ class TrainingLoop:
         self.num_learners = num_learners
         self._models = list(models)
         self._functions = [_make_function(model) for model in self._models]
+        self._test_functions = [
+            tf.function(model.test_step, jit_compile=model.jit_compile)
+            for model in self._models
+        ]
 
     def put(self, x, y):
         return tf.convert_to_tensor(x), tf.convert_to_tensor(y)
@@ -31,6 +37,11 @@ class TrainingLoop:
             for variable, value in zip(variables, values):
                 variable.assign(value)
 
+    def evaluate(self, x, y):
+        data = zip(tf.convert_to_tensor(x), tf.convert_to_tensor(y))
+        for function, batch in zip(self._test_functions, data):
+            function(batch)
+
     def reset_metrics(self):
         for model in self._models:
             model.reset_metrics()
@@ -47,6 +58,15 @@ class TrainingLoop:
 
     def model(self, learner):
         return self._models[learner]
+
+    def take_in(self, learner):
+        pass  # A learner's model is its state.
+
+    def get_state(self):
+        return learner_models.get_state(self._models)
+
+    def set_state(self, arrays):
+        learner_models.set_state(self._models, arrays)
 
 
 def _make_function(model):

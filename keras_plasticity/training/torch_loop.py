@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import torch
 
+from keras_plasticity.training import learner_models
+
 
 class TrainingLoop:
     """Trains learners one after another; see `jax_loop.TrainingLoop`."""
@@ -23,6 +25,11 @@ class TrainingLoop:
     def compile(self, data):
         pass
 
+    def evaluate(self, x, y):
+        with torch.no_grad():
+            for model, *batch in zip(self._models, *self.put(x, y)):
+                model.test_step(tuple(batch))
+
     def reset_metrics(self):
         for model in self._models:
             model.reset_metrics()
@@ -39,6 +46,15 @@ class TrainingLoop:
 
     def model(self, learner):
         return self._models[learner]
+
+    def take_in(self, learner):
+        pass  # A learner's model is its state.
+
+    def get_state(self):
+        return learner_models.get_state(self._models)
+
+    def set_state(self, arrays):
+        learner_models.set_state(self._models, arrays)
 
 
 def _train(model, x, y):

@@ -4,16 +4,31 @@ Everything comes from the `tensorboard` package itself (tested with 2.21),
 which writes the same files when TensorFlow is not there.
 """
 
+import struct
 import sys
 import time
 import types
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.compat.proto import types_pb2
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import (
+    metadata as custom_scalars_metadata,
+)
 from tensorboard.plugins.histogram.summary import histogram_pb
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar.summary import scalar_pb
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util import tensor_util
 
 # TensorBoard imports TensorFlow where it is installed, for files that it writes
 # as well without: seconds, and pages of log. This module, which only some of
@@ -23,12 +38,20 @@ sys.modules.setdefault(
 )
 
 
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
 class SummaryWriter:
-    """Writes scalars, histograms and texts to a TensorBoard event file.
+    """Writes what TensorBoard shows to an event file.
 
     Args:
         log_dir: String, the folder of the event file. It is made if it is
             not there. TensorBoard shows every folder as a run of its own.
+        first_step: Integer. A run that was interrupted goes on from this
+            step: TensorBoard forgets what earlier files in the folder say of
+            this step and of later ones. (With its fast loader, which is the
+            default on Linux, a tag's later steps vanish when the tag is next
+            written.) Defaults to `0`.
 
     Example:
 
@@ -38,9 +61,20 @@ class SummaryWriter:
     ```
     """
 
-    def __init__(self, log_dir: str):
+    def __init__(self, log_dir: str, first_step: int = 0):
         self.log_dir = str(log_dir)
         self._writer = EventFileWriter(self.log_dir)
+        # TensorBoard takes the first start in a folder for the beginning of a
+        # run, and each later one for a restart: all files must have one.
+        self._writer.add_event(
+            event_pb2.Event(
+                session_log=event_pb2.SessionLog(
+                    status=event_pb2.SessionLog.START
+                ),
+                step=int(first_step),
+                wall_time=time.time(),
+            )
+        )
 
     def scalar(self, tag: str, value: float, step: int):
         """Writes one point of a curve.
@@ -72,6 +106,140 @@ class SummaryWriter:
         """
         self._add(text_pb(tag, markdown), step)
 
+    def image(self, tag: str, png: bytes, step: int = 0):
+        """Writes an image.
+
+        Args:
+            tag: String. What comes before the first `/` is the image's group.
+            png: Bytes of a PNG file.
+            step: Integer. Defaults to `0`.
+
+        Raises:
+            ValueError: If `png` is not a PNG file.
+        """
+        if not isinstance(png, bytes) or not png.startswith(_PNG_START):
+            raise ValueError(
+                "`png` must be the bytes of a PNG file, such as "
+                "`figure.savefig(buffer, format='png')` leaves in a "
+                f"`buffer=io.BytesIO()`. Received: {_excerpt(png)}"
+            )
+        # The first chunk of the file begins with both, after its length and
+        # its name.
+        width, height = struct.unpack(">II", png[16:24])
+        tensor = tensor_util.make_tensor_proto(
+            [str(width).encode(), str(height).encode(), png],
+            dtype=types_pb2.DT_STRING,
+        )
+        metadata = image_metadata.create_summary_metadata(
+            display_name=None, description=None
+        )
+        self._add(_summary(tag, metadata, tensor), step)
+
+    def hparams(
+        self,
+        hparams: Mapping[str, Any],
+        results: Mapping[str, float | None] | None = None,
+        step: int = 0,
+    ):
+        """Writes a run's settings and results, for the table of all runs.
+
+        Without `results` the run is shown as running. Each result is a scalar
+        of that name as well. The table has a column for every scalar in the
+        writer's folder: a writer for a folder of its own inside that of the
+        run, such as `logs/run/results`, leaves those of the results.
+
+        Args:
+            hparams: Dict from name to a boolean, number or string; anything
+                else, `None` too, is written as a string.
+            results: Dict from tag to number, for a run that has ended; `None`
+                is left out. Defaults to `None`.
+            step: Integer, the last step of the run. Defaults to `0`.
+        """
+        now = time.time()
+        start = plugin_data_pb2.SessionStartInfo(start_time_secs=now)
+        for name, value in hparams.items():
+            if isinstance(value, np.generic):
+                value = value.item()
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+            elif isinstance(value, (int, float)):
+                start.hparams[name].number_value = value
+            else:
+                start.hparams[name].string_value = str(value)
+        self._add_hparams(
+            hparams_metadata.SESSION_START_INFO_TAG, session_start_info=start
+        )
+        if results is None:
+            return
+        for tag, value in results.items():
+            if value is not None:
+                self.scalar(tag, value, step)
+        end = plugin_data_pb2.SessionEndInfo(
+            status=api_pb2.STATUS_SUCCESS, end_time_secs=now
+        )
+        self._add_hparams(
+            hparams_metadata.SESSION_END_INFO_TAG, session_end_info=end
+        )
+
+    def band_charts(self, charts: Mapping[str, Sequence[str]]):
+        """Arranges charts of a curve with a band, on the page Custom Scalars.
+
+        The points come from `scalar`.
+
+        Args:
+            charts: Dict from title to the tags of the curve, of the lower and
+                of the upper end of the band. What comes before the first `/`
+                of the title is the chart's group.
+
+        Raises:
+            ValueError: If there are not three tags to a chart.
+
+        Example:
+
+        ```python
+        writer.band_charts(
+            {
+                "task/online accuracy": (
+                    "task/online_accuracy",
+                    "band/online_accuracy/lower",
+                    "band/online_accuracy/upper",
+                )
+            }
+        )
+        ```
+        """
+        categories = {}
+        for title, tags in charts.items():
+            if isinstance(tags, str) or len(tags) != 3:
+                raise ValueError(
+                    "`charts` must have the tags of the curve, of the lower "
+                    "and of the upper end of its band for each title. "
+                    f"Received for '{title}': {tags}"
+                )
+            value, lower, upper = tags
+            series = layout_pb2.MarginChartContent.Series(
+                value=value, lower=lower, upper=upper
+            )
+            group, _, name = title.partition("/")
+            categories.setdefault(group, []).append(
+                layout_pb2.Chart(
+                    title=name or title,
+                    margin=layout_pb2.MarginChartContent(series=[series]),
+                )
+            )
+        layout = layout_pb2.Layout(
+            category=[
+                layout_pb2.Category(title=group, chart=members)
+                for group, members in categories.items()
+            ]
+        )
+        tensor = tensor_util.make_tensor_proto(
+            layout.SerializeToString(), dtype=types_pb2.DT_STRING
+        )
+        metadata = custom_scalars_metadata.create_summary_metadata()
+        tag = custom_scalars_metadata.CONFIG_SUMMARY_TAG
+        self._add(_summary(tag, metadata, tensor), 0)
+
     def flush(self):
         """Makes everything written so far visible to TensorBoard."""
         self._writer.flush()
@@ -85,6 +253,11 @@ class SummaryWriter:
 
     def __exit__(self, *exception):
         self.close()
+
+    def _add_hparams(self, tag, **content):
+        data = plugin_data_pb2.HParamsPluginData(**content)
+        metadata = hparams_metadata.create_summary_metadata(data)
+        self._add(_summary(tag, metadata, hparams_metadata.NULL_TENSOR), 0)
 
     def _add(self, summary, step):
         self._writer.add_event(
@@ -113,6 +286,17 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple]) -> str:
     """
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(_markdown_row(line) for line in lines)
+
+
+def _summary(tag, metadata, tensor):
+    summary = summary_pb2.Summary()
+    summary.value.add(tag=tag, metadata=metadata, tensor=tensor)
+    return summary
+
+
+def _excerpt(value):
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _markdown_row(cells):

@@ -64,17 +64,32 @@ def test_assign_part_in_another_shape_on_two_axes():
     np.testing.assert_array_equal(to_numpy(variable), expected)
 
 
-# In blocks and, where there are too many columns or no divisor, whole.
+# On JAX in slices: with and without a remainder, or single rows; and whole.
 @pytest.mark.parametrize(
-    "shape", [(784, 10), (100, 7), (53, 3), (6, 600), (1, 4)], ids=str
+    "shape", [(784, 10), (127, 101), (53, 31), (6, 600), (20, 60), (1, 4)]
 )
-def test_column_magnitudes(shape):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_magnitudes(shape, axis):
     matrix = np.random.default_rng(0).normal(0, 1, shape).astype("float32")
+    function = (backend.column_magnitudes, backend.row_magnitudes)[axis]
     np.testing.assert_allclose(
-        to_numpy(backend.column_magnitudes(ops.convert_to_tensor(matrix))),
-        np.abs(matrix).sum(axis=0),
+        to_numpy(function(ops.convert_to_tensor(matrix))),
+        np.abs(matrix).sum(axis=axis),
         rtol=1e-5,
     )
+
+
+def test_magnitudes_of_what_is_not_finite():
+    matrix = np.ones((50, 40), "float32")
+    matrix[0, 0] = np.nan
+    matrix[3, 1] = np.inf
+    for axis, function in enumerate(
+        (backend.column_magnitudes, backend.row_magnitudes)
+    ):
+        np.testing.assert_array_equal(
+            to_numpy(function(ops.convert_to_tensor(matrix))),
+            np.abs(matrix).sum(axis=axis),
+        )
 
 
 def test_after_backward_changes_no_gradient():
@@ -99,3 +114,56 @@ def test_after_backward_changes_no_gradient():
     tensors = [ops.convert_to_tensor(g) for g in gradients]
     for result, expected in zip(order(*tensors), gradients):
         np.testing.assert_array_equal(to_numpy(result), expected)
+
+
+def test_gradients_of_a_function():
+    w = keras.Variable([[1.0, 2.0], [3.0, 4.0]])
+    b = keras.Variable([1.0, -1.0])
+    unused = keras.Variable([7.0])
+    x = np.array([[1.0, 2.0]], "float32")
+
+    def loss():
+        return ops.sum(ops.square(ops.matmul(x, w) + b))
+
+    first, second, third = backend.gradients(loss, [w, b, unused])
+    output = x @ [[1.0, 2.0], [3.0, 4.0]] + [1.0, -1.0]
+    np.testing.assert_allclose(to_numpy(first), 2 * x.T @ output)
+    np.testing.assert_allclose(to_numpy(second), 2 * output[0])
+    assert third is None or not to_numpy(third).any()
+
+
+def test_gradients_change_nothing():
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, kernel_regularizer="l2"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5, seed=1),
+            keras.layers.ActivityRegularization(l2=0.1),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile("sgd", "mse", metrics=["mae"])
+    rng = np.random.default_rng(0)
+    x = ops.convert_to_tensor(rng.normal(0, 1, (5, 3)).astype("float32"))
+    y = ops.convert_to_tensor(rng.normal(0, 1, (5, 2)).astype("float32"))
+    model.train_on_batch(x, y)
+    variables = [*model.variables, *model.optimizer.variables]
+    variables += model.metrics_variables
+    before = [to_numpy(v) for v in variables]
+    grads = [getattr(v.value, "grad", None) for v in model.trainable_variables]
+    grads = [None if g is None else to_numpy(g) for g in grads]
+
+    def loss():
+        # Moving statistics, seeds, trackers: all would change.
+        return model.compute_loss(x, y, model(x, training=True), training=True)
+
+    gradients = backend.gradients(loss, model.trainable_variables)
+    assert all(to_numpy(g).shape for g in gradients)
+    assert any(to_numpy(g).any() for g in gradients)
+    for variable, value in zip(variables, before):
+        np.testing.assert_array_equal(to_numpy(variable), value)
+    for variable, value in zip(model.trainable_variables, grads):
+        grad = getattr(variable.value, "grad", None)
+        if value is not None:
+            np.testing.assert_array_equal(to_numpy(grad), value)

@@ -99,7 +99,7 @@ def table_cells(table, backend):
             ]
         result = [
             cell(problem, method, "engine")
-            for problem in PROBLEMS
+            for problem in list(PROBLEMS)[:4]
             for method in METHODS
         ]
         result += [

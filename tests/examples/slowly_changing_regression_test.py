@@ -43,7 +43,7 @@ def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
             errors = task["squared_error_per_learner"]
             assert len(set(errors)) == 3
             assert task["squared_error"] == pytest.approx(np.mean(errors))
-            assert task["standard_error"] == pytest.approx(
+            assert task["squared_error_standard_error"] == pytest.approx(
                 np.std(errors, ddof=1) / np.sqrt(3)
             )
         events = event_accumulator.EventAccumulator(
@@ -52,6 +52,8 @@ def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
         events.Reload()
         steps = [e.step for e in events.Tensors("task/squared_error")]
         assert steps == [0, 1, 2, 3]
+        steps = [e.step for e in events.Tensors("step/squared_error")]
+        assert steps == [200, 400, 600, 800]
     # 5 units, 0.01 of them in each update once they are 100 updates old.
     for number in summary["runs"][1]["units_replaced_per_learner"]:
         assert 15 <= number <= 35
@@ -68,7 +70,8 @@ def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
 def test_activations_and_their_initial_weights(trainer, activation):
     with flagsaver.flagsaver():
         flags.FLAGS(["trainer", f"--activation={activation}"])
-        models = [trainer.build_model(m, seed=1) for m in ("bp", "cbp")]
+        chosen = trainer.experiment.methods.chosen({}, ["bp", "cbp"])
+        models = [trainer.build_model(method, seed=1) for method in chosen]
     kernels = [
         keras.ops.convert_to_numpy(model.layers[0].kernel) for model in models
     ]
@@ -105,20 +108,37 @@ def test_the_same_learners_and_streams_for_every_run(trainer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method=sgd"], "bp.*cbp.*linear"),
+        (["--method=sgd"], "bp.*cbp.*linear.*--method=sgd"),
         (["--activation=gelu"], "activation"),
         (["--num_learners=0"], "num_learners"),
         (["--learning_rate=0"], r"learning_rate=0.*\(0, inf\)"),
-        (
-            ["--method=bp", "--utility=random"],
-            "--method=bp with --utility=random",
-        ),
     ],
 )
 def test_bad_flags(trainer, arguments, message):
     with flagsaver.flagsaver():
         with pytest.raises(flags.Error, match=message):
             flags.FLAGS(["trainer", *arguments])
+
+
+def test_published_values_are_those_of_the_settings(trainer):
+    def published(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["trainer", *arguments])
+            problem = trainer.make_problem()
+            chosen = trainer.experiment.methods.chosen(
+                problem.defaults, problem.methods
+            )
+            return {m.name: problem.published(m) for m in chosen}
+
+    assert published() == {
+        "bp": [(20_000, 0.62), (1_000_000, 1.25)],
+        "cbp": [],
+        "linear": [(20_000, 0.885), (1_000_000, 0.885)],
+    }
+    tanh = published("--method=bp", "--activation=tanh", "--flip_one")
+    assert tanh == {"bp": [(40_000, 0.45), (3_000_000, 0.85)]}
+    assert published("--method=bp", "--learning_rate=0.02") == {"bp": []}
+    assert published("--examples_per_task=100")["bp"] == []
 
 
 def test_examples_that_do_not_fill_their_tasks(trainer, tmp_path):

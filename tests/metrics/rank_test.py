@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity import metrics
+from keras_plasticity.metrics import rank as rank_module
 
 RANKS = [
     metrics.absolute_approximate_rank,
@@ -69,6 +70,23 @@ def test_stable_rank_is_a_ratio_of_norms():
 def test_hard_rank_leaves_rounding_out():
     features = matrix([1.0, 0.5, 1e-3]).astype("float32")
     assert metrics.hard_rank(features) == 3
+
+
+@pytest.mark.parametrize(
+    "features", [matrix([3.0, 2.0, 1e-9]), np.zeros((2, 3))]
+)
+def test_several_ranks_take_the_singular_values_once(features, monkeypatch):
+    expected = {rank.__name__: rank(features) for rank in RANKS}
+    calls = []
+    svd = np.linalg.svd
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(np.linalg, "svd", counted)
+    assert rank_module.several_ranks(features, list(expected)) == expected
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("rank", RANKS)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity import metrics
+from keras_plasticity.metrics import units
 
 
 def test_a_unit_is_dead_only_if_it_is_zero_for_every_example():
@@ -13,8 +14,96 @@ def test_a_unit_is_dead_only_if_it_is_zero_for_every_example():
     assert metrics.dead_units(np.zeros((3, 7))) == 7
 
 
-def test_bad_features():
+def test_an_inactive_unit_is_not_zero_on_less_than_a_share():
+    features = np.zeros((200, 4))
+    features[:1, 1] = 1.0  # 0.5 %
+    features[:2, 2] = -1.0  # 1 %
+    features[:, 3] = 1.0
+    assert metrics.inactive_units(features) == 2
+    assert metrics.inactive_units(features, threshold=0.005) == 1
+    assert metrics.inactive_units(features, threshold=1.0) == 3
+    assert metrics.inactive_units(np.zeros((3, 7))) == 7
+
+
+def test_a_dormant_unit_is_small_for_its_layer():
+    # Means of magnitudes 2, 1 and 0; of these the mean is 1.
+    features = np.array([[-2.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
+    assert metrics.dormant_units(features, threshold=0.0) == 1
+    assert metrics.dormant_units(features, threshold=0.99) == 1
+    assert metrics.dormant_units(features, threshold=1.0) == 2
+    assert metrics.dormant_units(features, threshold=2.0) == 3
+    # The scale of the layer does not count.
+    assert metrics.dormant_units(1e-6 * features, threshold=0.1) == 1
+    assert metrics.dormant_units(np.zeros((3, 7))) == 7
+
+
+def test_saturated_tanh():
+    features = np.array([[0.95, 0.95, 0.9, 0.0], [-0.95, 0.5, 1.0, -1.0]])
+    assert metrics.saturated_units(features) == 1
+    assert metrics.saturated_fraction(features) == 5 / 8
+    # The zero matrix is far from both extremes.
+    assert metrics.saturated_units(np.zeros((2, 3))) == 0
+    assert metrics.saturated_fraction(np.zeros((2, 3))) == 0.0
+
+
+def test_saturated_sigmoid_and_relu():
+    features = np.array([[0.0, 0.5, 0.99], [0.01, 0.0, 1.0]])
+    sigmoid = dict(extremes=(0.0, 1.0), tolerance=0.05)
+    assert metrics.saturated_units(features, **sigmoid) == 2
+    assert metrics.saturated_fraction(features, **sigmoid) == 5 / 6
+    relu = dict(extremes=(0.0,), tolerance=0.0)
+    assert metrics.saturated_units(features, **relu) == 0
+    assert metrics.saturated_fraction(features, **relu) == 2 / 6
+    dead = np.array([[0.0, 3.0], [0.0, 0.0]])
+    assert metrics.saturated_units(dead, **relu) == metrics.dead_units(dead)
+
+
+def test_activations_may_be_added_part_by_part():
+    rng = np.random.default_rng(0)
+    features = np.tanh(rng.normal(0, 2, (50, 9))) * (rng.random((50, 9)) > 0.7)
+    features[:, 3] *= 0.01
+    features[:, 4] = 0.97
+    parts = units.UnitActivity(features[:7], (-1.0, 1.0))
+    parts.add(features[7:8])
+    parts.add(features[8:])
+    whole = units.UnitActivity(features, (-1.0, 1.0))
+    assert parts.dead() == whole.dead()
+    assert parts.inactive(0.3) == whole.inactive(0.3) > 0
+    assert parts.dormant(0.1) == whole.dormant(0.1) == 1
+    assert parts.saturated() == whole.saturated() == 1
+    assert parts.saturated_fraction() == whole.saturated_fraction()
+
+
+UNIT_MEASURES = [
+    metrics.dead_units,
+    metrics.dormant_units,
+    metrics.inactive_units,
+    metrics.saturated_fraction,
+    metrics.saturated_units,
+]
+
+
+@pytest.mark.parametrize("measure", UNIT_MEASURES)
+def test_bad_features(measure):
     with pytest.raises(ValueError, match=r"features.shape=\(4,\)"):
-        metrics.dead_units(np.zeros(4))
+        measure(np.zeros(4))
+    with pytest.raises(ValueError, match=r"features.shape=\(0, 4\)"):
+        measure(np.zeros((0, 4)))
     with pytest.raises(ValueError, match="NaN or infinite"):
-        metrics.dead_units(np.full((2, 2), np.inf))
+        measure(np.full((2, 2), np.inf))
+
+
+@pytest.mark.parametrize(
+    "measure, arguments, message",
+    [
+        (metrics.dormant_units, {"threshold": -0.1}, "threshold=-0.1"),
+        (metrics.dormant_units, {"threshold": np.nan}, "threshold=nan"),
+        (metrics.inactive_units, {"threshold": 0.0}, "threshold=0.0"),
+        (metrics.inactive_units, {"threshold": 1.1}, "threshold=1.1"),
+        (metrics.saturated_units, {"tolerance": -1.0}, "tolerance=-1.0"),
+        (metrics.saturated_fraction, {"extremes": ()}, r"extremes=\(\)"),
+    ],
+)
+def test_bad_arguments(measure, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure(np.eye(2), **arguments)

@@ -32,7 +32,7 @@ class ArrayStream:
         return self.x[index], self.y[index]
 
 
-def build(seed=0, method="cbp", metrics=None, loss="mse", layers=()):
+def build(seed=0, method="cbp", metrics=None, loss="mse"):
     if method == "bp":
         model = make_model(DIMS, layer=keras.layers.Dense, seed=seed)
         optimizer = keras.optimizers.Adam(0.01)
@@ -159,6 +159,109 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     np.testing.assert_allclose(results["loss"], expected["loss"], rtol=1e-5)
 
 
+class TestedStream(ArrayStream):
+    __test__ = False  # It is none of pytest's tests.
+
+    def test(self, index):
+        x, y = self.task(index)
+        return x[:7] + 0.5, y[:7]
+
+
+@pytest.mark.parametrize("num_learners", [1, 3])
+def test_test_data_are_evaluated_after_each_task(num_learners, monkeypatch):
+    monkeypatch.setattr(online_trainer, "_TEST_BATCH_SIZE", 4)
+    arguments = dict(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    streams = [TestedStream(classes=True, seed=i) for i in range(3)]
+    results = OnlineTrainer(
+        lambda learner: build(learner, **arguments), num_learners
+    ).fit(streams.__getitem__, epochs=2)
+    assert set(results) == {"loss", "accuracy", "test_loss", "test_accuracy"}
+    for learner in range(num_learners):
+        model = build(learner, **arguments)
+        for task in range(3):
+            x, y = streams[learner].task(task)
+            log = model.fit(x, y, 1, 2, shuffle=False, verbose=0).history
+            test = model.evaluate(
+                *streams[learner].test(task), verbose=0, return_dict=True
+            )
+            for name in ("loss", "accuracy"):
+                assert results[name][task, learner] == pytest.approx(
+                    log[name][-1], rel=1e-4
+                )
+                assert results[f"test_{name}"][task, learner] == pytest.approx(
+                    test[name], rel=1e-4
+                )
+
+
+class OrderedStream(ArrayStream):
+    def order(self, index, epoch):
+        return np.random.default_rng([index, epoch]).permutation(10)
+
+
+@pytest.mark.parametrize("num_learners", [1, 2])
+def test_each_epoch_has_the_order_of_the_stream(num_learners):
+    results = OnlineTrainer(build, num_learners).fit(
+        lambda learner: OrderedStream(seed=learner), batch_size=3, epochs=2
+    )
+    for learner in range(num_learners):
+        stream = OrderedStream(seed=learner)
+        model = build(learner)
+        for task in range(3):
+            x, y = stream.task(task)
+            for epoch in range(2):
+                order = stream.order(task, epoch)
+                log = model.fit(
+                    x[order], y[order], 3, shuffle=False, verbose=0
+                ).history
+            assert results["loss"][task, learner] == pytest.approx(
+                log["loss"][0], rel=1e-4
+            )
+
+
+def test_an_order_that_is_no_permutation():
+    stream = OrderedStream()
+    stream.order = lambda index, epoch: np.zeros(10, int)
+    with pytest.raises(ValueError, match="permutation .* 10 examples.*task 0"):
+        OnlineTrainer(build()).fit(stream)
+
+
+def test_test_data_that_cannot_be_used():
+    stream = TestedStream()
+    stream.test = lambda index: (stream.x[0], stream.y[0, :3])
+    with pytest.raises(ValueError, match=r"Received for test\(0\) of the str"):
+        OnlineTrainer(build()).fit(stream)
+
+
+@pytest.mark.parametrize("most", [3000, 0] if _IS_JAX else [None])
+def test_edited_weights_are_trained_on(most, monkeypatch):
+    if _IS_JAX:
+        from keras_plasticity.training import jax_loop
+
+        monkeypatch.setattr(jax_loop, "_MOST_WEIGHTS_SIDE_BY_SIDE", most)
+
+    def zero_head(model):
+        for weight in model.layers[-1].trainable_weights[:2]:
+            weight.assign(keras.ops.zeros(weight.shape))
+
+    class ZeroHead(TaskCallback):
+        def on_task_begin(self, task, x, y):
+            for learner in range(self.trainer.num_learners):
+                with self.trainer.edit(learner) as model:
+                    zero_head(model)
+
+    trainer = OnlineTrainer(build, 2)
+    trainer.fit(lambda i: ArrayStream(seed=i), callbacks=[ZeroHead()])
+    for learner in range(2):
+        model = build(learner)
+        for x, y in map(ArrayStream(seed=learner).task, range(3)):
+            zero_head(model)
+            model.fit(x, y, 1, shuffle=False, verbose=0)
+        assert_same_weights(trainer.model(learner), model, rtol=1e-3, atol=1e-5)
+
+
 def test_fit_goes_on_where_it_stopped():
     stream = ArrayStream(num_tasks=4)
     expected = OnlineTrainer(build()).fit(stream)["loss"]
@@ -277,7 +380,7 @@ class _Broken(ArrayStream):
 def test_a_stream_that_yields_the_wrong_thing(break_task, message):
     with pytest.raises(ValueError, match=message) as error:
         OnlineTrainer(build()).fit(_Broken(break_task))
-    assert "task 1 of the stream of learner 0" in str(error.value)
+    assert "task(1) of the stream of learner 0" in str(error.value)
 
 
 def test_too_many_learners_for_the_memory(monkeypatch):

@@ -6,6 +6,10 @@ import sys
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util import tensor_util
 
 from keras_plasticity.utils import summary_writer
@@ -19,10 +23,25 @@ with SummaryWriter(sys.argv[1]) as writer:
     writer.scalar("a/b", 0.5, step=3)
     writer.histogram("a/c", [1.0, 2.0], step=3)
     writer.text("a/d", "words")
+    writer.image("a/e", bytes.fromhex(sys.argv[2]))
+    writer.hparams({"f": 1}, {"a/g": 0.5})
+    writer.band_charts({"a/h": ("b", "c", "d")})
+assert not [m for m in sys.modules if m.split(".")[0] == "tensorflow"][1:]
 events = event_accumulator.EventAccumulator(sys.argv[1])
 events.Reload()
 print(sorted(events.Tags()["tensors"]))
 """
+
+# A white picture, 3 wide and 2 high.
+_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000003000000020800000000b81fcf3a"
+)
+
+
+def load(log_dir):
+    """What TensorBoard itself knows of a folder, without its fast loader."""
+    events = plugin_event_accumulator.EventAccumulator(str(log_dir))
+    return events.Reload()
 
 
 def read(log_dir):
@@ -70,13 +89,144 @@ def test_no_tensorflow_is_needed(tmp_path):
     if not backends:
         pytest.skip("needs JAX or PyTorch beside TensorFlow")
     output = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_TENSORFLOW, str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            _WITHOUT_TENSORFLOW,
+            str(tmp_path),
+            _PNG.hex(),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "KERAS_BACKEND": backends[0]},
     )
     assert output.returncode == 0, output.stderr
-    assert output.stdout.strip() == "['a/b', 'a/c', 'a/d']"
+    assert output.stdout.strip() == str(
+        [
+            "_hparams_/session_end_info",
+            "_hparams_/session_start_info",
+            *("a/b", "a/c", "a/d", "a/e", "a/g"),
+            "custom_scalars__config__",
+        ]
+    )
+
+
+def test_an_image_comes_back(tmp_path):
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        writer.image("figure/error", _PNG, step=4)
+    events = load(tmp_path)
+    metadata = events.SummaryMetadata("figure/error")
+    assert metadata.plugin_data.plugin_name == "images"
+    [(step, values)] = read(tmp_path)["figure/error"]
+    assert step == 4
+    assert values.tolist() == [b"3", b"2", _PNG]
+
+
+@pytest.mark.parametrize("png", [b"GIF89a", "figure.png", np.zeros((2, 2))])
+def test_what_is_no_png(tmp_path, png):
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="must be the bytes of a PNG"):
+            writer.image("a", png)
+
+
+def test_settings_and_results_come_back(tmp_path):
+    settings = {
+        "method": "cbp",
+        "seed": np.int64(3),
+        "rate": 1e-4,
+        "is_plastic": True,
+        "data_dir": None,
+        "layers": [1, 2],
+    }
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        writer.hparams(settings)
+        assert hparams_metadata.SESSION_END_INFO_TAG not in _tags(writer)
+        writer.hparams(settings, {"accuracy": 0.5, "diverged": None}, step=9)
+    events = load(tmp_path)
+    contents = events.PluginTagToContent("hparams")
+    start = hparams_metadata.parse_session_start_info_plugin_data(
+        contents[hparams_metadata.SESSION_START_INFO_TAG]
+    )
+    assert {
+        name: getattr(value, value.WhichOneof("kind"))
+        for name, value in start.hparams.items()
+    } == {
+        "method": "cbp",
+        "seed": 3.0,
+        "rate": 1e-4,
+        "is_plastic": True,
+        "data_dir": "None",
+        "layers": "[1, 2]",
+    }
+    assert start.hparams["is_plastic"].WhichOneof("kind") == "bool_value"
+    end = hparams_metadata.parse_session_end_info_plugin_data(
+        contents[hparams_metadata.SESSION_END_INFO_TAG]
+    )
+    assert end.status == api_pb2.STATUS_SUCCESS
+    tags = read(tmp_path)
+    assert tags["accuracy"] == [(9, 0.5)]
+    assert "diverged" not in tags
+
+
+def _tags(writer):
+    writer.flush()
+    return load(writer.log_dir).Tags()["tensors"]
+
+
+def test_charts_with_a_band_come_back(tmp_path):
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        writer.band_charts(
+            {
+                "task/loss": ("a", "b", "c"),
+                "task/online accuracy": ["d", "e", "f"],
+                "alone": ("g", "h", "i"),
+            }
+        )
+    events = load(tmp_path)
+    [tag] = events.PluginTagToContent("custom_scalars")
+    [event] = events.Tensors(tag)
+    content = tensor_util.make_ndarray(event.tensor_proto).item()
+    layout = layout_pb2.Layout.FromString(content)
+    charts = {
+        (category.title, chart.title): [
+            (s.value, s.lower, s.upper) for s in chart.margin.series
+        ]
+        for category in layout.category
+        for chart in category.chart
+    }
+    assert charts == {
+        ("task", "loss"): [("a", "b", "c")],
+        ("task", "online accuracy"): [("d", "e", "f")],
+        ("alone", "alone"): [("g", "h", "i")],
+    }
+
+
+@pytest.mark.parametrize("tags", [("a", "b"), "abc"])
+def test_a_band_needs_three_tags(tmp_path, tags):
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="Received for 'loss'"):
+            writer.band_charts({"loss": tags})
+
+
+def test_a_run_that_goes_on_forgets_later_steps(tmp_path):
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        writer.text("flags", "some words")
+        for step in range(6):
+            writer.scalar("loss", step, step)
+            writer.scalar("not written again", step, step)
+    with summary_writer.SummaryWriter(tmp_path, first_step=3) as writer:
+        writer.scalar("loss", -3.0, 3)
+    events = load(tmp_path)
+
+    def points(tag):
+        return [
+            (event.step, tensor_util.make_ndarray(event.tensor_proto).item())
+            for event in events.Tensors(tag)
+        ]
+
+    assert points("flags") == [(0, b"some words")]
+    assert points("loss") == [(0, 0), (1, 1), (2, 2), (3, -3)]
+    assert points("not written again") == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_markdown_table_escapes_bars():

@@ -1,0 +1,109 @@
+"""Joins runs of a trainer into one figure and one Markdown table.
+
+    python examples/compare.py logs/run_a logs/run_b --output=logs/both
+
+writes `comparison.png`, `comparison.svg` and `comparison.md` there, and prints
+the table. The runs must be of the same problem. Where two runs have the same
+method, the settings in which they differ tell them apart.
+"""
+
+import os
+import sys
+
+import figures
+import logs
+import runs
+from absl import app
+from absl import flags
+
+from keras_plasticity import utils
+
+OUTPUT = flags.DEFINE_string(
+    "output", "logs/comparison", "Folder for the figure and the table."
+)
+
+
+def label_runs(summaries):
+    """Names for all runs of some summaries, each its own.
+
+    Args:
+        summaries: Dict from folder to the summary of a run.
+
+    Returns:
+        Dict from label to run.
+    """
+    found = []
+    for folder, summary in summaries.items():
+        for run in summary["runs"]:
+            if run["per_task"]:
+                # All that might tell two runs of a method apart.
+                about = {
+                    **summary["flags"],
+                    **run["settings"],
+                    "backend": summary["backend"],
+                }
+                about.pop("method", None)
+                found.append((folder, run, about))
+    result = {}
+    for folder, run, about in found:
+        label = run["method"]
+        others = [
+            each
+            for _, other, each in found
+            if other is not run and other["method"] == run["method"]
+        ]
+        different = [
+            f"{name}={about.get(name)}"
+            for name in about
+            if any(each.get(name) != about[name] for each in others)
+        ]
+        if others:
+            label = ", ".join([label, *different])
+        # The same settings twice: only the folder is left.
+        result[f"{label} ({folder})" if label in result else label] = run
+    return result
+
+
+def check_same_problem(summaries):
+    first, *others = summaries.items()
+    for folder, summary in others:
+        for name in ("problem", "metric", "x_axis"):
+            if summary[name] != first[1][name]:
+                raise ValueError(
+                    "Runs of different problems cannot be compared. "
+                    f"{first[0]} has {name}={first[1][name]}, {folder} has "
+                    f"{name}={summary[name]}"
+                )
+
+
+def main(argv):
+    folders = [os.path.normpath(folder) for folder in argv[1:]]
+    if not folders:
+        raise app.UsageError("Name the log folders of one or more runs.")
+    try:
+        summaries = {folder: logs.read_summary(folder) for folder in folders}
+        check_same_problem(summaries)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    figures.check_matplotlib()
+    # Of the settings of the figure, those of the first run hold for all.
+    summary = next(iter(summaries.values()))
+    labeled = label_runs(summaries)
+    if not labeled:
+        sys.exit("No run has finished a task: there is nothing to compare.")
+    rows = runs.rows(summary, labeled)
+    title = summary["title"].partition(",")[0]
+    table = utils.markdown_table(
+        tuple(rows[0]), [tuple(row.values()) for row in rows]
+    )
+    os.makedirs(OUTPUT.value, exist_ok=True)
+    path = os.path.join(OUTPUT.value, "comparison")
+    figures.draw({**summary, "title": title}, labeled, path)
+    with open(f"{path}.md", "w") as file:
+        file.write(f"{title}: {summary['metric']['label']}\n\n{table}\n")
+    print(table)
+    print(f"\nFigure: {path}.png, .svg\nTable: {path}.md")
+
+
+if __name__ == "__main__":
+    app.run(main)

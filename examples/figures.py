@@ -1,0 +1,84 @@
+"""The figure of a problem: its metric against time, methods side by side."""
+
+import importlib.util
+import io
+import sys
+
+import numpy as np
+import runs
+
+
+def check_matplotlib():
+    """Fails before a run, and not after it, if no figure can be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("The figure needs matplotlib: pip install -e '.[figures]'")
+
+
+def draw(summary, labeled_runs, path):
+    """Draws mean and standard error over learners, and writes PNG and SVG.
+
+    Diamonds are published values.
+
+    Args:
+        summary: Dict, what the runs have in common: problem, metric, axes.
+        labeled_runs: Dict from label to run.
+        path: String, where the figures go, without the ending.
+
+    Returns:
+        Bytes, the PNG.
+    """
+    # Imported here: to read a trainer's `--help` takes no figure.
+    from matplotlib import figure as figures
+    from matplotlib import ticker
+
+    figure = figures.Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    for number, (label, run) in enumerate(labeled_runs.items()):
+        color = f"C{number % 10}"
+        ends, values = runs.per_bin(summary, run)
+        mean = runs.mean_of_learners(values)
+        spread = np.array([runs.standard_error(each) for each in values])
+        # One bin is a point, and no line.
+        marker = "o" if len(ends) == 1 else None
+        axes.plot(ends, mean, color=color, label=label, marker=marker)
+        if len(ends):
+            axes.fill_between(
+                ends,
+                mean - spread,
+                mean + spread,
+                color=color,
+                alpha=0.25,
+                linewidth=0,
+            )
+        # What was published of times that this run did not reach would only
+        # squeeze it.
+        marks = [mark for mark in run["published"] if len(ends)]
+        marks = [(x, y) for x, y in marks if x <= 1.05 * ends[-1]]
+        if marks:
+            axes.plot(
+                *zip(*marks),
+                linestyle="none",
+                marker="D",
+                markersize=6,
+                markerfacecolor="white",
+                color=color,
+                label=f"{label}, published",
+            )
+    axes.set_xlabel(summary["x_axis"]["label"])
+    per_bin = summary["tasks_per_bin"]
+    bins = f", bins of {per_bin} tasks" if per_bin > 1 else ""
+    axes.set_ylabel(summary["metric"]["label"] + bins)
+    axes.set_title(summary["title"])
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    if summary["metric"]["lower_is_better"]:
+        axes.set_ylim(bottom=0)
+    axes.legend(ncols=2 if len(labeled_runs) > 4 else 1)
+    figure.savefig(f"{path}.svg")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    with open(f"{path}.png", "wb") as file:
+        file.write(png.getvalue())
+    return png.getvalue()

@@ -1,0 +1,111 @@
+"""What recorded runs say: the entries `runs` of a `summary.json`.
+
+An entry has the results of one method: `per_task`, a list with the metric of
+each learner, `None` where it is not finite.
+"""
+
+import math
+
+import numpy as np
+
+
+def per_bin(summary, run):
+    """A run's metric, averaged over bins of tasks as its figure shows it.
+
+    Args:
+        summary: Dict, the summary that the run is in.
+        run: Dict, the run.
+
+    Returns:
+        Tuple of the places on the x-axis, where each bin ends, and of an array
+        of shape `(bins, learners)`.
+    """
+    name = f"{summary['metric']['name']}_per_learner"
+    values = np.array([task[name] for task in run["per_task"]], "float64")
+    if not len(values):
+        return np.empty(0), np.empty((0, 1))
+    # A run that was stopped may not have got as far as one whole bin.
+    size = min(summary["tasks_per_bin"], len(values))
+    bins = len(values) // size
+    values = values[: bins * size].reshape(bins, size, -1).mean(axis=1)
+    ends = (np.arange(bins) + 1) * size * summary["x_axis"]["per_task"]
+    return ends, values * summary["metric"]["scale"]
+
+
+def finite_mean(values):
+    """Mean over the learners whose value is finite; `None` without any."""
+    values = np.asarray(values)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def standard_error(values):
+    """Standard error of the mean over learners, those that are finite.
+
+    Args:
+        values: Float array of shape `(num_learners,)`.
+
+    Returns:
+        Float, 0 for less than two values.
+    """
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return 0.0
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def finite_list(values):
+    """A list for `summary.json`, where `None` stands for what is not finite."""
+    return [float(v) if math.isfinite(v) else None for v in values]
+
+
+def best_bin(summary, values):
+    """Index of the bin that is best, of those that some learner reached."""
+    means = mean_of_learners(values)
+    if summary["metric"]["lower_is_better"]:
+        return int(np.argmin(np.nan_to_num(means, nan=np.inf)))
+    return int(np.argmax(np.nan_to_num(means, nan=-np.inf)))
+
+
+def mean_of_learners(values):
+    """Mean over the learners whose value is finite, for each bin."""
+    return np.ma.masked_invalid(values).mean(axis=1).filled(np.nan)
+
+
+def rows(summary, runs):
+    """The rows of a table that compares runs.
+
+    Args:
+        summary: Dict, what the runs have in common.
+        runs: Dict from label to run.
+
+    Returns:
+        List of dicts from heading to string.
+    """
+    result = []
+    for label, run in runs.items():
+        ends, values = per_bin(summary, run)
+        if not len(ends):
+            continue
+
+        def cell(index):
+            mean = mean_of_learners(values)[index]
+            error = standard_error(values[index])
+            form = summary["metric"]["format"]
+            return f"{mean:{form}}±{error:{form}}"
+
+        marks = run["published"]
+        seconds = run["compile_seconds"] + run["train_seconds"]
+        result.append(
+            {
+                "method": label,
+                "learners": str(run["num_learners"]),
+                "tasks": str(len(run["per_task"])),
+                "first": cell(0),
+                "best": cell(best_bin(summary, values)),
+                "last": cell(-1),
+                "published": ", ".join(f"{y:g}" for _, y in marks) or "-",
+                "seconds": f"{seconds:.1f}",
+            }
+        )
+    return result

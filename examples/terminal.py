@@ -1,0 +1,116 @@
+"""What the trainers print: settings, progress and tables."""
+
+import keras
+import numpy as np
+from rich import box
+from rich import console
+from rich import progress
+from rich import table
+
+from keras_plasticity import training
+
+_TERMINAL = console.Console()
+_MOST_ROWS = 12
+
+
+def device_name():
+    """The device that Keras computes on, such as `cpu:0` or `cuda:0`."""
+    # Every backend's tensors know where they lie; no common function does.
+    device = keras.ops.zeros(()).device
+    name = str(device).rpartition("device:")[2].lower()
+    kind = getattr(device, "device_kind", name)
+    return name if kind in name else f"{name} ({kind})"
+
+
+def print_start(title, settings):
+    """Prints the backend, its device and the settings of a run.
+
+    Args:
+        title: String.
+        settings: Dict from name to value.
+    """
+    _TERMINAL.print(
+        f"{title}: backend {keras.backend.backend()} on {device_name()}",
+        style="bold",
+        highlight=False,
+    )
+    print_settings("  ", settings)
+
+
+def print_settings(title, settings):
+    """Prints settings as the flags that they are."""
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    _TERMINAL.print(f"{title}{' '.join(words)}", highlight=False)
+
+
+class TaskProgress(training.TaskCallback):
+    """A progress bar with tasks done, the last figure and the time left.
+
+    It is a context manager and a callback of `training.OnlineTrainer`.
+
+    Args:
+        title: String, what stands before the bar.
+        num_tasks: Integer.
+        figure: Function of the results of a task that returns a string.
+    """
+
+    def __init__(self, title, num_tasks, figure):
+        self._figure = figure
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.completed:.1f}/{task.total} tasks"),
+            progress.TextColumn("{task.fields[last]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
+            console=_TERMINAL,
+            # Tasks may take minutes: a short memory would never see two.
+            speed_estimate_period=24 * 3600,
+        )
+        self._bar = self._progress.add_task(title, total=num_tasks, last="")
+        self._num_done = 0
+
+    def __enter__(self):
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._progress.stop()
+
+    def on_progress(self, task, done):
+        self._progress.update(self._bar, completed=self._num_done + done)
+
+    def on_task_end(self, task, results):
+        self._num_done += 1
+        self._progress.update(
+            self._bar, completed=self._num_done, last=self._figure(results)
+        )
+
+    def get_state(self):
+        return self._num_done
+
+    def set_state(self, state):
+        self._num_done = state
+        # Tasks of another day say nothing of the time that is left.
+        self._progress.reset(self._bar, completed=state)
+
+
+def print_table(title, columns, records):
+    """Prints what a run measured, at most a dozen rows of it.
+
+    Args:
+        title: String.
+        columns: Dict from heading to a function of a record that returns the
+            string for that column.
+        records: List of the records, one a row.
+    """
+    result = table.Table(*columns, title=title, box=box.SIMPLE_HEAD)
+    for column in result.columns:
+        column.justify = "right"
+    shown = np.linspace(
+        0, len(records) - 1, min(len(records), _MOST_ROWS)
+    ).astype(int)
+    for index in shown:
+        result.add_row(*(cell(records[index]) for cell in columns.values()))
+    _TERMINAL.print(result)

@@ -1,0 +1,11 @@
+"""Callbacks: what looks on, or steps in, between the steps of training."""
+
+from keras_plasticity.callbacks.plasticity_monitor import (
+    PlasticityMonitor as PlasticityMonitor,
+)
+from keras_plasticity.callbacks.shrink_and_perturb_tasks import (
+    ShrinkAndPerturbTasks as ShrinkAndPerturbTasks,
+)
+from keras_plasticity.callbacks.zero_layers import ZeroLayers as ZeroLayers
+
+__all__ = ["PlasticityMonitor", "ShrinkAndPerturbTasks", "ZeroLayers"]

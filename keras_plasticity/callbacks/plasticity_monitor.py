@@ -1,0 +1,572 @@
+import copy
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_plasticity import backend
+from keras_plasticity import keras_compat
+from keras_plasticity import metrics
+from keras_plasticity.callbacks import probe
+from keras_plasticity.graph import activations
+from keras_plasticity.metrics.rank import several_ranks
+from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.training import TaskCallback
+
+_RANKS = (
+    "effective_rank",
+    "approximate_rank",
+    "absolute_approximate_rank",
+    "stable_rank",
+    "hard_rank",
+)
+_UNITS = ("dead_units", "dormant_units", "inactive_units")
+_SATURATION = ("saturated_units", "saturated_fraction")
+_HISTOGRAMS = ("utility", "age")
+# TensorBoard's group of each measure that is a number.
+_TAGS = {
+    **{name: f"representation/{name}" for name in _RANKS},
+    "dead_units": "units/dead",
+    "dormant_units": "units/dormant",
+    "inactive_units": "units/inactive",
+    "saturated_units": "units/saturated",
+    "saturated_fraction": "units/saturated_fraction",
+    "replaced_units": "units/replaced",
+    "weight_magnitude": "weights/magnitude",
+    "weight_change": "weights/change",
+    "gradient_norm": "gradients/norm",
+}
+_MEASURES = (*_TAGS, *_HISTOGRAMS)
+# Measures whose total is the mean over the layers; of others it is the sum,
+# unless it is computed from all layers' entries together.
+_MEANS = (*_RANKS, "saturated_fraction")
+
+
+class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
+    """Watches a network's plasticity while it trains.
+
+    It is a callback of `model.fit`, for any Keras model, and of
+    `keras_plasticity.training.OnlineTrainer`. Nothing of the model or its
+    training changes.
+
+    In `fit` it measures before the first epoch (step 0, or `initial_epoch`)
+    and after each epoch (step: epochs done). In the engine it measures each
+    learner before each task (step: the task), and adds at the task's end what
+    has changed in it.
+
+    Each measure is taken of each layer and in total:
+
+    - `effective_rank`, `approximate_rank`, `absolute_approximate_rank`,
+        `stable_rank`, `hard_rank`: see `keras_plasticity.metrics`. Total: mean.
+    - `dead_units`, `dormant_units`, `inactive_units`: likewise, with their
+        default thresholds. Total: sum.
+    - `saturated_units`, `saturated_fraction`: likewise, of layers with a
+        bounded activation (tanh, sigmoid and their like), within 5 % of its
+        range of an extreme. Total: sum, and mean.
+    - `weight_magnitude`, `weight_change`: mean absolute entry of the kernels,
+        and of their change since the last measurement (in the engine: in the
+        task). Total: over the entries of all kernels.
+    - `gradient_norm`: norm of the gradient of the loss on the probe, computed
+        in inference mode. Total: norm of all weights' gradients.
+    - `replaced_units`: units that `ContinualBackprop` replaced since the last
+        measurement (in the engine: in the task). Total: sum.
+    - `utility`, `age`: histograms in TensorBoard only, of the first learner.
+
+    The measures of activations are of every hidden layer, which is a layer
+    with a kernel whose outputs lead to another one, after its non-linearity.
+    Those of weights are of every layer with a kernel, the last one too.
+    Positions of a feature map are further examples, its channels the units.
+
+    For three layers of 100 units and 2,000 examples all of this takes less
+    than a tenth of a second. Singular values take longest: of 2,000 examples of
+    2,000 units seconds a layer. Choose `measures` without ranks there, fewer
+    examples, or a smaller `max_rows`.
+
+    Args:
+        probe_data: The examples to measure on. An array of inputs (of a model
+            with several inputs, a list or dict); a tuple `(x, y)`, which adds
+            the gradient norm; or, in the engine only, an integer: so many
+            examples from the start of the coming task, with their targets (the
+            paper takes 2,000).
+        log_dir: String, where TensorBoard logs go; or an open
+            `keras_plasticity.utils.SummaryWriter`, which is left open.
+            Defaults to no logs.
+        layers: List of names of the layers whose activations are measured.
+            Defaults to all hidden layers.
+        measures: List of names of measures. Defaults to all that there are
+            data for.
+        batch_size: Integer, how many examples are computed at once: fewer
+            need less memory, and more time. Defaults to 2000.
+        max_rows: Integer, of how many rows (examples, or positions) of a layer
+            singular values are taken, drawn evenly from all of them. Defaults
+            to 2000.
+
+    Attributes:
+        history: List with a dict for each measurement: `"step"`; for each
+            measure a dict from layer, and from `"total"`, to a number, the
+            mean over learners; and `"per_learner"`, a dict from measure to the
+            list of the learners' totals. A measure that no layer has is left
+            out, and so is one without any learner that has not diverged. The
+            total of a learner that has diverged is `None`. All of it can be
+            written as JSON.
+
+    Example:
+
+    ```python
+    monitor = keras_plasticity.callbacks.PlasticityMonitor(
+        (x_test[:2000], y_test[:2000]), log_dir="logs/run"
+    )
+    model.fit(x, y, epochs=10, callbacks=[monitor])
+    monitor.history[-1]["dead_units"]  # {"dense": 3.0, "total": 3.0}
+    ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    """
+
+    def __init__(
+        self,
+        probe_data: Any,
+        log_dir: Any = None,
+        layers: Sequence[str] | None = None,
+        measures: Sequence[str] | None = None,
+        batch_size: int = 2000,
+        max_rows: int = 2000,
+    ):
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("max_rows", max_rows)):
+            if not _is_positive_integer(value):
+                raise ValueError(
+                    f"`{name}` must be a positive integer. "
+                    f"Received: {name}={value}"
+                )
+        self.history = []
+        self._num_examples, self._x, self._y = _check_probe(probe_data)
+        has_targets = self._num_examples is not None or self._y is not None
+        self._measures = _check_measures(measures, has_targets)
+        self._layers = _check_layers(layers)
+        self._batch_size = batch_size
+        self._max_rows = max_rows
+        self._log_dir = log_dir
+        self._writer = None
+        # Kernels and replaced units of each learner at the last measurement.
+        self._before = {}
+        self._diverged = set()
+
+    def on_train_begin(self, logs=None):
+        self._before = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._before:
+            return
+        if self._num_examples is not None:
+            raise ValueError(
+                "`probe_data` must be an array of inputs, or a tuple (x, y), "
+                "in `fit`: only `OnlineTrainer` knows the tasks that an "
+                "integer takes examples of. "
+                f"Received: probe_data={self._num_examples}"
+            )
+        model = self.model
+        if not self.history or self.history[-1]["step"] != epoch:
+            self._add(epoch, {0: self._measure(model, self._x, self._y)}, 1)
+            self._write_histograms(epoch, model)
+        # Otherwise `fit` goes on where it was, and this has been measured.
+        self._before = {0: self._state(model)}
+
+    def on_epoch_end(self, epoch, logs=None):
+        model = self.model
+        after = self._state(model)
+        measured = self._measure(model, self._x, self._y)
+        if measured is not None:
+            changes = self._changes(self._before[0], after)
+            measured = None if changes is None else {**measured, **changes}
+        self._add(epoch + 1, {0: measured}, 1)
+        self._write_histograms(epoch + 1, model)
+        self._before = {0: after}
+
+    def on_task_begin(self, task, x, y):
+        self._before = {}
+        measured = {}
+        for learner in range(self.trainer.num_learners):
+            if learner in self._diverged:
+                continue
+            model = self.trainer.model(learner)
+            probe_x, probe_y = self._x, self._y
+            if self._num_examples is not None:
+                probe_x = x[learner, : self._num_examples]
+                probe_y = y[learner, : self._num_examples]
+            measured[learner] = self._measure(model, probe_x, probe_y)
+            self._before[learner] = self._state(model)
+        self._add(task, measured, self.trainer.num_learners)
+
+    def on_task_end(self, task, results):
+        broken = np.flatnonzero(~np.isfinite(results["loss"]))
+        self._diverged.update(broken.tolist())
+        changes = {}
+        for learner, before in self._before.items():
+            if learner not in self._diverged:
+                model = self.trainer.model(learner)
+                changes[learner] = self._changes(before, self._state(model))
+                if learner == 0:
+                    self._write_histograms(task, model)
+        self._add(task, changes, self.trainer.num_learners)
+        self._before = {}
+
+    def on_train_end(self, logs=None):
+        self._before = {}
+        if self._writer is None:
+            return
+        self._writer.flush()
+        if self._writer is not self._log_dir:
+            self._writer.close()
+            self._writer = None
+
+    def get_state(self) -> dict[str, Any]:
+        """What has been measured so far.
+
+        Between two tasks, or two calls of `fit`, this is all there is to
+        carry on with: changes are measured from the weights that a learner
+        then has.
+
+        Returns:
+            Dict that can be written as JSON.
+        """
+        return {
+            "history": copy.deepcopy(self.history),
+            "diverged": sorted(self._diverged),
+        }
+
+    def set_state(self, state: Mapping[str, Any]):
+        """Goes on from what another monitor had measured.
+
+        Args:
+            state: What its `get_state` returned.
+        """
+        self.history = copy.deepcopy(state["history"])
+        self._diverged = set(state["diverged"])
+
+    def _measure(self, model, x, y):
+        """Measures a learner; `None` if it has diverged."""
+        measured = {}
+        if self._wants(*_RANKS, *_UNITS, *_SATURATION):
+            try:
+                measured = self._measure_activations(model, x)
+            except probe.NotFinite:
+                return None
+        if self._wants("weight_magnitude"):
+            kernels = _kernels(model)
+            measured["weight_magnitude"] = _of_each_and_all(
+                metrics.weight_magnitude, kernels
+            )
+        if self._wants("gradient_norm") and y is not None:
+            gradients = _gradients(model, x, y, self._batch_size)
+            measured["gradient_norm"] = _of_each_and_all(
+                metrics.gradient_norm, gradients
+            )
+        return _if_finite(measured)
+
+    def _measure_activations(self, model, x):
+        of_layers = probe.layer_activations(
+            model, x, self._layers, self._batch_size, self._max_rows
+        )
+        numbers = {}
+        for layer, each in of_layers.items():
+            if self._wants(*_RANKS):
+                names = [name for name in _RANKS if self._wants(name)]
+                numbers[layer] = several_ranks(each.rows(), names)
+            else:
+                numbers[layer] = {}
+            numbers[layer] |= {
+                "dead_units": each.units.dead(),
+                "dormant_units": each.units.dormant(),
+                "inactive_units": each.units.inactive(),
+            }
+            if each.extremes is not None:
+                numbers[layer] |= {
+                    "saturated_units": each.units.saturated(),
+                    "saturated_fraction": each.units.saturated_fraction(),
+                }
+        measured = {}
+        for name in self._measures:
+            values = {
+                layer: each[name]
+                for layer, each in numbers.items()
+                if name in each
+            }
+            if values:
+                total = sum(values.values())
+                if name in _MEANS:
+                    total /= len(values)
+                measured[name] = _with_total(values, total)
+        return measured
+
+    def _state(self, model):
+        """What changes are measured from."""
+        optimizer = _continual_backprop(model)
+        state = {}
+        if self._wants("weight_change"):
+            state["kernels"] = _kernels(model)
+        if self._wants("replaced_units") and optimizer is not None:
+            state["replaced"] = optimizer.num_replaced()
+        return state
+
+    def _changes(self, before, after):
+        """What has changed in a learner; `None` if it has diverged."""
+        changes = {}
+        if "replaced" in after:
+            counts = {
+                layer: count - before["replaced"].get(layer, 0)
+                for layer, count in after["replaced"].items()
+            }
+            changes["replaced_units"] = _with_total(
+                counts, sum(counts.values())
+            )
+        if "kernels" in after:
+            changes["weight_change"] = _of_each_and_all(
+                lambda pairs: metrics.weight_change(*zip(*pairs)),
+                {
+                    layer: list(zip(before["kernels"][layer], kernels))
+                    for layer, kernels in after["kernels"].items()
+                },
+            )
+        return _if_finite(changes)
+
+    def _wants(self, *names):
+        return any(name in self._measures for name in names)
+
+    def _add(self, step, measured, num_learners):
+        """Adds measures to the history and to TensorBoard.
+
+        Args:
+            step: Integer. What has been measured at the last step is added to.
+            measured: Dict from learner to a dict from measure to a dict from
+                layer to number, or to `None`.
+            num_learners: Integer.
+        """
+        if not self.history or self.history[-1]["step"] != step:
+            self.history.append({"step": step, "per_learner": {}})
+        entry = self.history[-1]
+        found = [each for each in measured.values() if each is not None]
+        for name in found[0] if found else ():
+            entry[name] = {
+                layer: sum(each[name][layer] for each in found) / len(found)
+                for layer in found[0][name]
+            }
+            entry["per_learner"][name] = [
+                None
+                if measured.get(learner) is None
+                else measured[learner][name]["total"]
+                for learner in range(num_learners)
+            ]
+            if self._log_dir is not None:
+                for layer, number in entry[name].items():
+                    self._get_writer(step).scalar(
+                        f"{_TAGS[name]}/{layer}", number, step
+                    )
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _write_histograms(self, step, model):
+        optimizer = _continual_backprop(model)
+        if self._log_dir is None or optimizer is None:
+            return
+        names = optimizer.num_replaced()
+        for layer in keras_compat.sublayers(model):
+            # Only these have utilities.
+            name = layer.name if layer.name in names else layer.path
+            if name not in names:
+                continue
+            for measure in filter(self._wants, _HISTOGRAMS):
+                values = keras.ops.convert_to_numpy(getattr(layer, measure))
+                if np.isfinite(values).all():
+                    self._get_writer(step).histogram(
+                        f"{measure}/{name}", values, step
+                    )
+
+    def _get_writer(self, step):
+        if hasattr(self._log_dir, "scalar"):
+            self._writer = self._log_dir
+        elif self._writer is None:
+            # Imported here: without logs no TensorBoard is needed.
+            from keras_plasticity.utils import SummaryWriter
+
+            self._writer = SummaryWriter(self._log_dir, first_step=step)
+        return self._writer
+
+
+def _kernels(model):
+    """Dict from layer to the list of its kernels, as arrays."""
+    return {
+        name: [np.array(keras.ops.convert_to_numpy(v)) for v in own]
+        for name, own in _by_layer(model, activations.kernels(model)).items()
+    }
+
+
+def _gradients(model, x, y, batch_size):
+    """Dict from layer to its gradients of the loss on a probe, as arrays."""
+    variables = [
+        v for v in model.trainable_variables if not v.overwrite_with_gradient
+    ]
+    num_examples = len(y)
+    sums = {}
+    for start in range(0, num_examples, batch_size):
+        batch_x, batch_y = keras.tree.map_structure(
+            lambda array: keras.ops.convert_to_tensor(
+                array[start : start + batch_size]
+            ),
+            (x, y),
+        )
+
+        def loss():
+            output = model(batch_x, training=False)
+            return model.compute_loss(batch_x, batch_y, output, training=False)
+
+        share = min(batch_size, num_examples - start) / num_examples
+        for v, gradient in zip(variables, backend.gradients(loss, variables)):
+            if gradient is not None:
+                gradient = keras.ops.convert_to_numpy(gradient)
+                sums[id(v)] = sums.get(id(v), 0.0) + share * gradient
+    return {
+        name: [sums.get(id(v), np.zeros(v.shape)) for v in own]
+        for name, own in _by_layer(model, variables).items()
+    }
+
+
+def _by_layer(model, variables):
+    """Dict from the name of a layer to those of the variables it owns."""
+    names = {**activations.layer_names(model), id(model): model.name}
+    remaining = {id(v): v for v in variables}
+    result = {}
+    # A layer comes after those that it is a part of: the last owner is the
+    # innermost.
+    owners = {}
+    layers = [model, *keras_compat.sublayers(model)]
+    for layer in layers:
+        parts = {
+            id(v)
+            for part in keras_compat.children(layer)
+            for v in part.variables
+        }
+        for v in layer.variables:
+            if id(v) in remaining and id(v) not in parts:
+                owners[id(v)] = names[id(layer)]
+    for key, v in remaining.items():
+        result.setdefault(owners.get(key, model.name), []).append(v)
+    return result
+
+
+def _continual_backprop(model):
+    """The model's `ContinualBackprop`, inside other wrappers too, if any."""
+    optimizer = getattr(model, "optimizer", None)
+    while optimizer is not None:
+        if isinstance(optimizer, ContinualBackprop):
+            return optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return None
+
+
+def _of_each_and_all(measure, arrays):
+    """A measure of each layer's arrays, and of those of all together."""
+    if not arrays:
+        return {}
+    everything = [array for own in arrays.values() for array in own]
+    return _with_total(
+        {layer: measure(own) for layer, own in arrays.items()},
+        measure(everything),
+    )
+
+
+def _with_total(values, total):
+    if "total" in values:
+        raise ValueError(
+            "`PlasticityMonitor` calls the sum over all layers 'total'. Give "
+            "the layer of that name another one."
+        )
+    return {**values, "total": total}
+
+
+def _if_finite(measured):
+    """The same without what no layer has; `None` if a number is not finite."""
+    numbers = [n for values in measured.values() for n in values.values()]
+    if not all(map(math.isfinite, numbers)):
+        return None
+    return {name: values for name, values in measured.items() if values}
+
+
+def _check_probe(probe_data):
+    """Returns the number of examples, or the inputs and the targets."""
+    if isinstance(probe_data, (int, np.integer)):
+        if not _is_positive_integer(probe_data):
+            raise ValueError(
+                "`probe_data` must be a positive number of examples, an array "
+                "of inputs, or a tuple (x, y). "
+                f"Received: probe_data={probe_data}"
+            )
+        return int(probe_data), None, None
+    x, y = probe_data, None
+    if isinstance(probe_data, tuple):
+        if len(probe_data) != 2:
+            raise ValueError(
+                "`probe_data` must be an array of inputs, or a tuple (x, y); "
+                "several inputs come as a list or a dict. Received: a tuple "
+                f"of length {len(probe_data)}"
+            )
+        x, y = probe_data
+        y = np.asarray(y)
+    x = keras.tree.map_structure(np.asarray, x)
+    arrays = keras.tree.flatten(x) + ([] if y is None else [y])
+    shapes = [array.shape for array in arrays]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
+    if len(lengths) != 1 or not min(lengths):
+        raise ValueError(
+            "The arrays of `probe_data` must have one entry for each example, "
+            f"and one example at least. Received: arrays of shapes {shapes}"
+        )
+    for array in arrays:
+        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+            raise ValueError(
+                "`probe_data` must be finite numbers. Received: an array of "
+                f"shape {array.shape} and dtype {array.dtype}"
+                + (
+                    " with NaN or infinite values"
+                    if array.dtype.kind == "f"
+                    else ""
+                )
+            )
+    return None, x, y
+
+
+def _check_measures(measures, has_targets):
+    if measures is None:
+        return [
+            name for name in _MEASURES if has_targets or name != "gradient_norm"
+        ]
+    if isinstance(measures, str) or not set(measures) <= set(_MEASURES):
+        raise ValueError(
+            f"`measures` must be a list of some of {list(_MEASURES)}. "
+            f"Received: measures={measures}"
+        )
+    if "gradient_norm" in measures and not has_targets:
+        raise ValueError(
+            "The measure 'gradient_norm' needs targets: give `probe_data` as "
+            f"a tuple (x, y). Received: measures={measures}"
+        )
+    return [name for name in _MEASURES if name in measures]
+
+
+def _check_layers(layers):
+    if isinstance(layers, str) or (layers is not None and not len(layers)):
+        raise ValueError(
+            "`layers` must be a list of the names of layers, or `None` for "
+            f"all hidden layers. Received: layers={layers!r}"
+        )
+    return layers
+
+
+def _is_positive_integer(value):
+    is_integer = isinstance(value, (int, np.integer))
+    return is_integer and not isinstance(value, bool) and value > 0

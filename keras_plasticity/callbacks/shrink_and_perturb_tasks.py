@@ -1,0 +1,92 @@
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_plasticity.training import TaskCallback
+
+
+class ShrinkAndPerturbTasks(TaskCallback):
+    """Moves all weights towards those of a new network when a task begins.
+
+    `w <- shrink * w + perturb * fresh`, for all trainable weights and biases,
+    from the second task on. This is "shrink and perturb" as it was proposed;
+    the one of the papers on loss of plasticity acts at every step and is
+    `keras_plasticity.optimizers.ShrinkAndPerturb`. The slots of the optimizer
+    (momentum, ...) are left alone.
+
+    It is a callback of `keras_plasticity.training.OnlineTrainer`.
+
+    Args:
+        build_model: Function of a learner's index and the task's index that
+            returns a model of the same architecture with fresh weights. For
+            results that can be repeated, the two should decide its seeds; one
+            that ignores the task interpolates to the same network always.
+        shrink: Float in [0, 1]. Defaults to `0.2`.
+        perturb: Float, at least 0. Defaults to `0.8`.
+
+    References:
+
+    - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475)
+    - [Lee et al., 2024](https://arxiv.org/abs/2406.02596), the defaults
+    """
+
+    def __init__(
+        self,
+        build_model: Callable[[int, int], keras.Model],
+        shrink: float = 0.2,
+        perturb: float = 0.8,
+    ):
+        if not callable(build_model):
+            raise TypeError(
+                "`build_model` must be a function of a learner's index and a "
+                "task's index that returns a model. "
+                f"Received: build_model={build_model!r}"
+            )
+        if not 0 <= shrink <= 1:
+            raise ValueError(
+                f"`shrink` must be in [0, 1]. Received: shrink={shrink}"
+            )
+        if not 0 <= perturb < float("inf"):
+            raise ValueError(
+                f"`perturb` must be in [0, inf). Received: perturb={perturb}"
+            )
+        self.build_model = build_model
+        self.shrink = shrink
+        self.perturb = perturb
+        self._is_first = True
+
+    def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
+        if self._is_first:
+            self._is_first = False
+            return
+        for learner in range(self.trainer.num_learners):
+            fresh = _weights(self.build_model(learner, task))
+            with self.trainer.edit(learner) as model:
+                weights = _weights(model)
+                if [w.shape for w in weights] != [w.shape for w in fresh]:
+                    raise ValueError(
+                        "`build_model` must return a model of the same "
+                        "architecture. Received: one with weights of the "
+                        f"shapes {[w.shape for w in fresh]}, expected "
+                        f"{[w.shape for w in weights]}"
+                    )
+                for weight, new in zip(weights, fresh):
+                    weight.assign(
+                        self.shrink * weight.value + self.perturb * new.value
+                    )
+
+    def get_state(self) -> bool:
+        return self._is_first
+
+    def set_state(self, state: bool):
+        self._is_first = state
+
+
+def _weights(model):
+    """Trainable weights and biases, without the statistics of units."""
+    return [
+        variable
+        for variable in model.trainable_variables
+        if not variable.overwrite_with_gradient
+    ]

@@ -1,0 +1,58 @@
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_plasticity.training import TaskCallback
+
+
+class ZeroLayers(TaskCallback):
+    """Sets the weights of some layers to zero when a task begins.
+
+    The network's last layer has to start anew where the classes of the task
+    are new ones, as those of Continual ImageNet. The slots of the optimizer
+    (momentum, ...) are left alone, as in the authors' code.
+
+    It is a callback of `keras_plasticity.training.OnlineTrainer`.
+
+    Args:
+        layers: List of names of layers.
+
+    Example:
+
+    ```python
+    trainer.fit(
+        stream, callbacks=[keras_plasticity.callbacks.ZeroLayers(["head"])]
+    )
+    ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    """
+
+    def __init__(self, layers: Sequence[str]):
+        if isinstance(layers, str) or not all(
+            isinstance(name, str) for name in layers
+        ):
+            raise ValueError(
+                "`layers` must be a list of the names of layers. "
+                f"Received: layers={layers!r}"
+            )
+        self.layers = list(layers)
+
+    def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
+        for learner in range(self.trainer.num_learners):
+            with self.trainer.edit(learner) as model:
+                for name in self.layers:
+                    for variable in _weights(model.get_layer(name)):
+                        variable.assign(keras.ops.zeros(variable.shape))
+
+
+def _weights(layer):
+    """The layer's trainable weights, without the statistics of its units."""
+    return [
+        variable
+        for variable in layer.trainable_variables
+        if not variable.overwrite_with_gradient
+    ]

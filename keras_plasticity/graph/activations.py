@@ -1,0 +1,265 @@
+"""The activations of a model's layers: where they are, and their values."""
+
+import collections
+import dataclasses
+
+import keras
+
+from keras_plasticity import backend
+from keras_plasticity import keras_compat
+from keras_plasticity.graph import trace
+
+# What may stand between a layer and its non-linearity.
+_BEFORE_ACTIVATION = (
+    keras.layers.Add,
+    keras.layers.AlphaDropout,
+    keras.layers.BatchNormalization,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.GroupNormalization,
+    keras.layers.Identity,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+_ACTIVATION_LAYERS = {
+    keras.layers.ELU: "elu",
+    keras.layers.LeakyReLU: "leaky_relu",
+    keras.layers.PReLU: "prelu",
+    keras.layers.ReLU: "relu",
+    keras.layers.Softmax: "softmax",
+}
+# By the names of their operations: `keras.ops.relu` makes a `Relu`.
+_ACTIVATION_OPERATIONS = {
+    name.replace("_", ""): name
+    for name in dir(keras.activations)
+    if not name.startswith("_")
+    and name not in ("deserialize", "get", "linear", "serialize")
+}
+
+
+@dataclasses.dataclass
+class Activation:
+    """The activations of one layer.
+
+    Attributes:
+        name: String, the layer's name.
+        value: The `trace.Value` that holds them.
+        unit_axis: Integer, the axis that counts the units.
+        function: String, the name of the non-linearity that made them; `None`
+            if there is none.
+    """
+
+    name: str
+    value: trace.Value
+    unit_axis: int
+    function: str | None
+
+
+def layer_names(model) -> dict:
+    """The names of a model's sublayers, without doubles.
+
+    Args:
+        model: A built `keras.Model`.
+
+    Returns:
+        Dict from the `id` of each sublayer at any depth to its name or, where
+        several have the same, to its path.
+    """
+    layers = keras_compat.sublayers(model)
+    count = collections.Counter(layer.name for layer in layers)
+    return {
+        id(layer): layer.name if count[layer.name] == 1 else layer.path
+        for layer in layers
+    }
+
+
+def find_activations(model, traced, names=None) -> list[Activation]:
+    """Finds the activations of a model's layers.
+
+    Those of a layer with a kernel are its outputs after its non-linearity,
+    which may be a call of its own, behind a normalization, a dropout or a sum.
+    Of several layers that meet in a sum, the one that is called last has
+    them. A layer without a non-linearity has its own outputs. A layer that is
+    called more than once counts at its first call.
+
+    Args:
+        model: A built `keras.Model`.
+        traced: Its `trace.Trace`, with whole leaves.
+        names: List of the names of layers. By default all layers with a
+            kernel whose outputs lead to another such layer.
+
+    Returns:
+        List of `Activation`s, in the order of the calls.
+
+    Raises:
+        ValueError: If there is no layer of a name.
+    """
+    known_names = layer_names(model)
+    calls = {}
+    for call in traced.calls:
+        if isinstance(call.operation, keras.Layer):
+            operation = call.operation
+            name = known_names.get(id(operation), operation.name)
+            calls.setdefault(name, call)
+    if names is None:
+        hidden = _outputs_of_hidden_layers(traced.calls)
+        chosen = {
+            name: call
+            for name, call in calls.items()
+            if has_kernel(call.operation)
+            and not hidden.isdisjoint(call.outputs)
+        }
+    else:
+        unknown = [name for name in names if name not in calls]
+        if unknown:
+            raise ValueError(
+                "`layers` must be names of layers that the model "
+                f"'{model.name}' calls. Received: {unknown}. Known: "
+                f"{list(calls)}"
+            )
+        chosen = {n: call for n, call in calls.items() if n in set(names)}
+    readers = collections.defaultdict(list)
+    producers = {}
+    for call in traced.calls:
+        for value in call.inputs:
+            readers[value].append(call)
+        for value in call.outputs:
+            producers[value] = call
+    found = {}
+    for name, call in chosen.items():
+        value, function = _after_activation(call, readers, traced.outputs)
+        if names is None:
+            found.pop(value, None)  # The layer that is called last has it.
+            key = value
+        else:
+            key = name
+        found[key] = Activation(
+            name, value, _unit_axis(value, producers), function
+        )
+    return list(found.values())
+
+
+def run(traced, inputs, wanted, take):
+    """Computes values of a trace, as a model does in inference.
+
+    Nothing that the model keeps changes. A layer that is called with
+    `training=True` in the model itself is called without, too.
+
+    Args:
+        traced: A `trace.Trace`.
+        inputs: List of arrays, the model's inputs.
+        wanted: Set of `trace.Value`s.
+        take: Function that is given each of them, with its tensor.
+    """
+    calls = _calls_up_to(traced.calls, wanted)
+    uses = collections.Counter(v for call in calls for v in set(call.inputs))
+    with keras.StatelessScope(), backend.no_gradient():
+        tensors = {
+            value: keras.ops.convert_to_tensor(array)
+            for value, array in zip(traced.inputs, inputs)
+        }
+        for call in calls:
+            args, kwargs = keras.tree.map_structure(
+                lambda x: tensors[x] if isinstance(x, trace.Value) else x,
+                (call.args, call.kwargs),
+            )
+            if "training" in kwargs:
+                kwargs["training"] = False
+            outputs = call.operation(*args, **kwargs)
+            for value, tensor in zip(call.outputs, keras.tree.flatten(outputs)):
+                if value in wanted:
+                    take(value, tensor)
+                tensors[value] = tensor
+            for value in set(call.inputs):
+                uses[value] -= 1
+                if not uses[value]:
+                    del tensors[value]  # It may be large.
+
+
+def has_kernel(layer) -> bool:
+    """Whether a layer weighs what it reads."""
+    return bool(kernels(layer))
+
+
+def kernels(layer) -> list:
+    """The kernels of a layer, or of its sublayers, as variables."""
+    return [
+        variable
+        for variable in getattr(layer, "variables", ())
+        if variable.name.endswith("kernel") and len(variable.shape) > 1
+    ]
+
+
+def _outputs_of_hidden_layers(calls):
+    """The values that lead to a layer with a kernel."""
+    values = set()
+    for call in reversed(calls):
+        if has_kernel(call.operation) or not values.isdisjoint(call.outputs):
+            values.update(call.inputs)
+    return values
+
+
+def _after_activation(call, readers, outputs):
+    """The value after a layer's non-linearity, and the name of that."""
+    first = value = call.outputs[0]
+    name = _activation_name(call.operation)
+    if name is not None or not has_kernel(call.operation):
+        return value, name
+    while len(readers[value]) == 1 and value not in outputs:
+        (reader,) = readers[value]
+        name = _activation_name(reader.operation)
+        if name is not None:
+            return reader.outputs[0], name
+        is_sum = keras_compat.is_stock_operation(reader.operation) and (
+            type(reader.operation).__name__ == "Add"
+        )
+        if not is_sum and not isinstance(reader.operation, _BEFORE_ACTIVATION):
+            break
+        value = reader.outputs[0]
+    return first, None
+
+
+def _activation_name(operation):
+    """The name of the non-linearity at an operation's end, if it has one."""
+    if type(operation) in _ACTIVATION_LAYERS:
+        return _ACTIVATION_LAYERS[type(operation)]
+    if keras_compat.is_stock_operation(operation):
+        return _ACTIVATION_OPERATIONS.get(type(operation).__name__.lower())
+    function = getattr(operation, "activation", None)
+    if function is None or function is keras.activations.linear:
+        return None
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _unit_axis(value, producers):
+    """The last axis, or the first after that of the examples.
+
+    The nearest layer that knows decides.
+    """
+    rank = len(value.shape)
+    while rank > 2 and value in producers:
+        call = producers[value]
+        data_format = getattr(call.operation, "data_format", None)
+        if data_format is not None:
+            return 1 if data_format == "channels_first" else rank - 1
+        if has_kernel(call.operation) or not call.inputs:
+            break
+        value = call.inputs[0]
+        if len(value.shape) != rank:
+            break
+    return rank - 1
+
+
+def _calls_up_to(calls, wanted):
+    """The calls that are needed for some values."""
+    needed = []
+    values = set(wanted)
+    for call in reversed(calls):
+        if not values.isdisjoint(call.outputs):
+            needed.append(call)
+            values.update(call.inputs)
+    return needed[::-1]

@@ -1,0 +1,142 @@
+"""A file from which an interrupted run goes on as if nothing had happened."""
+
+import dataclasses
+import json
+import os
+import zipfile
+from typing import Any
+
+import numpy as np
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a run is at a task boundary.
+
+    Attributes:
+        settings: Dict of JSON-able values that have to be the same for a run
+            that goes on from here.
+        progress: Dict of JSON-able values: where the run is.
+        results: Dict from the name of each metric to an array of shape
+            `(tasks, num_learners)`.
+        state: List of arrays, the learners' variables.
+    """
+
+    settings: dict[str, Any]
+    progress: dict[str, Any]
+    results: dict[str, np.ndarray]
+    state: list[np.ndarray]
+
+    def save(self, path: str):
+        """Writes the file.
+
+        At any instant there is the old file or the new one, whole: it is
+        written aside, and takes the other's name when it is on the disk.
+
+        Args:
+            path: String, the file.
+        """
+        header = json.dumps(
+            {
+                "format": _FORMAT,
+                "settings": self.settings,
+                "progress": self.progress,
+            }
+        )
+        arrays = {"header": np.array(header)}
+        for name, values in self.results.items():
+            arrays[f"results/{name}"] = values
+        for number, values in enumerate(self.state):
+            arrays[f"state/{number}"] = _to_standard_dtype(values)
+        aside = f"{path}.{os.getpid()}.tmp"
+        try:
+            with open(aside, "wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            if os.path.exists(aside):
+                os.remove(aside)
+
+
+def load(path: str) -> Checkpoint:
+    """Reads what `Checkpoint.save` wrote.
+
+    Args:
+        path: String, the file.
+
+    Returns:
+        The `Checkpoint`.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != _FORMAT:
+                raise KeyError(f"format {header['format']}")
+            return Checkpoint(
+                settings=header["settings"],
+                progress=header["progress"],
+                results={
+                    name.removeprefix("results/"): arrays[name]
+                    for name in arrays.files
+                    if name.startswith("results/")
+                },
+                state=[
+                    arrays[f"state/{number}"]
+                    for number in range(
+                        sum(name.startswith("state/") for name in arrays.files)
+                    )
+                ],
+            )
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"The file is not a checkpoint of this version of "
+            "`keras_plasticity`, or is damaged. Remove it to start afresh. "
+            f"Received: checkpoint={path} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def num_tasks_done(path: str) -> int:
+    """How far the run of a checkpoint has come.
+
+    Args:
+        path: String, the file; there may be none.
+
+    Returns:
+        Integer, the number of tasks that need not be trained on again.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, or is damaged.
+    """
+    return load(path).progress["tasks_done"] if os.path.exists(path) else 0
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What sets the settings of two runs apart.
+
+    Args:
+        there: Dict, the settings of the earlier run.
+        here: Dict, those of this one.
+
+    Returns:
+        List with a string for each setting that differs.
+    """
+    missing = "nothing"
+    return [
+        f"{name}: {there.get(name, missing)} there, "
+        f"{here.get(name, missing)} here"
+        for name in dict.fromkeys([*there, *here])
+        if there.get(name, missing) != here.get(name, missing)
+    ]
+
+
+def _to_standard_dtype(values):
+    # NumPy's files know no bfloat16; float32 holds its values exactly.
+    is_standard = values.dtype.kind in "biufc"
+    return values if is_standard else values.astype("float32")

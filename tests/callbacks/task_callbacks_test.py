@@ -1,0 +1,140 @@
+"""Callbacks of the engine that change weights between tasks."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_plasticity.callbacks import ShrinkAndPerturbTasks
+from keras_plasticity.callbacks import ZeroLayers
+from keras_plasticity.training import OnlineTrainer
+from keras_plasticity.training import TaskCallback
+from tests.helpers import weights_of
+from tests.training.online_trainer_test import ArrayStream
+from tests.training.online_trainer_test import build
+
+
+class Weights(TaskCallback):
+    """Remembers all weights and slots at both ends of each task."""
+
+    def __init__(self):
+        self.begin, self.end = [], []
+
+    def _state(self):
+        result = []
+        for learner in range(self.trainer.num_learners):
+            model = self.trainer.model(learner)
+            slots = {
+                v.path: keras.ops.convert_to_numpy(v)
+                for v in model.optimizer.variables
+            }
+            result.append((weights_of(model), slots))
+        return result
+
+    def on_task_begin(self, task, x, y):
+        self.begin.append(self._state())
+
+    def on_task_end(self, task, results):
+        self.end.append(self._state())
+
+
+def fit(callback, method="cbp", **kwargs):
+    weights = Weights()
+    trainer = OnlineTrainer(
+        lambda learner: build(seed=learner, method=method), num_learners=2
+    )
+    trainer.fit(
+        lambda learner: ArrayStream(seed=learner),
+        callbacks=[callback, weights],
+        **kwargs,
+    )
+    return weights
+
+
+@pytest.mark.parametrize("method", ["bp", "cbp"])
+def test_zero_layers_zeroes_them_and_nothing_else(method):
+    seen = fit(ZeroLayers(["layer_2"]), method)
+    for task in range(3):
+        for learner in range(2):
+            weights, slots = seen.begin[task][learner]
+            zeroed = [key for key in weights if "layer_2" in key]
+            assert len(zeroed) == 2
+            for key in zeroed:
+                assert not weights[key].any()
+            if task == 0:
+                continue
+            before, slots_before = seen.end[task - 1][learner]
+            for key in weights.keys() - set(zeroed):
+                np.testing.assert_array_equal(weights[key], before[key])
+            for key in slots:
+                np.testing.assert_array_equal(slots[key], slots_before[key])
+            assert all(before[key].any() for key in zeroed)
+
+
+def test_zero_layers_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match="No such layer: head"):
+        fit(ZeroLayers(["head"]))
+
+
+@pytest.mark.parametrize("layers", ["head", [1]])
+def test_zero_layers_wants_names(layers):
+    with pytest.raises(ValueError, match="list of the names.*layers="):
+        ZeroLayers(layers)
+
+
+def build_fresh(learner, task):
+    return build(seed=100 * task + learner, method="bp")
+
+
+@pytest.mark.parametrize("method", ["bp", "cbp"])
+def test_shrink_and_perturb_moves_weights_towards_fresh_ones(method):
+    seen = fit(ShrinkAndPerturbTasks(build_fresh, 0.7, 0.1), method)
+    for learner in range(2):
+        initial = weights_of(build(seed=learner, method=method))
+        for key, value in seen.begin[0][learner][0].items():
+            np.testing.assert_array_equal(value, initial[key])
+        for task in (1, 2):
+            before, slots_before = seen.end[task - 1][learner]
+            weights, slots = seen.begin[task][learner]
+            fresh = weights_of(build_fresh(learner, task))
+            for key in weights:
+                np.testing.assert_allclose(
+                    weights[key], 0.7 * before[key] + 0.1 * fresh[key], 1e-6
+                )
+            for key in slots:
+                np.testing.assert_array_equal(slots[key], slots_before[key])
+
+
+def test_shrink_and_perturb_goes_on_from_a_checkpoint(tmp_path):
+    path = str(tmp_path / "checkpoint.npz")
+    expected = fit(ShrinkAndPerturbTasks(build_fresh))
+    fit(ShrinkAndPerturbTasks(build_fresh), num_tasks=1, checkpoint=path)
+    resumed = fit(
+        ShrinkAndPerturbTasks(build_fresh), checkpoint=path, resume=True
+    )
+    for learner in range(2):
+        weights = resumed.end[-1][learner][0]
+        for key, value in expected.end[-1][learner][0].items():
+            np.testing.assert_array_equal(weights[key], value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(build_model=3), TypeError, "`build_model` must be a function"),
+        (dict(shrink=1.5), ValueError, r"in \[0, 1\]. Received: shrink=1.5"),
+        (dict(perturb=-1), ValueError, r"\[0, inf\). Received: perturb=-1"),
+    ],
+)
+def test_shrink_and_perturb_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ShrinkAndPerturbTasks(**(dict(build_model=build_fresh) | arguments))
+
+
+def test_shrink_and_perturb_with_another_architecture():
+    def build_other(learner, task):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        model.compile("sgd", "mse")
+        return model
+
+    with pytest.raises(ValueError, match="same architecture.*\\(4, 2\\)"):
+        fit(ShrinkAndPerturbTasks(build_other))

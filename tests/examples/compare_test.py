@@ -1,0 +1,114 @@
+"""Joins runs that were made up, so nothing has to be trained."""
+
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+
+@pytest.fixture(scope="module")
+def compare(import_trainer):
+    pytest.importorskip("matplotlib")
+    return import_trainer("compare")
+
+
+def write_run(folder, methods=("bp",), values=((0.5, 0.7),), **changes):
+    """A `summary.json` with the same results for each method."""
+    summary = {
+        "problem": "online_permuted_mnist",
+        "title": "Online Permuted MNIST, 2 learners",
+        "metric": {
+            "name": "online_accuracy",
+            "label": "online accuracy (%)",
+            "lower_is_better": False,
+            "scale": 100.0,
+            "format": ".2f",
+        },
+        "x_axis": {"label": "task", "per_task": 1},
+        "tasks_per_bin": 1,
+        "flags": {"seed": 0, "hidden_units": 100},
+        "backend": "jax",
+        "runs": [
+            {
+                "method": method,
+                "settings": {"learning_rate": 0.01},
+                "num_learners": 2,
+                "train_seconds": 1.0,
+                "compile_seconds": 0.5,
+                "published": [[1, 60.0]],
+                "per_task": [
+                    {"task": i, "online_accuracy_per_learner": list(each)}
+                    for i, each in enumerate(values)
+                ],
+            }
+            for method in methods
+        ],
+    }
+    summary = summary | changes
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return str(folder)
+
+
+def join(compare, tmp_path, *folders):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["compare", f"--output={tmp_path / 'out'}"])
+        compare.main(["compare", *folders])
+    return tmp_path / "out"
+
+
+def test_figure_and_table_of_several_runs(compare, tmp_path, capsys):
+    a = write_run(tmp_path / "a", ("bp", "cbp"), [(0.5, 0.7), (0.8, None)])
+    b = write_run(tmp_path / "b", ("l2",), [(0.4, 0.4)])
+    out = join(compare, tmp_path, a, b)
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "comparison.svg").read_text()
+    table = (out / "comparison.md").read_text().splitlines()
+    assert table[0] == "Online Permuted MNIST: online accuracy (%)"
+    assert table[2].startswith("| method | learners | tasks | first | best |")
+    rows = {line.split(" | ")[0]: line for line in table[4:]}
+    assert list(rows) == ["| bp", "| cbp", "| l2"]
+    assert "| 2 | 60.00±10.00 | 80.00±0.00 | 80.00±0.00 | 60 |" in rows["| bp"]
+    assert "| 1 | 40.00±0.00 |" in rows["| l2"]
+    assert rows["| l2"] in capsys.readouterr().out
+
+
+def test_the_same_method_is_told_apart_by_its_settings(compare, tmp_path):
+    flags = {"seed": 0, "hidden_units": 100}
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", flags=flags | {"seed": 1})
+    c = write_run(tmp_path / "c")
+    lines = (join(compare, tmp_path, a, b, c) / "comparison.md").read_text()
+    assert "| bp, seed=0 |" in lines
+    assert "| bp, seed=1 |" in lines
+    assert f"| bp, seed=0 ({c}) |" in lines
+
+
+def test_other_problems_are_refused(compare, tmp_path):
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", problem="continual_imagenet")
+    with pytest.raises(SystemExit, match="different problems.*problem=conti"):
+        join(compare, tmp_path, a, b)
+
+
+def test_a_folder_without_a_run(compare, tmp_path):
+    with pytest.raises(SystemExit, match="There is no `summary.json`"):
+        join(compare, tmp_path, str(tmp_path))
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        join(compare, tmp_path, str(tmp_path))
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="not of these trainers"):
+        join(compare, tmp_path, str(tmp_path))
+
+
+def test_runs_without_a_finished_task(compare, tmp_path):
+    a = write_run(tmp_path / "a", values=())
+    with pytest.raises(SystemExit, match="nothing to compare"):
+        join(compare, tmp_path, a)
+
+
+def test_without_any_folder(compare):
+    with pytest.raises(compare.app.UsageError, match="Name the log folders"):
+        compare.main(["compare"])

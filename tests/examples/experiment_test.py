@@ -1,0 +1,172 @@
+"""What all trainers share, tried on the one that needs no data."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_TRAINER = _ROOT / "examples" / "slowly_changing_regression.py"
+_TINY = ["--num_examples=800", "--examples_per_task=200", "--num_learners=2"]
+
+
+@pytest.fixture(scope="module")
+def trainer(import_trainer):
+    pytest.importorskip("matplotlib")
+    return import_trainer("slowly_changing_regression")
+
+
+def run(trainer, log_dir, *arguments):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", f"--log_dir={log_dir}", *arguments])
+        trainer.main(["trainer"])
+    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
+
+
+def errors(summary):
+    return [
+        [task["squared_error_per_learner"] for task in record["per_task"]]
+        for record in summary["runs"]
+    ]
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(
+    trainer, tmp_path, capsys
+):
+    arguments = [*_TINY, "--method=bp", "--method=cbp"]
+    expected = run(trainer, tmp_path / "a", *arguments)
+    run(trainer, tmp_path / "b", *arguments, "--num_examples=400")
+    capsys.readouterr()
+    resumed = run(trainer, tmp_path / "b", *arguments, "--resume")
+    assert errors(resumed) == errors(expected)
+    output = capsys.readouterr().out
+    assert "bp: went on from task 2." in output
+    assert "cbp: went on from task 2." in output
+    events = event_accumulator.EventAccumulator(str(tmp_path / "b" / "bp"))
+    events.Reload()
+    steps = [e.step for e in events.Tensors("task/squared_error")]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    """A real kill, at whatever instant it is."""
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    command = [
+        sys.executable,
+        str(_TRAINER),
+        "--num_examples=6000",
+        "--examples_per_task=200",
+        "--num_learners=2",
+        "--method=cbp",
+        "--replacement_rate=0.01",
+    ]
+
+    def start(log_dir, *arguments):
+        return subprocess.Popen(
+            [*command, f"--log_dir={log_dir}", *arguments],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+
+    checkpoint = tmp_path / "killed" / "cbp" / "checkpoint.npz"
+    whole = start(tmp_path / "whole")
+    killed = start(tmp_path / "killed")
+    while not checkpoint.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert whole.wait() == 0
+    assert start(tmp_path / "killed", "--resume").wait() == 0
+    summaries = [
+        json.loads((tmp_path / name / "summary.json").read_text())
+        for name in ("whole", "killed")
+    ]
+    assert len(errors(summaries[0])[0]) == 30
+    assert errors(summaries[0]) == errors(summaries[1])
+
+
+def test_with_nothing_to_resume_a_run_is_new(trainer, tmp_path, capsys):
+    run(trainer, tmp_path, *_TINY, "--method=linear", "--resume")
+    assert "nothing to go on with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--seed=3"], "--seed=0 there, --seed=3 here"),
+        (["--method=bp"], r"--method=\['linear'\] there"),
+        (["--learning_rate=0.1"], "--learning_rate=None there, .*=0.1 here"),
+        (["--num_examples=400"], "--num_examples=800 there, .*=400 here"),
+    ],
+)
+def test_other_settings_are_not_resumed(trainer, tmp_path, changed, message):
+    run(trainer, tmp_path, *_TINY, "--method=linear")
+    given = [*_TINY, "--resume", *changed]
+    if "--method=bp" not in changed:
+        given.append("--method=linear")
+    with pytest.raises(SystemExit, match=f"has other settings.*{message}"):
+        run(trainer, tmp_path, *given)
+
+
+def test_another_run_is_refused_unless_it_is_to_be_overwritten(
+    trainer, tmp_path
+):
+    arguments = [*_TINY, "--method=linear"]
+    run(trainer, tmp_path, *arguments, "--seed=3")
+    (tmp_path / "of_the_user.txt").write_text("stays")
+    with pytest.raises(SystemExit, match="Use --resume .*--overwrite"):
+        run(trainer, tmp_path, *arguments)
+    overwritten = run(trainer, tmp_path, *arguments, "--overwrite")
+    expected = run(trainer, tmp_path / "new", *arguments)
+    assert errors(overwritten) == errors(expected)
+    assert (tmp_path / "of_the_user.txt").exists()
+    with pytest.raises(SystemExit, match="--overwrite removes it. Give one"):
+        run(trainer, tmp_path, *arguments, "--overwrite", "--resume")
+
+
+def test_what_cannot_be_told_to_be_a_run_is_not_removed(trainer, tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match="has no settings.json"):
+        run(trainer, tmp_path, *_TINY, "--overwrite")
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_to_go_on_takes_a_folder(trainer, flag):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", flag])
+        with pytest.raises(SystemExit, match=f"{flag} needs the folder"):
+            trainer.main(["trainer"])
+
+
+def test_tensorboard_has_settings_results_and_figure(trainer, tmp_path):
+    summary = run(trainer, tmp_path, *_TINY, "--method=bp", "--method=cbp")
+    root = event_accumulator.EventAccumulator(str(tmp_path))
+    root.Reload()
+    assert {"figure", "results"} <= set(root.Tags()["tensors"])
+    for record in summary["runs"]:
+        folder = tmp_path / record["method"] / "results"
+        events = event_accumulator.EventAccumulator(str(folder))
+        events.Reload()
+        last = events.Tensors("squared_error_last")[0].tensor_proto
+        # So short a run is a single bin.
+        expected = np.mean(errors({"runs": [record]}))
+        assert last.float_val[0] == pytest.approx(expected, rel=1e-5)
+        content = events.SummaryMetadata(
+            "_hparams_/session_start_info"
+        ).plugin_data.content
+        start = plugin_data_pb2.HParamsPluginData.FromString(content)
+        hparams = start.session_start_info.hparams
+        assert hparams["method"].string_value == record["method"]
+        assert hparams["learning_rate"].number_value == pytest.approx(0.01)
+        assert ("replacement_rate" in hparams) == (record["method"] == "cbp")

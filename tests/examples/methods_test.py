@@ -1,0 +1,196 @@
+"""The methods that all trainers share."""
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import keras_plasticity
+from keras_plasticity import training
+
+
+@pytest.fixture(scope="module")
+def trainer(import_trainer):
+    pytest.importorskip("matplotlib")
+    return import_trainer("slowly_changing_regression")
+
+
+@pytest.fixture
+def methods(trainer):
+    return trainer.experiment.methods
+
+
+def choose(methods, *arguments, defaults=None):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", *arguments])
+        return methods.chosen(defaults or {}, ["bp", "cbp"])
+
+
+def train(trainer, methods, *arguments):
+    """A few tasks; returns the method, its errors and the trained model."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", *arguments])
+        [method] = methods.chosen({}, ["bp"])
+        engine = training.OnlineTrainer(
+            lambda i: trainer.build_model(method, i)
+        )
+        results = engine.fit(
+            keras_plasticity.streams.SlowlyChangingRegression(
+                num_tasks=4, examples_per_task=100
+            ),
+            callbacks=method.task_callbacks(trainer.build_model),
+        )
+    return method, results["loss"][:, 0], engine.model()
+
+
+ALL = [
+    "bp",
+    "adam",
+    "l2",
+    "weight_decay",
+    "shrink_and_perturb",
+    "shrink_and_perturb_to_initializer",
+    "shrink_and_perturb_tasks",
+    "dropout",
+    "batch_norm",
+    "layer_norm",
+    "online_norm",
+    "cbp",
+    "linear",
+    "cbp,l2",
+    "cbp,adam,shrink_and_perturb",
+    "cbp,layer_norm",
+    "cbp,online_norm",
+    "linear,l2",
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_trains_and_differs_from_bp(trainer, methods, name):
+    assert set(methods.PARTS) <= {part for n in ALL for part in n.split(",")}
+    method, errors, model = (
+        train(trainer, methods, f"--method={name}", "--replacement_rate=0.02")
+        if "cbp" in name
+        else train(trainer, methods, f"--method={name}")
+    )
+    assert method.name == name
+    assert np.isfinite(errors).all()
+    _, bp_errors, _ = train(trainer, methods, "--method=bp")
+    if name == "bp":
+        np.testing.assert_array_equal(errors, bp_errors)
+    else:
+        assert not np.array_equal(errors, bp_errors)
+    if method.has("cbp"):
+        assert (
+            model.optimizer.num_replaced()["hidden"] > 10
+            if ("hidden" in model.optimizer.num_replaced())
+            else sum(model.optimizer.num_replaced().values()) > 10
+        )
+
+
+def test_defaults_of_the_problem_and_of_the_method(methods):
+    defaults = {
+        "learning_rate": {None: 0.003, "adam": 1e-4},
+        "momentum": 0.9,
+        "l2": {None: 1e-5, "l2": 3e-6},
+    }
+
+    def settings(*arguments):
+        [method] = choose(methods, *arguments, defaults=defaults)
+        return method.settings
+
+    assert settings("--method=bp") == {
+        "learning_rate": 0.003,
+        "momentum": 0.9,
+        "activation": "relu",
+    }
+    assert settings("--method=adam") == {
+        "learning_rate": 1e-4,
+        "activation": "relu",
+    }
+    assert settings("--method=l2")["l2"] == 3e-6
+    assert settings("--method=shrink_and_perturb")["l2"] == 1e-5
+    assert settings("--method=l2", "--l2=0.5")["l2"] == 0.5
+    assert settings("--method=cbp,adam")["learning_rate"] == 1e-4
+    assert "activation" not in settings("--method=linear")
+
+
+def test_methods_are_those_of_the_problem_without_a_flag(methods):
+    assert [m.name for m in choose(methods)] == ["bp", "cbp"]
+    twice = choose(methods, "--method=l2", "--method=bp", "--method=l2")
+    assert [m.name for m in twice] == ["l2", "bp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sgd", "one or more of bp, adam.*--method=sgd"),
+        ("cbp,sgd", "one or more of bp, adam.*--method=cbp,sgd"),
+        ("bp,adam", "bp and adam contradict each other"),
+        ("l2,shrink_and_perturb", "contradict each other"),
+        ("l2,weight_decay", "contradict each other"),
+        ("batch_norm,layer_norm", "contradict each other"),
+        ("linear,cbp", "contradict each other"),
+        ("linear,dropout", "contradict each other"),
+        ("cbp,cbp", "each part once"),
+    ],
+)
+def test_methods_that_do_not_go(methods, name, message):
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
+        choose(methods, f"--method={name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--method=bp", "--replacement_rate=0.1"],
+            "--replacement_rate is of methods with cbp only.*=0.1 with "
+            "--method=bp",
+        ),
+        (["--method=cbp", "--l2=0.1"], "--l2 is of .* l2 or shrink_and_pert"),
+        (["--method=l2", "--dropout_rate=0"], "--dropout_rate is of"),
+    ],
+)
+def test_settings_that_no_method_needs(methods, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        choose(methods, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--learning_rate=0", r"\(0, inf\)"),
+        ("--learning_rate=nan", r"\(0, inf\)"),
+        ("--momentum=1", r"\[0, 1\)"),
+        ("--l2=-1", r"\[0, inf\)"),
+        ("--noise_stddev=inf", r"\[0, inf\)"),
+        ("--shrink=1.1", r"\[0, 1\]"),
+        ("--dropout_rate=1", r"\[0, 1\)"),
+        ("--replacement_rate=1.5", r"\[0, 1\]"),
+        ("--decay_rate=1", r"\[0, 1\)"),
+        ("--maturity_threshold=-1", "maturity_threshold"),
+        ("--utility=best", "utility.*contribution"),
+        ("--activation=gelu", "activation"),
+    ],
+)
+def test_settings_out_of_their_range(methods, argument, message):
+    with pytest.raises(flags.Error, match=message):
+        choose(methods, argument)
+
+
+def test_optimizers_nest(methods):
+    [method] = choose(methods, "--method=cbp,adam,shrink_and_perturb")
+    optimizer = method.optimizer(seed=0)
+    kinds = []
+    while optimizer is not None:
+        kinds.append(type(optimizer).__name__)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    assert kinds == ["ContinualBackprop", "ShrinkAndPerturb", "Adam"]
+
+
+def test_weight_decay_is_the_decoupled_one(methods):
+    [method] = choose(methods, "--method=weight_decay,adam")
+    assert method.optimizer(seed=0).weight_decay == 1e-4
+    assert isinstance(method.optimizer(seed=0), keras.optimizers.Adam)
