@@ -4,6 +4,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_plasticity import backend
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
 from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
@@ -47,6 +48,10 @@ class L2(OptimizerWrapper):
     )
     model.compile(optimizer=optimizer, loss="mse")
     ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
     """
 
     def __init__(
@@ -100,15 +105,16 @@ def add_l2_gradients(grads, variables, l2, inner_optimizer):
     if l2 == 0:
         return grads
     strength = inner_optimizer.scale_loss(l2)
-    return [
-        gradient
-        if gradient is None or is_overwritten(variable)
-        else _as(variable, strength) * variable.value + gradient
-        for gradient, variable in zip(grads, variables)
-    ]
+    with backend.no_gradient():
+        return [
+            gradient
+            if gradient is None or is_overwritten(variable)
+            else _as(variable, strength) * variable.value + gradient
+            for gradient, variable in zip(grads, variables)
+        ]
 
 
 def _as(variable, strength):
-    if isinstance(strength, float):
+    if isinstance(strength, (int, float)):
         return strength
     return ops.cast(strength, variable.dtype)

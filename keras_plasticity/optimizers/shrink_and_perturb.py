@@ -53,7 +53,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         **kwargs,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        if not isinstance(noise_refresh_steps, int) or noise_refresh_steps < 1:
+        if type(noise_refresh_steps) is not int or noise_refresh_steps < 1:
             raise ValueError(
                 "`noise_refresh_steps` must be a positive integer. "
                 f"Received: noise_refresh_steps={noise_refresh_steps}"
@@ -128,7 +128,11 @@ class _PerturbingOptimizer(OptimizerWrapper):
         if self._shrink == 1 and self._perturb == 0:
             self.apply_inner(grads, variables)
             return
-        weights = [v for v in variables if not is_overwritten(v)]
+        weights = [
+            variable
+            for gradient, variable in zip(grads, variables)
+            if gradient is not None and not is_overwritten(variable)
+        ]
         if self.always_updates:
             self.apply_inner(grads, variables)
             with backend.no_gradient():
@@ -222,7 +226,71 @@ class _Noise:
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class ShrinkAndPerturb(_PerturbingOptimizer):
-    """TODO"""
+    """Optimizer wrapper that decays weights and adds noise to them.
+
+    After each update by the inner optimizer, on the loss with an L2 penalty,
+
+    `w <- w + noise_stddev * e`, with `e` from a standard normal distribution,
+
+    for each trainable weight, biases included. This is "shrink and perturb" as
+    in the papers on loss of plasticity, where the penalty is what shrinks: see
+    `keras_plasticity.optimizers.L2`. It was proposed as one step at the
+    beginning of each task, which is
+    `keras_plasticity.callbacks.ShrinkAndPerturbTasks`.
+
+    An update is one step that the inner optimizer makes: with gradient
+    accumulation, there is noise once per accumulated step, and none after a
+    step that loss scaling skips. Variables whose gradient is `None` are left
+    alone, as are those that are no weights: statistics marked
+    `overwrite_with_gradient`.
+
+    To be fast, noise is drawn ahead for `noise_refresh_steps` updates, as a
+    table for each variable, of which each update reads another window, with a
+    random sign. The table takes the memory of a slot of the optimizer. The
+    noise is exact in that
+
+    - each number is drawn from the normal distribution;
+    - in one update, the noise of all weights is independent;
+    - from update to update, so is the noise of one weight.
+
+    It is not exact in that the noise of two different weights in two different
+    updates is uncorrelated but may not be independent: a weight's noise has the
+    magnitude that its neighbour's had an update before. With
+    `noise_refresh_steps=1` noise is drawn at each update, without a table: all
+    of it is independent, and a step takes several times as long.
+
+    Noise is added in the dtype of the weights. In bfloat16, which has 8
+    binary digits, most noise far smaller than the weights is lost in rounding.
+
+    It may be the inner optimizer of a `ContinualBackprop`, or wrap one. Inside,
+    the outgoing weights of a new unit are zero until the next update; outside,
+    as in the papers, they get noise at once.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
+        l2: Float, not negative, the strength of the penalty. With SGD, weights
+            shrink by `learning_rate * l2` in each update. Defaults to `1e-4`.
+        noise_stddev: Float, not negative, the standard deviation of the noise
+            of one update. Defaults to `1e-5`.
+        noise_refresh_steps: Integer, the number of updates that noise is drawn
+            ahead for. Defaults to `1000`.
+        seed: Integer, of the noise. Drawn at random by default.
+        name: String, the optimizer's name.
+
+    Example:
+
+    ```python
+    optimizer = keras_plasticity.optimizers.ShrinkAndPerturb(
+        keras.optimizers.SGD(0.003), l2=1e-4, noise_stddev=1e-5
+    )
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475), between tasks
+    """
 
     def __init__(
         self,
@@ -266,7 +334,54 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
-    """TODO"""
+    """Optimizer wrapper that moves weights towards a new initialization.
+
+    After each update by the inner optimizer,
+
+    `w <- shrink * w + perturb * e`,
+
+    for each trainable weight, with `e` drawn from the distribution that
+    `initializer` has for a variable of that shape. Variables of fewer than two
+    axes, such as biases and the scales of normalization layers, have no `e`:
+    they shrink only.
+
+    In `keras_plasticity.optimizers.ShrinkAndPerturb`, it is an L2 penalty that
+    shrinks, in proportion to the learning rate, and all noise has the same
+    standard deviation. Between tasks, rather than at each update, shrinks and
+    perturbs `keras_plasticity.callbacks.ShrinkAndPerturbTasks`.
+
+    What an update is, how noise is drawn ahead and in what that is exact,
+    which variables are left alone, and how to combine it with
+    `ContinualBackprop`: all that is as in `ShrinkAndPerturb`.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
+        shrink: Float in [0, 1], what weights are multiplied by in each update.
+            Defaults to `0.999`.
+        perturb: Float, not negative, what the noise is multiplied by. Defaults
+            to `0.01`.
+        initializer: Keras initializer or its name. It must draw independent
+            numbers from a distribution that is symmetric about zero. Its own
+            seed is not used. Defaults to `"glorot_uniform"`.
+        noise_refresh_steps: Integer, the number of updates that noise is drawn
+            ahead for. Defaults to `1000`.
+        seed: Integer, of the noise. Drawn at random by default.
+        name: String, the optimizer's name.
+
+    Example:
+
+    ```python
+    optimizer = keras_plasticity.optimizers.ShrinkAndPerturbByInitializer(
+        keras.optimizers.Adam(1e-3), shrink=0.999, initializer="he_uniform"
+    )
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    References:
+
+    - [Kumar, Marklund and Van Roy, 2023](https://arxiv.org/abs/2308.11958)
+    - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475), between tasks
+    """
 
     def __init__(
         self,
