@@ -91,7 +91,7 @@ def pass_on(call, units):
     rule = _find_rule(call.operation)
     kind = type(call.operation)
     twin = getattr(layers, kind.__name__, None)
-    if twin is not None and issubclass(twin, kind):
+    if twin not in (None, kind) and issubclass(twin, kind):
         raise Refusal(
             f"{describe(call.operation)} is not plastic, and the contribution "
             "of a unit is measured by the layer that reads it. Use "
@@ -403,6 +403,7 @@ _NORMALIZATIONS = (
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
+    layers.OnlineNormalization,
 )
 
 

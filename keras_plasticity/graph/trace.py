@@ -5,6 +5,7 @@ import dataclasses
 import keras
 
 from keras_plasticity import keras_compat
+from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
 # Of symbolic inputs, where it does not matter.
@@ -285,7 +286,9 @@ def _has_calls_to_see(operation):
         return False
     if isinstance(operation, PlasticLayer):
         return False
-    if isinstance(operation, keras.layers.TimeDistributed):
+    if isinstance(
+        operation, (keras.layers.TimeDistributed, OnlineNormalization)
+    ):
         return False  # Has a rule of its own.
     if any(
         isinstance(part, PlasticLayer)

@@ -1,4 +1,4 @@
-"""Plastic layers: Keras layers that know how useful their units are."""
+"""Plastic layers, which know how useful their units are, and others."""
 
 from keras_plasticity.layers.convolutional import Conv1D as Conv1D
 from keras_plasticity.layers.convolutional import (
@@ -26,6 +26,9 @@ from keras_plasticity.layers.convolutional import (
 )
 from keras_plasticity.layers.dense import Dense as Dense
 from keras_plasticity.layers.einsum_dense import EinsumDense as EinsumDense
+from keras_plasticity.layers.online_normalization import (
+    OnlineNormalization as OnlineNormalization,
+)
 from keras_plasticity.layers.plastic_layer import PlasticLayer as PlasticLayer
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "OnlineNormalization",
     "SeparableConv1D",
     "SeparableConv2D",
 ]

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.layers import backward_pass
 
 _UNIT_STATISTICS = ("utility", "age", "mean_activation")
 _INPUT_STATISTICS = (
@@ -26,9 +27,7 @@ class UnitStatistics(keras.layers.Layer):
 
     All of its weights are float32 and marked `overwrite_with_gradient`: the
     "gradient" that back-propagation hands to the optimizer is the new value,
-    and every Keras optimizer stores it as it is. This is the one road on which
-    a forward pass can tell an optimizer something on all backends; Keras'
-    own float8 training takes it (tested with Keras 3.15.1).
+    and every Keras optimizer stores it as it is; see `backward_pass`.
 
     Of the layer's own units, shape `(units,)`, kept by `ContinualBackprop`:
 
@@ -83,13 +82,8 @@ class UnitStatistics(keras.layers.Layer):
         self.built = True
 
     def _add_statistic(self, name, size, initializer="zeros"):
-        variable = self.add_weight(
-            name=name,
-            shape=(size,),
-            initializer=initializer,
-            dtype="float32",
-            autocast=False,
-            overwrite_with_gradient=True,
+        variable = backward_pass.add_overwritten_weight(
+            self, name, size, initializer
         )
         variable.plastic_layer = self._owner
         return variable
@@ -109,16 +103,10 @@ class UnitStatistics(keras.layers.Layer):
             for name in _INPUT_STATISTICS + _UNIT_STATISTICS
         ]
 
-        @ops.custom_gradient
-        def identity(inputs, *values):
-            def gradient(*args, upstream=None):
-                if upstream is None:
-                    (upstream,) = args
-                return (upstream, *self._new_values(inputs, axis, values))
+        def backward(upstream, inputs, values):
+            return (upstream, *self._new_values(inputs, axis, values))
 
-            return inputs, gradient
-
-        return identity(inputs, *values)
+        return backward_pass.identity(inputs, values, backward)
 
     def _new_values(self, inputs, axis, values):
         """The observations of this batch; all that is not observed stays."""

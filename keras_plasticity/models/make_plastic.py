@@ -11,6 +11,7 @@ from keras_plasticity.layers.einsum_dense import find_labels
 _TWINS = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
+    if hasattr(keras.layers, name)
 }
 
 

@@ -1,4 +1,3 @@
-import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -15,6 +14,11 @@ from keras_plasticity import keras_compat
 from keras_plasticity.layers.weight_view import WeightView
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.new_weights import part_initializer
+from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.optimizer_wrapper import innermost
+from keras_plasticity.optimizers.optimizer_wrapper import is_number
+from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
+from keras_plasticity.optimizers.optimizer_wrapper import wrapped
 from keras_plasticity.types import Tensor
 
 _UTILITIES = {
@@ -35,7 +39,7 @@ _LARGEST_AGE = 2**24
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
-class ContinualBackprop(keras.optimizers.Optimizer):
+class ContinualBackprop(OptimizerWrapper):
     """Optimizer wrapper that gives the least useful units a new start.
 
     Continual backpropagation is an ordinary optimizer step followed by
@@ -120,18 +124,12 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        if kwargs:
-            names = ", ".join(f"`{key}`" for key in kwargs)
-            raise ValueError(
-                f"`ContinualBackprop` does not take {names}. Set arguments of "
-                "an optimizer on the `inner_optimizer` instead. Received: "
-                + ", ".join(f"{key}={value}" for key, value in kwargs.items())
-            )
-        _check_inner_optimizer(inner_optimizer)
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        _check_not_nested(inner_optimizer)
         _check_fraction("replacement_rate", replacement_rate, "[0, 1]")
         _check_fraction("decay_rate", decay_rate, "[0, 1)")
         if (
-            not _is_number(maturity_threshold)
+            not is_number(maturity_threshold)
             or not 0 <= maturity_threshold < _LARGEST_AGE
         ):
             raise ValueError(
@@ -139,8 +137,6 @@ class ContinualBackprop(keras.optimizers.Optimizer):
                 f"[0, {_LARGEST_AGE}). "
                 f"Received: maturity_threshold={maturity_threshold}"
             )
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
         self.replacement_rate = replacement_rate
         self.maturity_threshold = maturity_threshold
         self.decay_rate = decay_rate
@@ -164,28 +160,20 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        inner = slots.innermost(self.inner_optimizer)
-        if inner.built:
+        if innermost(self.inner_optimizer).built:
             raise ValueError(
                 "`inner_optimizer` is already built, for this or for another "
                 "model. A `ContinualBackprop` has to see its slots being made: "
                 "give it a new optimizer. Received: "
                 f"inner_optimizer={self.inner_optimizer}"
             )
-        ordinary = [v for v in variables if not _is_statistic(v)]
         slot_table = slots.SlotTable()
         with slot_table.listen():
-            self.inner_optimizer.build(ordinary)
-        super().build(variables)
+            super().build(variables)
         self._hidden_layers.build(self, variables, slot_table)
 
-    @property
-    def variables(self) -> list[keras.Variable]:
-        return (
-            self._variables
-            + [self._seed_generator.state]
-            + self.inner_optimizer.variables
-        )
+    def build_inner(self, variables):
+        super().build_inner([v for v in variables if not _is_statistic(v)])
 
     def apply(
         self,
@@ -204,22 +192,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         """
         if len(grads) == 0:
             return
-        if trainable_variables is None:
-            if not self.built:
-                raise ValueError(
-                    "When passing `grads` without `trainable_variables`, the "
-                    "optimizer must already be built. Call "
-                    "`optimizer.build(model.trainable_variables)` first."
-                )
-            trainable_variables = self._trainable_variables
-        trainable_variables = list(trainable_variables)
-        if not self.built:
-            self.build(trainable_variables)
-        if len(grads) != len(trainable_variables):
-            raise ValueError(
-                "There must be one gradient for each variable. Received: "
-                f"{len(grads)} gradients, {len(trainable_variables)} variables."
-            )
+        trainable_variables = self.prepare_to_apply(grads, trainable_variables)
         observations = {}
         inner_grads = []
         inner_variables = []
@@ -232,18 +205,14 @@ class ContinualBackprop(keras.optimizers.Optimizer):
         self._hidden_layers.check_known(observations)
         inner_grads = backend.after_backward(inner_grads)
 
-        inner = self.inner_optimizer
-        if not self._hidden_layers.accumulates and not _may_skip(inner):
-            inner.apply(inner_grads, inner_variables)
+        if self.always_updates:
+            self.apply_inner(inner_grads, inner_variables)
             with backend.no_gradient():
                 self._hidden_layers.update(self, observations)
             return
-        # The inner optimizer decides whether this step is an update. Its
-        # public count of updates, and nothing else, tells.
-        steps_before = ops.copy(ops.convert_to_tensor(inner.iterations))
-        finite = _all_finite(inner, inner_grads)
-        _apply_conditionally(inner, inner_grads, inner_variables)
-        is_update = ops.not_equal(inner.iterations, steps_before)
+        scaler = loss_scaler(self.inner_optimizer)
+        finite = None if scaler is None else scaler.check_finite(inner_grads)
+        is_update = self.apply_inner_and_tell(inner_grads, inner_variables)
         with backend.no_gradient():
             observations = self._hidden_layers.accumulate(observations, finite)
             backend.repeat(
@@ -272,46 +241,17 @@ class ContinualBackprop(keras.optimizers.Optimizer):
             for hidden in self._hidden_layers
         }
 
-    def scale_loss(self, loss):
-        return self.inner_optimizer.scale_loss(loss)
-
     def finalize_variable_values(self, var_list):
-        self.inner_optimizer.finalize_variable_values(
+        super().finalize_variable_values(
             [v for v in var_list if not _is_statistic(v)]
         )
-
-    @property
-    def learning_rate(self):
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self):
-        return self.inner_optimizer.iterations
-
-    @property
-    def loss_scale_factor(self):
-        # The base class sets this before there is an inner optimizer.
-        inner = getattr(self, "inner_optimizer", None)
-        return getattr(inner, "loss_scale_factor", None)
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
-        inner = getattr(self, "inner_optimizer", None)
-        if inner is not None:
-            inner.loss_scale_factor = value
 
     def get_config(self) -> dict[str, Any]:
         utility = self.utility
         if not isinstance(utility, str):
             utility = keras.saving.serialize_keras_object(utility)
         return {
-            "inner_optimizer": keras.saving.serialize_keras_object(
-                self.inner_optimizer
-            ),
+            **super().get_config(),
             "replacement_rate": self.replacement_rate,
             "maturity_threshold": self.maturity_threshold,
             "decay_rate": self.decay_rate,
@@ -319,19 +259,7 @@ class ContinualBackprop(keras.optimizers.Optimizer):
             "transfer_mean": self.transfer_mean,
             "reset_optimizer_state": self.reset_optimizer_state,
             "seed": self.seed,
-            "name": self.name,
         }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        # Deeply: Keras' LossScaleOptimizer empties the config it is given.
-        config = copy.deepcopy(config)
-        for key in ("inner_optimizer", "utility"):
-            if isinstance(config.get(key), dict):
-                config[key] = keras.saving.deserialize_keras_object(
-                    config[key], custom_objects=custom_objects
-                )
-        return cls(**config)
 
 
 class _Reader:
@@ -645,7 +573,7 @@ class _HiddenLayers:
                 "inner optimizer alone. Received the variables: "
                 f"{[v.path for v in variables]}"
             )
-        inner = slots.innermost(optimizer.inner_optimizer)
+        inner = innermost(optimizer.inner_optimizer)
         self._steps = inner.gradient_accumulation_steps
         model = graph.find_model(layers, variables, optimizer)
         if model is not None:
@@ -771,43 +699,6 @@ def _is_statistic(variable):
     return hasattr(variable, "plastic_layer")
 
 
-def _may_skip(optimizer):
-    """Whether a step of the optimizer may leave the weights as they are."""
-    while optimizer is not None:
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            return True
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return False
-
-
-def _apply_conditionally(optimizer, grads, variables):
-    """Applies an optimizer that may leave the weights as they are."""
-    if keras.backend.backend() != "jax" or not _may_skip(optimizer):
-        optimizer.apply(grads, variables)
-        return
-    # Loss scaling assigns variables within a condition, which JAX can only
-    # trace in the stateless form.
-    variables, optimizer_variables = list(variables), optimizer.variables
-    new_values, new_optimizer_values = optimizer.stateless_apply(
-        [ops.convert_to_tensor(v) for v in optimizer_variables],
-        grads,
-        [ops.convert_to_tensor(v) for v in variables],
-    )
-    for variable, value in zip(variables, new_values):
-        variable.assign(value)
-    for variable, value in zip(optimizer_variables, new_optimizer_values):
-        variable.assign(value)
-
-
-def _all_finite(optimizer, grads):
-    """Whether loss scaling will let this step pass; `None` without any."""
-    while optimizer is not None:
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            return optimizer.check_finite(grads)
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return None
-
-
 def _get_utility(utility):
     """The function of a utility, and the names of its arguments.
 
@@ -832,18 +723,10 @@ def _get_utility(utility):
     return function, arguments
 
 
-def _is_number(value):
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
-
-
 def _check_fraction(name, value, interval):
     includes_one = interval.endswith("]")
     if (
-        not _is_number(value)
+        not is_number(value)
         or not 0 <= value <= 1
         or (value == 1 and not includes_one)
     ):
@@ -852,17 +735,11 @@ def _check_fraction(name, value, interval):
         )
 
 
-def _check_inner_optimizer(optimizer):
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`inner_optimizer` must be a `keras.optimizers.Optimizer`. "
-            f"Received: inner_optimizer={optimizer!r}"
-        )
-    while optimizer is not None:
+def _check_not_nested(inner_optimizer):
+    for optimizer in wrapped(inner_optimizer):
         if isinstance(optimizer, ContinualBackprop):
             raise ValueError(
                 "`inner_optimizer` must not itself be or hold a "
                 "`ContinualBackprop`: units would be replaced twice. "
                 f"Received: inner_optimizer={optimizer!r}"
             )
-        optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -46,13 +46,9 @@ def part_initializer(initializer, view, seed_generator):
         unit's part is taken.
     """
     whole = tuple(view.variable.shape)
-    kind = type(initializer)
-    if kind is keras.initializers.Constant and _is_scalar(initializer.value):
-        return initializer
-    if kind in _SHAPE_FREE:
-        return _reseed(initializer, seed_generator)
-    if kind in _VARIANCE_SCALING:
-        return _fixed_scale(initializer, whole, seed_generator)
+    independent = independent_initializer(initializer, whole, seed_generator)
+    if independent is not None:
+        return independent
     if isinstance(initializer, keras.initializers.Initializer):
         initializer = _reseed(initializer, seed_generator)
 
@@ -65,6 +61,28 @@ def part_initializer(initializer, view, seed_generator):
         return keras.ops.reshape(weights[last], shape)
 
     return draw_whole
+
+
+def independent_initializer(initializer, shape, seed_generator=None):
+    """What an initializer draws for one element of a weight.
+
+    Args:
+        initializer: A Keras initializer, or a function `(shape, dtype)`.
+        shape: Tuple, of the whole weight.
+        seed_generator: `keras.random.SeedGenerator` to draw from.
+
+    Returns:
+        Keras initializer that draws any number of such elements; `None` if
+        the elements of a weight are not independent.
+    """
+    kind = type(initializer)
+    if kind is keras.initializers.Constant and _is_scalar(initializer.value):
+        return initializer
+    if kind in _SHAPE_FREE:
+        return _reseed(initializer, seed_generator)
+    if kind in _VARIANCE_SCALING:
+        return _fixed_scale(initializer, shape, seed_generator)
+    return None
 
 
 def _is_scalar(value):

@@ -57,13 +57,6 @@ class Slot:
         return WeightView(self.variable, shape, (self.axes.index(axis),))
 
 
-def innermost(optimizer):
-    """The optimizer inside all wrappers."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
 class SlotTable:
     """The slots that an optimizer makes while it builds, by model variable."""
 

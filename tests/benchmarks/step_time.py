@@ -28,6 +28,7 @@ TABLE = flags.DEFINE_multi_enum(
         "steps",
         "targets",
         "fit",
+        "methods",
         "convolutions",
         "width",
         "depth",
@@ -55,6 +56,18 @@ PROBLEMS = {
 }
 RATES = {"regression": 1e-3, "mnist 3x100": 1e-4}
 METHODS = ("bp", "contribution", "overall")
+# What continual backpropagation is compared with.
+OTHER_METHODS = (
+    "l2",
+    "shrink_and_perturb",
+    "shrink_and_perturb_by_initializer",
+    "momentum",
+    "adam",
+    "dropout",
+    "layer_norm",
+    "batch_norm",
+    "online_norm",
+)
 
 
 def cell(problem, method, mode, learners=1, **changes):
@@ -100,6 +113,12 @@ def table_cells(table, backend):
         return result + [
             cell("regression", "contribution", mode)
             for mode in ("fit", "engine")
+        ]
+    if table == "methods":
+        return [
+            cell(problem, method, "engine")
+            for problem in list(PROBLEMS)[1:4]
+            for method in ("bp", *OTHER_METHODS)
         ]
     if table == "convolutions":
         return [
@@ -168,13 +187,26 @@ class Stream:
 def dense_network(layers, spec):
     import keras
 
+    import keras_plasticity
+
+    normalization = {
+        "layer_norm": keras.layers.LayerNormalization,
+        "batch_norm": keras.layers.BatchNormalization,
+        "online_norm": keras_plasticity.layers.OnlineNormalization,
+    }.get(spec["method"])
     network = [keras.Input((spec["inputs"],))]
     for units in spec["hidden"]:
         network.append(
             layers.Dense(
-                units, activation="relu", kernel_initializer="he_uniform"
+                units,
+                activation=None if normalization else "relu",
+                kernel_initializer="he_uniform",
             )
         )
+        if normalization is not None:
+            network += [normalization(), keras.layers.ReLU()]
+        if spec["method"] == "dropout":
+            network.append(keras.layers.Dropout(0.1))
     network.append(
         layers.Dense(spec["outputs"], kernel_initializer="lecun_uniform")
     )
@@ -236,15 +268,27 @@ def build_model(spec):
 
     import keras_plasticity
 
-    plain = spec["method"] == "bp"
+    method = spec["method"]
+    plain = method == "bp" or method in OTHER_METHODS
     network = NETWORKS.get(spec["problem"], dense_network)
     model = network((keras if plain else keras_plasticity).layers, spec)
     optimizer = keras.optimizers.SGD(0.003)
+    optimizers = keras_plasticity.optimizers
+    if method == "l2":
+        optimizer = optimizers.L2(optimizer)
+    elif method == "shrink_and_perturb":
+        optimizer = optimizers.ShrinkAndPerturb(optimizer, seed=0)
+    elif method == "shrink_and_perturb_by_initializer":
+        optimizer = optimizers.ShrinkAndPerturbByInitializer(optimizer, seed=0)
+    elif method == "momentum":
+        optimizer = keras.optimizers.SGD(0.003, momentum=0.9)
+    elif method == "adam":
+        optimizer = keras.optimizers.Adam(1e-4)
     if not plain:
-        optimizer = keras_plasticity.optimizers.ContinualBackprop(
+        optimizer = optimizers.ContinualBackprop(
             optimizer,
             replacement_rate=spec["rate"],
-            utility=spec["method"],
+            utility=method,
             seed=0,
         )
     if spec["outputs"] == 1:

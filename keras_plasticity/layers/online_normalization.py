@@ -1,0 +1,311 @@
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_plasticity import backend
+from keras_plasticity.layers import backward_pass
+
+
+@keras.saving.register_keras_serializable(package="keras_plasticity")
+class OnlineNormalization(keras.layers.Layer):
+    """Normalizes by running statistics, in both passes: at any batch size.
+
+    Each feature is normalized by its running mean and variance, those from
+    before the batch, so that a batch of one example will do. That these depend
+    on the weights is accounted for in the backward pass by two running error
+    accumulators, `scale_error` and `shift_error`, which keep the gradient
+    orthogonal, over time, to the normalized feature and to a constant.
+
+    In training, with the decays `f` and `b` of the two passes, for one example
+    `x` of a feature, and the gradient `g` that comes back to its output `y`:
+
+    ```
+    y = (x - mean) / sqrt(variance + epsilon)
+    variance <- f * variance + f * (1 - f) * (x - mean)**2
+    mean     <- f * mean + (1 - f) * x
+
+    h = g - (1 - b) * scale_error * y
+    scale_error <- scale_error + h * y
+    gradient of x = h / sqrt(variance + epsilon) - (1 - b) * shift_error
+    shift_error <- shift_error + gradient of x
+    ```
+
+    Then `gamma` and `beta` are applied, and if `layer_scaling`, each example
+    is divided by the root mean square of all its features, which keeps errors
+    of the estimates from growing from layer to layer.
+
+    What has more than one position (images, sequences) contributes the mean
+    over its positions of `x`, of `h * y` and of the gradient, and the variance
+    over them as well. A batch of `n` examples is one example with `n` times
+    the positions, in which `f` and `b` are raised to the power `n`. All of its
+    examples are normalized alike.
+
+    In inference, and with `trainable=False`, features are normalized by the
+    running mean and variance, and nothing changes.
+
+    The error accumulators are marked `overwrite_with_gradient`, which makes
+    them trainable variables that no optimizer descends on. With gradient
+    accumulation Keras' optimizers give them the largest of the values of the
+    accumulated steps, which is not what is meant here: use larger batches
+    instead. For the same reason the layer may be called only once in a
+    training step.
+
+    Args:
+        axis: Integer, the axis that counts the features. Defaults to `-1`.
+        forward_decay: Float in [0, 1), of the running mean and variance.
+            Defaults to `0.999`.
+        backward_decay: Float in [0, 1), of the control of the gradient.
+            Defaults to `0.99`.
+        epsilon: Float, added to variances. Defaults to `1e-5`.
+        center: Boolean, whether to add an offset `beta`. Defaults to `True`.
+        scale: Boolean, whether to multiply by `gamma`. Defaults to `True`.
+        layer_scaling: Boolean, whether to divide each example by the root
+            mean square of its features. Defaults to `True`, as in the paper.
+        beta_initializer: Initializer of `beta`. Defaults to `"zeros"`.
+        gamma_initializer: Initializer of `gamma`. Defaults to `"ones"`.
+        beta_regularizer: Optional regularizer of `beta`.
+        gamma_regularizer: Optional regularizer of `gamma`.
+        beta_constraint: Optional constraint of `beta`.
+        gamma_constraint: Optional constraint of `gamma`.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments:
+        inputs: Tensor of any rank above 1.
+        training: Boolean, whether to train.
+
+    Returns:
+        Tensor of the shape of `inputs`.
+
+    Attributes:
+        moving_mean: Variable of shape `(features,)`, starts at 0.
+        moving_variance: Variable of shape `(features,)`, starts at 1.
+        scale_error: Variable of shape `(features,)`, starts at 0.
+        shift_error: Variable of shape `(features,)`, starts at 0.
+
+    Example:
+
+    ```python
+    model = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(100),
+            keras_plasticity.layers.OnlineNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dense(10),
+        ]
+    )
+    ```
+
+    References:
+
+    - [Chiley et al., 2019](https://arxiv.org/abs/1905.05894)
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        forward_decay: float = 0.999,
+        backward_decay: float = 0.99,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        scale: bool = True,
+        layer_scaling: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(axis, int) or axis == 0:
+            raise ValueError(
+                "`axis` must be an integer, and not that of the batch. "
+                f"Received: axis={axis}"
+            )
+        for name, decay in (
+            ("forward_decay", forward_decay),
+            ("backward_decay", backward_decay),
+        ):
+            if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+                raise ValueError(
+                    f"`{name}` must be a number in [0, 1). "
+                    f"Received: {name}={decay}"
+                )
+        self.axis = axis
+        self.forward_decay = forward_decay
+        self.backward_decay = backward_decay
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.layer_scaling = layer_scaling
+        self.beta_initializer = keras.initializers.get(beta_initializer)
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.beta_constraint = keras.constraints.get(beta_constraint)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.gamma = None
+        self.beta = None
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        rank = len(input_shape)
+        if not -rank < self.axis < rank:
+            raise ValueError(
+                f"`axis` must be one of the {rank} axes of the inputs, and not "
+                f"that of the batch. Received: axis={self.axis}, "
+                f"input_shape={input_shape}"
+            )
+        size = input_shape[self.axis]
+        if size is None:
+            raise ValueError(
+                "The number of features must be known. Received: "
+                f"axis={self.axis}, input_shape={input_shape}"
+            )
+        if self.scale:
+            self.gamma = self.add_weight(
+                name="gamma",
+                shape=(size,),
+                initializer=self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+                autocast=False,
+            )
+        if self.center:
+            self.beta = self.add_weight(
+                name="beta",
+                shape=(size,),
+                initializer=self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+                autocast=False,
+            )
+        # In float32 as the errors, whatever the dtype policy.
+        self.moving_mean, self.moving_variance = (
+            self.add_weight(
+                name=name,
+                shape=(size,),
+                initializer=initializer,
+                dtype="float32",
+                trainable=False,
+                autocast=False,
+            )
+            for name, initializer in (
+                ("moving_mean", "zeros"),
+                ("moving_variance", "ones"),
+            )
+        )
+        self.scale_error, self.shift_error = (
+            backward_pass.add_overwritten_weight(self, name, size)
+            for name in ("scale_error", "shift_error")
+        )
+        self.input_spec = keras.InputSpec(
+            ndim=rank, axes={self.axis % rank: size}
+        )
+
+    def call(self, inputs, training=None):
+        rank = len(inputs.shape)
+        shape = [1] * rank
+        shape[self.axis] = -1
+        others = [i for i in range(rank) if i != self.axis % rank]
+
+        def along_features(vector):
+            if shape[-1] == -1:
+                return vector
+            return ops.reshape(vector, shape)
+
+        x = ops.cast(inputs, "float32")
+        deviation = x - along_features(self.moving_mean.value)
+        stddev = ops.sqrt(self.moving_variance.value + self.epsilon)
+        y = deviation / along_features(stddev)
+        if training and self.trainable:
+            size = x.shape[0] or ops.cast(ops.shape(x)[0], "float32")
+            y = self._control_gradient(y, stddev, size, others, along_features)
+            self._update_moments(ops.stop_gradient(deviation), size, others)
+        if self.gamma is not None:
+            y = y * along_features(ops.cast(self.gamma, "float32"))
+        if self.beta is not None:
+            y = y + along_features(ops.cast(self.beta, "float32"))
+        if self.layer_scaling:
+            mean_square = ops.mean(
+                ops.square(y), axis=list(range(1, rank)), keepdims=True
+            )
+            y = y * ops.rsqrt(mean_square + self.epsilon)
+        return ops.cast(y, self.compute_dtype)
+
+    def _update_moments(self, deviation, size, others):
+        """Moves the mean and the variance, by the deviation from the mean."""
+        mean, square = backend.mean_over_replicas(
+            [
+                ops.mean(deviation, axis=others),
+                ops.mean(ops.square(deviation), axis=others),
+            ]
+        )
+        gain = 1.0 - self.forward_decay**size
+        # The variance about the new mean: the second moment of the batch about
+        # the old one is corrected by how far the mean moves.
+        self.moving_variance.assign_add(
+            gain * (square - gain * mean**2 - self.moving_variance.value)
+        )
+        self.moving_mean.assign_add(gain * mean)
+
+    def _control_gradient(self, y, stddev, size, others, along_features):
+        """Returns `y`; its backward pass corrects the gradient."""
+        gain = 1.0 - self.backward_decay**size
+
+        def backward(upstream, y, values):
+            stddev, scale_error, shift_error = values
+            upstream = upstream - along_features(gain * scale_error) * y
+            # The division by the standard deviation is yet to come.
+            result = upstream - along_features(gain * shift_error * stddev)
+            scale_change, shift_change = backend.mean_over_replicas(
+                [
+                    ops.mean(upstream * y, axis=others),
+                    ops.mean(result, axis=others) / stddev,
+                ]
+            )
+            return (
+                result,
+                ops.zeros_like(stddev),
+                scale_error + scale_change,
+                shift_error + shift_change,
+            )
+
+        values = [stddev, self.scale_error.value, self.shift_error.value]
+        return backward_pass.identity(y, values, backward)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "axis": self.axis,
+            "forward_decay": self.forward_decay,
+            "backward_decay": self.backward_decay,
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+            "layer_scaling": self.layer_scaling,
+            "beta_initializer": keras.initializers.serialize(
+                self.beta_initializer
+            ),
+            "gamma_initializer": keras.initializers.serialize(
+                self.gamma_initializer
+            ),
+            "beta_regularizer": keras.regularizers.serialize(
+                self.beta_regularizer
+            ),
+            "gamma_regularizer": keras.regularizers.serialize(
+                self.gamma_regularizer
+            ),
+            "beta_constraint": keras.constraints.serialize(
+                self.beta_constraint
+            ),
+            "gamma_constraint": keras.constraints.serialize(
+                self.gamma_constraint
+            ),
+        }

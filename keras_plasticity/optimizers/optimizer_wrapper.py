@@ -1,0 +1,258 @@
+"""What all optimizer wrappers share."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_plasticity.types import Tensor
+
+
+class OptimizerWrapper(keras.optimizers.Optimizer):
+    """Base class of optimizers that add something to another optimizer's step.
+
+    Whatever a Keras optimizer offers (learning rate, clipping, weight decay,
+    gradient accumulation, moving averages, loss scaling) is set on the inner
+    optimizer, and works. A subclass overrides `apply`, which calls
+    `apply_inner`.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
+        name: String, the optimizer's name.
+    """
+
+    # A subclass that draws random numbers sets it. Its state is among the
+    # variables, or a JAX step would draw the same numbers for ever.
+    _seed_generator = None
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        if kwargs:
+            names = ", ".join(f"`{key}`" for key in kwargs)
+            raise ValueError(
+                f"`{type(self).__name__}` does not take {names}. Set arguments "
+                "of an optimizer on the `inner_optimizer` instead. Received: "
+                + ", ".join(f"{key}={value}" for key, value in kwargs.items())
+            )
+        if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
+            raise TypeError(
+                "`inner_optimizer` must be a `keras.optimizers.Optimizer`. "
+                f"Received: inner_optimizer={inner_optimizer!r}"
+            )
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = inner_optimizer
+
+    def build(self, variables: list[keras.Variable]):
+        """Creates the variables of this optimizer and of the inner one.
+
+        Args:
+            variables: List of the trainable variables of one model.
+        """
+        if self.built:
+            return
+        self.build_inner(variables)
+        super().build(variables)
+
+    def build_inner(self, variables: list[keras.Variable]):
+        """Creates the inner optimizer's variables.
+
+        Args:
+            variables: List of the trainable variables of one model.
+        """
+        self.inner_optimizer.build(variables)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        seeds = self._seed_generator
+        return (
+            self._variables
+            + ([] if seeds is None else [seeds.state])
+            + self.inner_optimizer.variables
+        )
+
+    def prepare_to_apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None,
+    ) -> list[keras.Variable]:
+        """Builds the optimizer if need be, and checks what `apply` is given.
+
+        Args:
+            grads: List of gradients.
+            trainable_variables: List of variables, or `None`.
+
+        Returns:
+            List of the variables, one for each gradient.
+        """
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "When passing `grads` without `trainable_variables`, the "
+                    "optimizer must already be built. Call "
+                    "`optimizer.build(model.trainable_variables)` first."
+                )
+            trainable_variables = self._trainable_variables
+        trainable_variables = list(trainable_variables)
+        if not self.built:
+            self.build(trainable_variables)
+        if len(grads) != len(trainable_variables):
+            raise ValueError(
+                "There must be one gradient for each variable. Received: "
+                f"{len(grads)} gradients, {len(trainable_variables)} variables."
+            )
+        return trainable_variables
+
+    def apply_inner(
+        self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]
+    ):
+        """Makes the inner optimizer's step.
+
+        Args:
+            grads: List of gradients.
+            variables: List of variables.
+        """
+        inner = self.inner_optimizer
+        if keras.backend.backend() != "jax" or loss_scaler(inner) is None:
+            inner.apply(grads, variables)
+            return
+        # Loss scaling assigns variables within a condition, which JAX can only
+        # trace in the stateless form.
+        variables, inner_variables = list(variables), inner.variables
+        new_values, new_inner_values = inner.stateless_apply(
+            [ops.convert_to_tensor(v) for v in inner_variables],
+            grads,
+            [ops.convert_to_tensor(v) for v in variables],
+        )
+        for variable, value in zip(variables, new_values):
+            variable.assign(value)
+        for variable, value in zip(inner_variables, new_inner_values):
+            variable.assign(value)
+
+    @property
+    def always_updates(self) -> bool:
+        """Whether every step of the inner optimizer updates the weights.
+
+        It does not where gradients are accumulated, or where loss scaling may
+        skip a step.
+        """
+        return (
+            innermost(self.inner_optimizer).gradient_accumulation_steps is None
+            and loss_scaler(self.inner_optimizer) is None
+        )
+
+    def apply_inner_and_tell(
+        self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]
+    ) -> Tensor:
+        """Makes the inner optimizer's step, and tells whether it was an update.
+
+        The inner optimizer's public count of updates, and nothing else, tells.
+
+        Args:
+            grads: List of gradients.
+            variables: List of variables.
+
+        Returns:
+            Boolean scalar tensor.
+        """
+        steps = ops.copy(ops.convert_to_tensor(self.iterations))
+        self.apply_inner(grads, variables)
+        return ops.not_equal(self.iterations, steps)
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def loss_scale_factor(self):
+        # The base class sets this before there is an inner optimizer.
+        inner = getattr(self, "inner_optimizer", None)
+        return getattr(inner, "loss_scale_factor", None)
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value):
+        inner = getattr(self, "inner_optimizer", None)
+        if inner is not None:
+            inner.loss_scale_factor = value
+
+    def get_config(self) -> dict[str, Any]:
+        # Not that of the base class: its settings are the inner one's.
+        return {
+            "inner_optimizer": keras.saving.serialize_keras_object(
+                self.inner_optimizer
+            ),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        # Deeply: Keras' LossScaleOptimizer empties the config it is given.
+        config = copy.deepcopy(config)
+        for key, value in config.items():
+            if isinstance(value, dict):
+                config[key] = keras.saving.deserialize_keras_object(
+                    value, custom_objects=custom_objects
+                )
+        return cls(**config)
+
+
+def wrapped(optimizer):
+    """Yields an optimizer, the one inside it, and so on."""
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def innermost(optimizer):
+    """The optimizer inside all wrappers."""
+    *_, last = wrapped(optimizer)
+    return last
+
+
+def loss_scaler(optimizer):
+    """The `LossScaleOptimizer` among the wrappers; `None` without any."""
+    for each in wrapped(optimizer):
+        if isinstance(each, keras.optimizers.LossScaleOptimizer):
+            return each
+    return None
+
+
+def is_overwritten(variable):
+    """Whether a variable's "gradient" is its new value: it is no weight."""
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
+def is_number(value):
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
+
+
+def check_not_negative(name, value):
+    if not is_number(value) or value < 0:
+        raise ValueError(
+            f"`{name}` must be a number that is not negative. "
+            f"Received: {name}={value}"
+        )

@@ -1,0 +1,449 @@
+"""Optimizer wrappers that shrink weights and add noise to them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_plasticity import backend
+from keras_plasticity.optimizers.l2 import add_l2_gradients
+from keras_plasticity.optimizers.new_weights import independent_initializer
+from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
+from keras_plasticity.optimizers.optimizer_wrapper import is_number
+from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
+from keras_plasticity.types import Tensor
+
+
+class _PerturbingOptimizer(OptimizerWrapper):
+    """Base class: after each update, `w <- shrink * w + perturb * noise`.
+
+    To draw a normal number takes far longer than to update a weight. So
+    numbers for `noise_refresh_steps` updates are drawn at once: a table for
+    each variable, a little longer than the variable. An update reads a window
+    of it, which is one place further on at each update, times a random sign,
+    the same for all variables. Hence
+
+    - in one update, the noise of all weights is independent;
+    - from update to update, so is the noise of one weight, which never meets
+        the same number twice;
+    - but the noise of a weight has the magnitude that its neighbour in memory
+        had an update before. The signs make the two uncorrelated all the
+        same. Without them, neighbours would drift together.
+
+    Args:
+        inner_optimizer: The optimizer to wrap.
+        shrink: Float, what weights are multiplied by.
+        perturb: Float, what noise is multiplied by.
+        noise_refresh_steps: Integer.
+        seed: Integer.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer,
+        shrink,
+        perturb,
+        noise_refresh_steps,
+        seed,
+        name,
+        **kwargs,
+    ):
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        if type(noise_refresh_steps) is not int or noise_refresh_steps < 1:
+            raise ValueError(
+                "`noise_refresh_steps` must be a positive integer. "
+                f"Received: noise_refresh_steps={noise_refresh_steps}"
+            )
+        self.noise_refresh_steps = noise_refresh_steps
+        self.seed = seed
+        self._shrink = shrink
+        self._perturb = perturb
+        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._noise = {}
+
+    def build(self, variables: list[keras.Variable]):
+        """Creates the variables of this optimizer and of the inner one.
+
+        Args:
+            variables: List of the trainable variables of one model.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        if self._perturb == 0:
+            return
+        steps = self.noise_refresh_steps
+        if steps > 1:
+            self._position = self.add_variable(
+                (1,), dtype="int32", name="position"
+            )
+            self._signs = self.add_variable((steps,), name="signs")
+            self._scale = self.add_variable((), name="scale")
+        for variable in variables:
+            draw = None
+            if not is_overwritten(variable):
+                draw = self.noise_initializer(tuple(variable.shape))
+            if draw is None:
+                continue
+            table = None
+            if steps > 1:
+                table = self.add_variable(
+                    (math.prod(variable.shape) + steps - 1,),
+                    name=variable.path.replace("/", "_") + "_noise",
+                )
+            self._noise[id(variable)] = _Noise(draw, table)
+
+    def noise_initializer(self, shape):
+        """The initializer that draws the noise of variables of a shape.
+
+        It draws any number of independent numbers, from a distribution that
+        is symmetric about zero. `None` for no noise.
+        """
+        raise NotImplementedError
+
+    def change_gradients(self, grads, variables):
+        """What the inner optimizer is given instead of `grads`."""
+        return grads
+
+    def apply(
+        self,
+        grads: Sequence[Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ):
+        """Makes one step of the inner optimizer, then shrinks and perturbs.
+
+        Args:
+            grads: List of gradients, one for each variable.
+            trainable_variables: List of the model's trainable variables.
+                Defaults to those that the optimizer was built with.
+        """
+        if len(grads) == 0:
+            return
+        variables = self.prepare_to_apply(grads, trainable_variables)
+        grads = self.change_gradients(grads, variables)
+        if self._shrink == 1 and self._perturb == 0:
+            self.apply_inner(grads, variables)
+            return
+        weights = [
+            variable
+            for gradient, variable in zip(grads, variables)
+            if gradient is not None and not is_overwritten(variable)
+        ]
+        if self.always_updates:
+            self.apply_inner(grads, variables)
+            with backend.no_gradient():
+                self._change_weights(weights)
+            return
+        is_update = self.apply_inner_and_tell(grads, variables)
+        with backend.no_gradient():
+            backend.repeat(
+                ops.cast(is_update, "int32"),
+                lambda: self._change_weights(weights),
+                weights + self._noise_variables(),
+            )
+
+    def _noise_variables(self):
+        result = [self._seed_generator.state]
+        if self._perturb != 0 and self.noise_refresh_steps > 1:
+            result += [self._position, self._signs, self._scale]
+            result += [each.table for each in self._noise.values()]
+        return result
+
+    def _change_weights(self, weights):
+        position, scale = None, self._perturb
+        if self._perturb != 0 and self.noise_refresh_steps > 1:
+            position = ops.convert_to_tensor(self._position)
+            backend.repeat(
+                ops.cast(ops.equal(position[0], 0), "int32"),
+                self._refresh,
+                self._noise_variables(),
+            )
+            scale = ops.convert_to_tensor(self._scale)
+        for weight in weights:
+            value = weight.value
+            if self._shrink != 1:
+                value = self._shrink * value
+            if id(weight) in self._noise:
+                noise = self._noise[id(weight)].of_step(weight.shape, position)
+                value = value + ops.cast(scale * noise, weight.dtype)
+            weight.assign(value)
+        if position is not None:
+            position = (position + 1) % self.noise_refresh_steps
+            self._position.assign(position)
+            self._set_scale(position)
+
+    def _set_scale(self, position):
+        # Looked up for the next update, not for this one: on a CPU, XLA would
+        # look it up once for each weight.
+        sign = ops.reshape(ops.slice(self._signs.value, position, (1,)), ())
+        self._scale.assign(self._perturb * sign)
+
+    def _refresh(self):
+        """Draws the tables and the signs of the next updates."""
+        for each in self._noise.values():
+            each.refresh()
+        self._signs.assign(
+            2.0
+            * ops.cast(
+                keras.random.randint(
+                    self._signs.shape, 0, 2, seed=self._seed_generator
+                ),
+                self._signs.dtype,
+            )
+            - 1.0
+        )
+        self._set_scale(self._position.value)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "noise_refresh_steps": self.noise_refresh_steps,
+            "seed": self.seed,
+        }
+
+
+class _Noise:
+    """The noise of one variable."""
+
+    def __init__(self, draw, table):
+        self.draw = draw
+        self.table = table
+
+    def refresh(self):
+        self.table.assign(self.draw(self.table.shape, self.table.dtype))
+
+    def of_step(self, shape, position):
+        if self.table is None:
+            return self.draw(shape, "float32")
+        table = ops.convert_to_tensor(self.table)
+        window = ops.slice(table, position, (math.prod(shape),))
+        return ops.reshape(window, shape)
+
+
+@keras.saving.register_keras_serializable(package="keras_plasticity")
+class ShrinkAndPerturb(_PerturbingOptimizer):
+    """Optimizer wrapper that decays weights and adds noise to them.
+
+    After each update by the inner optimizer, on the loss with an L2 penalty,
+
+    `w <- w + noise_stddev * e`, with `e` from a standard normal distribution,
+
+    for each trainable weight, biases included. This is "shrink and perturb" as
+    in the papers on loss of plasticity, where the penalty is what shrinks: see
+    `keras_plasticity.optimizers.L2`. It was proposed as one step at the
+    beginning of each task, which is
+    `keras_plasticity.callbacks.ShrinkAndPerturbTasks`.
+
+    An update is one step that the inner optimizer makes: with gradient
+    accumulation, there is noise once per accumulated step, and none after a
+    step that loss scaling skips. Variables whose gradient is `None` are left
+    alone, as are those that are no weights: statistics marked
+    `overwrite_with_gradient`.
+
+    To be fast, noise is drawn ahead for `noise_refresh_steps` updates, as a
+    table for each variable, of which each update reads another window, with a
+    random sign. The table takes the memory of a slot of the optimizer. The
+    noise is exact in that
+
+    - each number is drawn from the normal distribution;
+    - in one update, the noise of all weights is independent;
+    - from update to update, so is the noise of one weight.
+
+    It is not exact in that the noise of two different weights in two different
+    updates is uncorrelated but may not be independent: a weight's noise has the
+    magnitude that its neighbour's had an update before. With
+    `noise_refresh_steps=1` noise is drawn at each update, without a table: all
+    of it is independent, and a step takes several times as long.
+
+    Noise is added in the dtype of the weights. In bfloat16, which has 8
+    binary digits, most noise far smaller than the weights is lost in rounding.
+
+    It may be the inner optimizer of a `ContinualBackprop`, or wrap one. Inside,
+    the outgoing weights of a new unit are zero until the next update; outside,
+    as in the papers, they get noise at once.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
+        l2: Float, not negative, the strength of the penalty. With SGD, weights
+            shrink by `learning_rate * l2` in each update. Defaults to `1e-4`.
+        noise_stddev: Float, not negative, the standard deviation of the noise
+            of one update. Defaults to `1e-5`.
+        noise_refresh_steps: Integer, the number of updates that noise is drawn
+            ahead for. Defaults to `1000`.
+        seed: Integer, of the noise. Drawn at random by default.
+        name: String, the optimizer's name.
+
+    Example:
+
+    ```python
+    optimizer = keras_plasticity.optimizers.ShrinkAndPerturb(
+        keras.optimizers.SGD(0.003), l2=1e-4, noise_stddev=1e-5
+    )
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    References:
+
+    - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+    - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475), between tasks
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        l2: float = 1e-4,
+        noise_stddev: float = 1e-5,
+        noise_refresh_steps: int = 1000,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            inner_optimizer,
+            shrink=1,
+            perturb=noise_stddev,
+            noise_refresh_steps=noise_refresh_steps,
+            seed=seed,
+            name=name,
+            **kwargs,
+        )
+        check_not_negative("l2", l2)
+        check_not_negative("noise_stddev", noise_stddev)
+        self.l2 = l2
+        self.noise_stddev = noise_stddev
+
+    def noise_initializer(self, shape):
+        return keras.initializers.RandomNormal(
+            stddev=1.0, seed=self._seed_generator
+        )
+
+    def change_gradients(self, grads, variables):
+        return add_l2_gradients(grads, variables, self.l2, self.inner_optimizer)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "l2": self.l2,
+            "noise_stddev": self.noise_stddev,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_plasticity")
+class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
+    """Optimizer wrapper that moves weights towards a new initialization.
+
+    After each update by the inner optimizer,
+
+    `w <- shrink * w + perturb * e`,
+
+    for each trainable weight, with `e` drawn from the distribution that
+    `initializer` has for a variable of that shape. Variables of fewer than two
+    axes, such as biases and the scales of normalization layers, have no `e`:
+    they shrink only.
+
+    In `keras_plasticity.optimizers.ShrinkAndPerturb`, it is an L2 penalty that
+    shrinks, in proportion to the learning rate, and all noise has the same
+    standard deviation. Between tasks, rather than at each update, shrinks and
+    perturbs `keras_plasticity.callbacks.ShrinkAndPerturbTasks`.
+
+    What an update is, how noise is drawn ahead and in what that is exact,
+    which variables are left alone, and how to combine it with
+    `ContinualBackprop`: all that is as in `ShrinkAndPerturb`.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
+        shrink: Float in [0, 1], what weights are multiplied by in each update.
+            Defaults to `0.999`.
+        perturb: Float, not negative, what the noise is multiplied by. Defaults
+            to `0.01`.
+        initializer: Keras initializer or its name. It must draw independent
+            numbers from a distribution that is symmetric about zero. Its own
+            seed is not used. Defaults to `"glorot_uniform"`.
+        noise_refresh_steps: Integer, the number of updates that noise is drawn
+            ahead for. Defaults to `1000`.
+        seed: Integer, of the noise. Drawn at random by default.
+        name: String, the optimizer's name.
+
+    Example:
+
+    ```python
+    optimizer = keras_plasticity.optimizers.ShrinkAndPerturbByInitializer(
+        keras.optimizers.Adam(1e-3), shrink=0.999, initializer="he_uniform"
+    )
+    model.compile(optimizer=optimizer, loss="mse")
+    ```
+
+    References:
+
+    - [Kumar, Marklund and Van Roy, 2023](https://arxiv.org/abs/2308.11958)
+    - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475), between tasks
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        shrink: float = 0.999,
+        perturb: float = 0.01,
+        initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        noise_refresh_steps: int = 1000,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        if not is_number(shrink) or not 0 <= shrink <= 1:
+            raise ValueError(
+                "`shrink` must be a number in [0, 1]. "
+                f"Received: shrink={shrink}"
+            )
+        check_not_negative("perturb", perturb)
+        super().__init__(
+            inner_optimizer,
+            shrink=shrink,
+            perturb=perturb,
+            noise_refresh_steps=noise_refresh_steps,
+            seed=seed,
+            name=name,
+            **kwargs,
+        )
+        self.shrink = shrink
+        self.perturb = perturb
+        self.initializer = keras.initializers.get(initializer)
+        if not _is_symmetric(independent_initializer(self.initializer, (1, 1))):
+            raise ValueError(
+                "`initializer` must draw independent numbers from a "
+                "distribution that is symmetric about zero, such as "
+                "'glorot_uniform' or 'he_normal'. "
+                f"Received: initializer={initializer}"
+            )
+
+    def noise_initializer(self, shape):
+        if len(shape) < 2:
+            return None
+        return independent_initializer(
+            self.initializer, shape, self._seed_generator
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "shrink": self.shrink,
+            "perturb": self.perturb,
+            "initializer": keras.saving.serialize_keras_object(
+                self.initializer
+            ),
+        }
+
+
+def _is_symmetric(initializer):
+    """Whether a shape-free initializer draws from `-x` as often as from `x`."""
+    if isinstance(initializer, keras.initializers.RandomUniform):
+        return initializer.minval == -initializer.maxval
+    normal = (
+        keras.initializers.RandomNormal,
+        keras.initializers.TruncatedNormal,
+    )
+    return isinstance(initializer, normal) and initializer.mean == 0

@@ -1,0 +1,603 @@
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_plasticity.optimizers import L2
+from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers import ShrinkAndPerturb
+from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
+from keras_plasticity.training import OnlineTrainer
+from tests.gradients import compiled_step
+from tests.helpers import assert_same_weights
+from tests.helpers import make_data
+from tests.helpers import make_model
+from tests.helpers import to_numpy
+from tests.helpers import train
+from tests.helpers import weights_of
+
+# So large that the noise is seen in every weight.
+_NOISE = {"noise_stddev": 0.01, "noise_refresh_steps": 4, "seed": 5}
+_BOTH = {
+    "shrink_and_perturb": lambda inner, **kwargs: ShrinkAndPerturb(
+        inner, **{"l2": 0.1, **_NOISE, **kwargs}
+    ),
+    "by_initializer": lambda inner, **kwargs: ShrinkAndPerturbByInitializer(
+        inner, **{"noise_refresh_steps": 4, "seed": 5, **kwargs}
+    ),
+}
+
+
+@pytest.fixture(params=_BOTH)
+def make_wrapper(request):
+    return _BOTH[request.param]
+
+
+def _plain_model(**kwargs):
+    return make_model(layer=keras.layers.Dense, **kwargs)
+
+
+def _train(optimizer, num=24, batch_size=4):
+    model = _plain_model()
+    train(model, optimizer, make_data(num), batch_size)
+    return model
+
+
+class _Record(keras.callbacks.Callback):
+    """All weights after each step, as one long array."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        values = weights_of(self.model).values()
+        self.weights.append(np.concatenate([np.ravel(v) for v in values]))
+
+
+def _record(optimizer, steps, dims=(4, 6, 5, 3)):
+    """The weights before the first step and after each."""
+    model = _plain_model(dims=dims)
+    record = _Record()
+    record.set_model(model)
+    record.on_train_batch_end(-1)
+    model.compile(optimizer=optimizer, loss="mse")
+    model.fit(
+        *make_data(steps, dims), batch_size=1, verbose=0, callbacks=[record]
+    )
+    return np.array(record.weights)
+
+
+class TestNoise:
+    """The noise of 930 weights in 400 updates, as nothing else moves them."""
+
+    STEPS = 400
+    STDDEV = 0.5
+    REFRESH = 20
+    _noise = {}
+
+    @pytest.fixture(params=[1, REFRESH])
+    def noise(self, request):
+        """Array of shape `(updates, weights)`, in units of the stddev."""
+        if request.param not in self._noise:
+            optimizer = ShrinkAndPerturb(
+                keras.optimizers.SGD(0.0),
+                l2=0.0,
+                noise_stddev=self.STDDEV,
+                noise_refresh_steps=request.param,
+                seed=1,
+            )
+            weights = _record(optimizer, self.STEPS, (20, 30, 10))
+            noise = np.diff(weights.astype("float64"), axis=0) / self.STDDEV
+            self._noise[request.param] = noise
+        return self._noise[request.param]
+
+    # The tolerances are five standard errors, of as many independent terms as
+    # there are: a number of a table is seen in up to `REFRESH` updates.
+
+    def test_is_standard_normal(self, noise):
+        assert abs(noise.mean()) < 5 * noise.size**-0.5
+        tolerance = 5 * (self.REFRESH / noise.size) ** 0.5
+        assert abs(noise.var() - 1) < tolerance * 2**0.5
+        for limit, part in ((0.5, 0.3829), (1, 0.6827), (2, 0.9545)):
+            within = np.mean(np.abs(noise) < limit)
+            assert abs(within - part) < tolerance * (part * (1 - part)) ** 0.5
+
+    def test_each_weight_has_all_of_it(self, noise):
+        assert np.max(np.abs(noise.mean(axis=0))) < 5 * self.STEPS**-0.5
+        variances = noise.var(axis=0)
+        assert np.max(np.abs(variances - 1)) < 5 * (2 / self.STEPS) ** 0.5
+
+    def test_noise_of_a_weight_is_independent_in_time(self, noise):
+        energy = (noise**2 - 1) / 2**0.5
+        for lag in (1, 2, 3, self.REFRESH - 1, self.REFRESH, self.REFRESH + 1):
+            correlation = np.mean(noise[lag:] * noise[:-lag])
+            assert abs(correlation) < 5 * noise[lag:].size ** -0.5, lag
+            # Tables that were never drawn anew would repeat magnitudes.
+            correlation = np.mean(energy[lag:] * energy[:-lag])
+            tolerance = 5 * (self.REFRESH / energy[lag:].size) ** 0.5
+            assert abs(correlation) < tolerance, lag
+
+    def test_neighbours_are_uncorrelated_in_time(self, noise):
+        for lag in (1, 2):
+            for distance in (1, 2):
+                correlation = np.mean(
+                    noise[lag:, :-distance] * noise[:-lag, distance:]
+                )
+                # The signs alone decide: one term an update.
+                assert abs(correlation) < 5 * self.STEPS**-0.5
+
+    def test_weights_are_independent_in_an_update(self, noise):
+        # Between variables, too.
+        correlations = np.corrcoef(noise.T)
+        others = correlations[np.triu_indices(len(correlations), 1)]
+        np.testing.assert_allclose(np.mean(others**2), 1 / self.STEPS, rtol=0.1)
+        assert np.max(np.abs(others)) < 7 * self.STEPS**-0.5
+        # Nor is there a common part.
+        assert abs(np.mean(others)) < 5 * self.STEPS**-0.5 / noise.shape[1]
+
+    def test_sum_over_the_weights_is_as_if_independent(self, noise):
+        sums = noise.sum(axis=1) / noise.shape[1] ** 0.5
+        assert abs(sums.mean()) < 5 * self.STEPS**-0.5
+        # In a table's updates, sums are nearly the same but for the sign.
+        tolerance = 5 * (2 * self.REFRESH / self.STEPS) ** 0.5
+        assert abs(sums.var() - 1) < tolerance
+
+    def test_seed(self):
+        def run(seed):
+            optimizer = ShrinkAndPerturb(
+                keras.optimizers.SGD(0.1), noise_stddev=0.1, seed=seed
+            )
+            return weights_of(_train(optimizer, num=8))["layer_0/kernel"]
+
+        np.testing.assert_array_equal(run(1), run(1))
+        assert np.all(run(1) != run(2))
+
+    def test_low_precision(self):
+        keras.config.set_dtype_policy("bfloat16")
+        try:
+            optimizer = ShrinkAndPerturb(
+                keras.optimizers.SGD(0.0), noise_stddev=1.0, seed=1
+            )
+            model = _train(optimizer, num=4)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        kernel = model.layers[0].kernel
+        assert keras.backend.standardize_dtype(kernel.dtype) == "bfloat16"
+        change = to_numpy(ops.cast(kernel, "float32"))
+        change = change - weights_of(_plain_model())["layer_0/kernel"]
+        # 24 numbers.
+        assert 0.5 < change.std() < 1.5
+
+
+class TestByInitializer:
+    @pytest.mark.parametrize("refresh", [1, 5])
+    def test_noise_is_the_initializers(self, refresh):
+        optimizer = ShrinkAndPerturbByInitializer(
+            keras.optimizers.SGD(0.0),
+            shrink=1,
+            perturb=0.5,
+            initializer="he_uniform",
+            noise_refresh_steps=refresh,
+            seed=1,
+        )
+        weights = _record(optimizer, 60, (20, 30, 10))
+        noise = np.diff(weights.astype("float64"), axis=0) / 0.5
+        parts = np.split(noise, np.cumsum([600, 30, 300]), axis=1)[:4]
+        first, first_bias, second, second_bias = parts
+        for part, fan_in in ((first, 20), (second, 30)):
+            limit = (6 / fan_in) ** 0.5
+            assert np.max(np.abs(part)) < limit * 1.0001
+            # Uniform: the numbers reach the limit, and 1 / 3 is its variance.
+            assert np.max(np.abs(part)) > limit * 0.99
+            tolerance = 5 * 0.9 * (5 / part.size) ** 0.5
+            assert abs(part.var() / (limit**2 / 3) - 1) < tolerance
+        assert np.all(first_bias == 0) and np.all(second_bias == 0)
+
+    def test_shrinks_what_the_inner_optimizer_made(self):
+        rng = np.random.default_rng(0)
+        start = rng.normal(size=(3, 2)).astype("float32")
+        gradients = rng.normal(size=(10, 3, 2)).astype("float32")
+        kernel, bias = keras.Variable(start), keras.Variable(start[0])
+        optimizer = ShrinkAndPerturbByInitializer(
+            keras.optimizers.SGD(0.1), shrink=0.9, perturb=0
+        )
+        expected = start.astype("float64")
+        for gradient in gradients:
+            optimizer.apply(
+                [
+                    ops.convert_to_tensor(gradient),
+                    ops.convert_to_tensor(gradient[0]),
+                ],
+                [kernel, bias],
+            )
+            expected = 0.9 * (expected - 0.1 * gradient)
+        np.testing.assert_allclose(to_numpy(kernel), expected, rtol=1e-4)
+        np.testing.assert_allclose(to_numpy(bias), expected[0], rtol=1e-4)
+
+    def test_perturbs_what_was_shrunk(self):
+        # 30000 numbers, of which each is noise and 0.5 * (1 - 0.1 * 2).
+        kernel = keras.Variable(np.ones((300, 100), "float32"))
+        optimizer = ShrinkAndPerturbByInitializer(
+            keras.optimizers.SGD(0.1),
+            shrink=0.5,
+            perturb=0.1,
+            initializer=keras.initializers.RandomNormal(stddev=0.5, seed=1),
+            seed=2,
+        )
+        optimizer.apply([2 * ops.ones((300, 100))], [kernel])
+        value = to_numpy(kernel)
+        assert abs(value.mean() - 0.4) < 5 * 0.05 * value.size**-0.5
+        assert abs(value.std() / 0.05 - 1) < 5 * (2 * value.size) ** -0.5
+
+    @pytest.mark.parametrize("seed", [None, 3])
+    def test_two_variables_of_a_shape_have_different_noise(self, seed):
+        initializer = keras.initializers.GlorotNormal(seed=seed)
+        kernels = [keras.Variable(np.zeros((3, 3), "f4")) for _ in range(2)]
+        optimizer = ShrinkAndPerturbByInitializer(
+            keras.optimizers.SGD(0.1), initializer=initializer
+        )
+        optimizer.apply([ops.zeros((3, 3))] * 2, kernels)
+        assert np.all(to_numpy(kernels[0]) != to_numpy(kernels[1]))
+
+
+class TestNothingToDo:
+    INNER = {
+        "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        "adam": lambda: keras.optimizers.Adam(0.01),
+        "accumulating": lambda: keras.optimizers.SGD(
+            0.1, gradient_accumulation_steps=2
+        ),
+    }
+
+    @pytest.mark.parametrize("name", INNER)
+    def test_without_noise_is_l2(self, name):
+        make_inner = self.INNER[name]
+        optimizer = ShrinkAndPerturb(make_inner(), l2=0.1, noise_stddev=0)
+        expected = _train(L2(make_inner(), l2=0.1))
+        assert_same_weights(_train(optimizer), expected)
+
+    @pytest.mark.parametrize("name", INNER)
+    def test_shrink_1_and_perturb_0_is_the_inner_optimizer(self, name):
+        make_inner = self.INNER[name]
+        optimizer = ShrinkAndPerturbByInitializer(
+            make_inner(), shrink=1, perturb=0
+        )
+        assert_same_weights(_train(optimizer), _train(make_inner()))
+
+    def test_variable_without_gradient_is_left_alone(self, make_wrapper):
+        kernels = [keras.Variable(np.ones((2, 2), "f4")) for _ in range(2)]
+        optimizer = make_wrapper(keras.optimizers.SGD(0.1))
+        with pytest.warns(UserWarning, match="Gradients do not exist"):
+            optimizer.apply([None, ops.zeros((2, 2))], kernels)
+        np.testing.assert_array_equal(to_numpy(kernels[0]), 1.0)
+        assert np.all(to_numpy(kernels[1]) != 1.0)
+
+
+class TestUpdates:
+    @pytest.mark.parametrize("refresh", [1, 4])
+    def test_noise_once_an_accumulated_step(self, make_wrapper, refresh):
+        inner = keras.optimizers.SGD(0.0, gradient_accumulation_steps=3)
+        weights = _record(
+            make_wrapper(inner, noise_refresh_steps=refresh), steps=18
+        )
+        changes = np.any(np.diff(weights, axis=0) != 0, axis=1)
+        np.testing.assert_array_equal(changes, [False, False, True] * 6)
+        plain = make_wrapper(
+            keras.optimizers.SGD(0.0), noise_refresh_steps=refresh
+        )
+        np.testing.assert_array_equal(
+            weights[::3][1:], _record(plain, steps=6)[1:]
+        )
+
+    @pytest.mark.parametrize("place", ["inside", "outside"])
+    def test_skipped_step_counts_for_nothing(self, make_wrapper, place):
+        scaler = keras.optimizers.LossScaleOptimizer
+        if place == "inside":
+            optimizer = make_wrapper(scaler(keras.optimizers.SGD(0.1)))
+        else:
+            optimizer = scaler(make_wrapper(keras.optimizers.SGD(0.1)))
+        model, twin = _plain_model(), _plain_model()
+        model.compile(optimizer=optimizer, loss="mse")
+        twin.compile(
+            optimizer=make_wrapper(keras.optimizers.SGD(0.1)), loss="mse"
+        )
+        x, y = make_data(24)
+        for i in range(0, 24, 4):
+            if i == 8:
+                before = weights_of(model)
+                # Too large a target: the gradient overflows.
+                model.train_on_batch(x[:4], np.full_like(y[:4], 1e38))
+                for key, value in weights_of(model).items():
+                    np.testing.assert_array_equal(value, before[key])
+            model.train_on_batch(x[i : i + 4], y[i : i + 4])
+            twin.train_on_batch(x[i : i + 4], y[i : i + 4])
+        assert_same_weights(model, twin, rtol=1e-4, atol=1e-6)
+
+
+class TestConfig:
+    def test_round_trip(self, make_wrapper):
+        optimizer = make_wrapper(keras.optimizers.Adam(0.25), name="noisy")
+        twin = keras.optimizers.deserialize(
+            keras.optimizers.serialize(optimizer)
+        )
+        assert type(twin) is type(optimizer)
+        assert twin.get_config() == optimizer.get_config()
+        assert twin.name == "noisy" and twin.seed == 5
+        assert twin.noise_refresh_steps == 4
+
+    @pytest.mark.parametrize(
+        "kind", [ShrinkAndPerturb, ShrinkAndPerturbByInitializer]
+    )
+    def test_every_argument_is_in_the_config(self, kind):
+        arguments = set(inspect.signature(kind).parameters)
+        config = kind(keras.optimizers.SGD()).get_config()
+        assert set(config) == arguments - {"kwargs"}
+
+    def test_initializer_is_in_the_config(self):
+        optimizer = ShrinkAndPerturbByInitializer(
+            keras.optimizers.SGD(),
+            initializer=keras.initializers.RandomNormal(stddev=0.5),
+        )
+        twin = ShrinkAndPerturbByInitializer.from_config(optimizer.get_config())
+        assert isinstance(twin.initializer, keras.initializers.RandomNormal)
+        assert twin.initializer.stddev == 0.5
+
+
+class TestSaving:
+    INNER = {
+        "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        "half_accumulated": lambda: keras.optimizers.Adam(
+            0.01, gradient_accumulation_steps=4
+        ),
+        "loss_scale": lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.1), initial_scale=4.0
+        ),
+    }
+
+    @pytest.mark.parametrize("name", INNER)
+    def test_going_on_is_never_having_stopped(
+        self, make_wrapper, name, tmp_path
+    ):
+        x, y = make_data(60)
+        model = _plain_model()
+        # Six steps, in the middle of a table.
+        train(model, make_wrapper(self.INNER[name]()), (x[:24], y[:24]))
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        for each in (model, loaded):
+            each.fit(x[24:], y[24:], batch_size=4, shuffle=False, verbose=0)
+        assert_same_weights(loaded, model)
+
+
+class TestLoops:
+    @pytest.mark.skipif(
+        keras.backend.backend() != "jax", reason="pure functions"
+    )
+    def test_stateless_apply(self, make_wrapper):
+        model = _plain_model()
+        optimizer = make_wrapper(keras.optimizers.SGD(0.1))
+        step = compiled_step(model, optimizer, keras.losses.MeanSquaredError())
+        x, y = make_data(24)
+        for i in range(0, 24, 4):
+            step(x[i : i + 4], y[i : i + 4])
+        expected = _train(make_wrapper(keras.optimizers.SGD(0.1)))
+        assert_same_weights(model, expected, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("steps", [None, 2], ids=["each", "accumulated"])
+    def test_learners_side_by_side_equal_each_alone(self, make_wrapper, steps):
+        def build(learner):
+            model = _plain_model(seed=learner)
+            inner = keras.optimizers.SGD(
+                0.1, momentum=0.9, gradient_accumulation_steps=steps
+            )
+            optimizer = make_wrapper(inner)
+            optimizer = type(optimizer).from_config(
+                {**optimizer.get_config(), "seed": learner}
+            )
+            model.compile(optimizer=optimizer, loss="mse")
+            return model
+
+        trainer = OnlineTrainer(build, num_learners=3)
+        trainer.fit(lambda learner: _Stream(learner))
+        for learner in range(3):
+            alone = OnlineTrainer(build(learner))
+            alone.fit(_Stream(learner))
+            assert_same_weights(
+                trainer.model(learner), alone.model(), rtol=1e-4, atol=1e-5
+            )
+
+
+class _Stream:
+    def __init__(self, seed):
+        self.data = make_data(20, seed=seed)
+
+    def __len__(self):
+        return 2
+
+    def task(self, index):
+        return tuple(array[index * 10 :][:10] for array in self.data)
+
+
+class TestWithContinualBackprop:
+    # Settings under which some units are replaced within 20 steps.
+    OFTEN = {"replacement_rate": 0.1, "maturity_threshold": 2, "seed": 3}
+
+    def _nest(self, order, inner, wrap, **kwargs):
+        """The optimizer, and the `ContinualBackprop` of it."""
+        settings = {**self.OFTEN, **kwargs}
+        if order == "inside":
+            result = ContinualBackprop(wrap(inner), **settings)
+            return result, result
+        inner = ContinualBackprop(inner, **settings)
+        return wrap(inner), inner
+
+    def _run(self, optimizer, num=80, batch_size=4):
+        model = make_model(kernel_initializer="he_normal")
+        train(model, optimizer, make_data(num), batch_size)
+        return model
+
+    NO_CHANGE = {
+        "l2": lambda inner: L2(inner, l2=0),
+        "shrink_and_perturb": lambda inner: ShrinkAndPerturb(
+            inner, l2=0, noise_stddev=0
+        ),
+        "by_initializer": lambda inner: ShrinkAndPerturbByInitializer(
+            inner, shrink=1, perturb=0
+        ),
+    }
+
+    @pytest.mark.parametrize("order", ["inside", "outside"])
+    @pytest.mark.parametrize("name", NO_CHANGE)
+    def test_that_changes_nothing(self, name, order):
+        optimizer, continual = self._nest(
+            order, keras.optimizers.Adam(0.01), self.NO_CHANGE[name]
+        )
+        model = self._run(optimizer)
+        plain = ContinualBackprop(keras.optimizers.Adam(0.01), **self.OFTEN)
+        plain_model = self._run(plain)
+        assert continual.num_replaced() == plain.num_replaced()
+        assert min(plain.num_replaced().values()) > 2
+        assert_same_weights(model, plain_model)
+        for a, b in zip(model.layers, plain_model.layers):
+            for statistic in ("age", "utility", "mean_activation"):
+                np.testing.assert_array_equal(
+                    to_numpy(getattr(a, statistic)),
+                    to_numpy(getattr(b, statistic)),
+                )
+
+    @pytest.mark.parametrize("order", ["inside", "outside"])
+    def test_statistics_get_no_noise(self, make_wrapper, order):
+        # A utility that knows nothing of the weights, which do differ.
+        settings = {
+            "replacement_rate": 0,
+            "utility": lambda activation_magnitude: activation_magnitude,
+        }
+        optimizer, _ = self._nest(
+            order, keras.optimizers.SGD(0.1), make_wrapper, **settings
+        )
+        model = self._run(optimizer, num=4)
+        plain = ContinualBackprop(keras.optimizers.SGD(0.1), **settings)
+        plain_model = self._run(plain, num=4)
+        for a, b in zip(model.layers, plain_model.layers):
+            assert np.any(to_numpy(a.kernel) != to_numpy(b.kernel))
+            for name in ("age", "utility", "mean_activation"):
+                np.testing.assert_array_equal(
+                    to_numpy(getattr(a, name)), to_numpy(getattr(b, name))
+                )
+            np.testing.assert_array_equal(
+                to_numpy(a.statistics.input_mean),
+                to_numpy(b.statistics.input_mean),
+            )
+
+    @pytest.mark.parametrize("order", ["inside", "outside"])
+    def test_outgoing_weights_of_a_new_unit(self, make_wrapper, order):
+        optimizer, continual = self._nest(
+            order, keras.optimizers.SGD(0.1), make_wrapper
+        )
+        model = self._run(optimizer)
+        assert min(continual.num_replaced().values()) > 2
+        (new,) = np.nonzero(to_numpy(model.layers[0].age) == 0)
+        assert len(new) > 0
+        outgoing = to_numpy(model.layers[1].kernel)[new]
+        assert np.all(outgoing == 0) == (order == "inside")
+
+    @pytest.mark.parametrize("order", ["inside", "outside"])
+    @pytest.mark.parametrize("case", ["loss_scale", "accumulated"])
+    def test_updates(self, make_wrapper, order, case):
+        inner, batch_size = keras.optimizers.SGD(0.1), 8
+        if case == "loss_scale":
+            inner = keras.optimizers.LossScaleOptimizer(
+                inner, initial_scale=4.0
+            )
+        else:
+            inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+            batch_size = 4
+        optimizer, continual = self._nest(order, inner, make_wrapper)
+        model = self._run(optimizer, 160, batch_size)
+        plain_optimizer, plain = self._nest(
+            order, keras.optimizers.SGD(0.1), make_wrapper
+        )
+        plain_model = self._run(plain_optimizer, 160, 8)
+        assert continual.num_replaced() == plain.num_replaced()
+        assert min(plain.num_replaced().values()) > 2
+        assert_same_weights(model, plain_model, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("order", ["inside", "outside"])
+    def test_going_on_is_never_having_stopped(
+        self, make_wrapper, order, tmp_path
+    ):
+        x, y = make_data(80)
+        optimizer, _ = self._nest(
+            order, keras.optimizers.SGD(0.1, momentum=0.9), make_wrapper
+        )
+        model = make_model(kernel_initializer="he_normal")
+        train(model, optimizer, (x[:40], y[:40]))
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        for each in (model, loaded):
+            each.fit(x[40:], y[40:], batch_size=4, shuffle=False, verbose=0)
+        assert_same_weights(loaded, model)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("name", ["l2", "noise_stddev"])
+    @pytest.mark.parametrize("value", [-0.1, float("nan"), "much", None, True])
+    def test_shrink_and_perturb(self, name, value):
+        with pytest.raises(
+            ValueError,
+            match=f"`{name}` must be a number that is not negative.*"
+            f"Received: {name}={value}",
+        ):
+            ShrinkAndPerturb(keras.optimizers.SGD(), **{name: value})
+
+    @pytest.mark.parametrize("value", [0, -1, 1.0, "often", None, True])
+    def test_noise_refresh_steps(self, make_wrapper, value):
+        with pytest.raises(
+            ValueError,
+            match="`noise_refresh_steps` must be a positive integer.*"
+            f"Received: noise_refresh_steps={value}",
+        ):
+            ShrinkAndPerturb(keras.optimizers.SGD(), noise_refresh_steps=value)
+
+    @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), None, True])
+    def test_shrink(self, value):
+        with pytest.raises(
+            ValueError,
+            match=r"`shrink` must be a number in \[0, 1\].*"
+            f"Received: shrink={value}",
+        ):
+            ShrinkAndPerturbByInitializer(keras.optimizers.SGD(), shrink=value)
+
+    @pytest.mark.parametrize("value", [-0.1, float("inf"), "much", None])
+    def test_perturb(self, value):
+        with pytest.raises(
+            ValueError,
+            match="`perturb` must be a number that is not negative.*"
+            f"Received: perturb={value}",
+        ):
+            ShrinkAndPerturbByInitializer(keras.optimizers.SGD(), perturb=value)
+
+    @pytest.mark.parametrize(
+        "initializer",
+        [
+            "zeros",
+            "ones",
+            "orthogonal",
+            keras.initializers.RandomUniform(0, 1),
+            keras.initializers.RandomNormal(mean=0.1),
+            lambda shape, dtype=None: ops.ones(shape),
+        ],
+        ids=["zeros", "ones", "orthogonal", "uniform", "normal", "function"],
+    )
+    def test_initializer(self, initializer):
+        with pytest.raises(
+            ValueError,
+            match="`initializer` must draw independent numbers from a distri"
+            "bution that is symmetric about zero.*Received: initializer=",
+        ):
+            ShrinkAndPerturbByInitializer(
+                keras.optimizers.SGD(), initializer=initializer
+            )
