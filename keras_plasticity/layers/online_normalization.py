@@ -39,7 +39,8 @@ class OnlineNormalization(keras.layers.Layer):
     over its positions of `x`, of `h * y` and of the gradient, and the variance
     over them as well. A batch of `n` examples is one example with `n` times
     the positions, in which `f` and `b` are raised to the power `n`. All of its
-    examples are normalized alike.
+    examples are normalized alike. On several replicas of a `tf.distribute`
+    strategy means are over all of them, and `n` is the size of one's part.
 
     In inference, and with `trainable=False`, features are normalized by the
     running mean and variance, and nothing changes.
@@ -49,7 +50,8 @@ class OnlineNormalization(keras.layers.Layer):
     accumulation Keras' optimizers give them the largest of the values of the
     accumulated steps, which is not what is meant here: use larger batches
     instead. For the same reason the layer may be called only once in a
-    training step.
+    training step. A loss scale multiplies the errors as it does gradients; for
+    some `1 / (1 - b)` steps after it has changed, they are those of the old.
 
     Args:
         axis: Integer, the axis that counts the features. Defaults to `-1`.
@@ -57,7 +59,8 @@ class OnlineNormalization(keras.layers.Layer):
             Defaults to `0.999`.
         backward_decay: Float in [0, 1), of the control of the gradient.
             Defaults to `0.99`.
-        epsilon: Float, added to variances. Defaults to `1e-5`.
+        epsilon: Positive float, added to variances, and to the mean square
+            of an example. Defaults to `1e-5`.
         center: Boolean, whether to add an offset `beta`. Defaults to `True`.
         scale: Boolean, whether to multiply by `gamma`. Defaults to `True`.
         layer_scaling: Boolean, whether to divide each example by the root
@@ -69,6 +72,11 @@ class OnlineNormalization(keras.layers.Layer):
         beta_constraint: Optional constraint of `beta`.
         gamma_constraint: Optional constraint of `gamma`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name`.
+
+    Raises:
+        ValueError: If `axis` is that of the batch or not one of the inputs',
+            the number of features is not known, or a decay or `epsilon` is
+            out of range.
 
     Call arguments:
         inputs: Tensor of any rank above 1.
@@ -134,6 +142,11 @@ class OnlineNormalization(keras.layers.Layer):
                     f"`{name}` must be a number in [0, 1). "
                     f"Received: {name}={decay}"
                 )
+        if not isinstance(epsilon, (int, float)) or not epsilon > 0:
+            raise ValueError(
+                "`epsilon` must be a positive number. "
+                f"Received: epsilon={epsilon}"
+            )
         self.axis = axis
         self.forward_decay = forward_decay
         self.backward_decay = backward_decay
