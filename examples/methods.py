@@ -9,7 +9,7 @@ A method is one or more of these parts, joined by commas (`cbp,l2`):
 | `l2` | L2 regularization, coupled to the gradient of all parameters |
 | `weight_decay` | the decoupled one |
 | `shrink_and_perturb` | `l2`, and noise after each step, as the paper |
-| `shrink_and_perturb_to_initializer` | the one of Kumar et al. |
+| `shrink_and_perturb_by_initializer` | the one of Kumar et al. |
 | `shrink_and_perturb_tasks` | the one that acts when a task begins |
 | `dropout`, `batch_norm`, `layer_norm`, `online_norm` | in each hidden layer |
 | `cbp` | continual backpropagation |
@@ -31,7 +31,7 @@ from keras_plasticity import optimizers
 _NORMS = ("batch_norm", "layer_norm", "online_norm")
 _PERTURBATIONS = (
     "shrink_and_perturb",
-    "shrink_and_perturb_to_initializer",
+    "shrink_and_perturb_by_initializer",
     "shrink_and_perturb_tasks",
 )
 PARTS = (
@@ -167,6 +167,10 @@ def _check_method(names):
                     f"A method is one or more of {', '.join(PARTS)}, joined "
                     f"by commas. Received: --method={name}"
                 )
+        if len(set(parts)) < len(parts):
+            raise flags.ValidationError(
+                f"A method has each part once. Received: --method={name}"
+            )
         for group in _EXCLUSIVE:
             both = [part for part in parts if part in group]
             if len(both) > 1:
@@ -174,10 +178,6 @@ def _check_method(names):
                     f"{' and '.join(both)} contradict each other: a method "
                     f"can have one of them. Received: --method={name}"
                 )
-        if len(set(parts)) < len(parts):
-            raise flags.ValidationError(
-                f"A method has each part once. Received: --method={name}"
-            )
     return True
 
 
@@ -258,8 +258,8 @@ class Method:
             result = optimizers.ShrinkAndPerturb(
                 result, values["l2"], values["noise_stddev"], seed=seed
             )
-        if self.has("shrink_and_perturb_to_initializer"):
-            result = optimizers.ShrinkAndPerturbToInitializer(
+        if self.has("shrink_and_perturb_by_initializer"):
+            result = optimizers.ShrinkAndPerturbByInitializer(
                 result, values["shrink"], values["perturb"], seed=seed
             )
         if self.has("cbp"):

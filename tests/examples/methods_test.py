@@ -50,7 +50,7 @@ ALL = [
     "l2",
     "weight_decay",
     "shrink_and_perturb",
-    "shrink_and_perturb_to_initializer",
+    "shrink_and_perturb_by_initializer",
     "shrink_and_perturb_tasks",
     "dropout",
     "batch_norm",
