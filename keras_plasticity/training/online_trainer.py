@@ -42,7 +42,8 @@ class OnlineTrainer:
     and trains any number of independent learners.
 
     - JAX: a task is one `lax.scan` over the model's `train_step`, and all
-        learners train side by side in one program (`vmap`).
+        learners train side by side in one program (`vmap`). On a CPU, models
+        with convolutions train by calls of one compiled step instead.
     - TensorFlow: a task is one `tf.function` with a loop; learners train one
         after another.
     - PyTorch: an eager loop over the model's `train_step`; learners train one
