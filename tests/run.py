@@ -5,8 +5,9 @@
 It needs Python 3.11 or newer and nothing else: it makes a virtual environment
 (`--environment`, by default `.venv-tests`), installs the project with the
 three backends, checks the format, and runs the test suite once for each
-backend. It prints each command before it runs, and one line for each backend
-that says how many tests ran.
+backend; tests marked `slow` with PyTorch only, unless `--slow` is given. It
+prints each command before it runs, and one line for each backend that says how
+many tests ran.
 
 The tests of the trainers read data sets from the `tensorflow_datasets` folder
 that the environment variable `KERAS_PLASTICITY_DATA_DIR` names, and are
@@ -54,7 +55,7 @@ def require(*command, **environment):
         sys.exit(f"Failed with exit status {status}: {' '.join(command)}")
 
 
-def test(python, backend, arguments):
+def test(python, backend, arguments, slow):
     """Runs the suite on one backend; returns whether it passed, and a line."""
     start = time.monotonic()
     status, lines = run(
@@ -65,6 +66,7 @@ def test(python, backend, arguments):
         "-n",
         "2",
         "-rs",
+        *([] if slow else ["-m", "not slow"]),
         *arguments,
         KERAS_BACKEND=backend,
         TF_CPP_MIN_LOG_LEVEL="3",
@@ -91,6 +93,12 @@ def main():
         "--backend", choices=BACKENDS, help="only this backend; default: all"
     )
     parser.add_argument(
+        "--slow",
+        action="store_true",
+        help="run slow tests on all backends; default: on PyTorch, where they "
+        "are the quickest",
+    )
+    parser.add_argument(
         "pytest_arguments", nargs="*", help="passed on to pytest, after --"
     )
     arguments = parser.parse_args()
@@ -110,7 +118,8 @@ def main():
     passed = True
     lines = []
     for backend in [arguments.backend] if arguments.backend else BACKENDS:
-        ok, line = test(python, backend, arguments.pytest_arguments)
+        slow = arguments.slow or backend == "torch"
+        ok, line = test(python, backend, arguments.pytest_arguments, slow)
         passed = passed and ok
         lines.append(line)
     print("\n".join(lines))

@@ -274,6 +274,7 @@ class TestNothingToDo:
         assert np.all(to_numpy(kernels[1]) != 1.0)
 
 
+@pytest.mark.slow
 class TestUpdates:
     @pytest.mark.parametrize("refresh", [1, 4])
     def test_noise_once_an_accumulated_step(self, make_wrapper, refresh):
@@ -286,8 +287,9 @@ class TestUpdates:
         plain = make_wrapper(
             keras.optimizers.SGD(0.0), noise_refresh_steps=refresh
         )
-        np.testing.assert_array_equal(
-            weights[::3][1:], _record(plain, steps=6)[1:]
+        # Two programs, which a compiler may round differently.
+        np.testing.assert_allclose(
+            weights[::3][1:], _record(plain, steps=6)[1:], rtol=1e-5, atol=1e-6
         )
 
     @pytest.mark.parametrize("place", ["inside", "outside"])
@@ -344,6 +346,7 @@ class TestConfig:
         assert twin.initializer.stddev == 0.5
 
 
+@pytest.mark.slow
 class TestSaving:
     INNER = {
         "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
@@ -419,6 +422,7 @@ class _Stream:
         return tuple(array[index * 10 :][:10] for array in self.data)
 
 
+@pytest.mark.slow
 class TestWithContinualBackprop:
     # Settings under which some units are replaced within 20 steps.
     OFTEN = {"replacement_rate": 0.1, "maturity_threshold": 2, "seed": 3}
