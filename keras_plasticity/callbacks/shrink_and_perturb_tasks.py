@@ -64,12 +64,12 @@ class ShrinkAndPerturbTasks(TaskCallback):
             fresh = _weights(self.build_model(learner, task))
             with self.trainer.edit(learner) as model:
                 weights = _weights(model)
-                if [w.shape for w in weights] != [w.shape for w in fresh]:
+                expected, received = _shapes(weights), _shapes(fresh)
+                if received != expected:
                     raise ValueError(
                         "`build_model` must return a model of the same "
                         "architecture. Received: one with weights of the "
-                        f"shapes {[w.shape for w in fresh]}, expected "
-                        f"{[w.shape for w in weights]}"
+                        f"shapes {received}, expected {expected}"
                     )
                 for weight, new in zip(weights, fresh):
                     weight.assign(
@@ -90,3 +90,8 @@ def _weights(model):
         for variable in model.trainable_variables
         if not variable.overwrite_with_gradient
     ]
+
+
+def _shapes(variables):
+    # Tuples: a backend's own shapes print differently on each.
+    return [tuple(variable.shape) for variable in variables]

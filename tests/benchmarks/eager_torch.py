@@ -14,16 +14,20 @@ torch.set_default_dtype(torch.float32)
 
 
 class Network(torch.nn.Module):
+    """ReLU layers and a linear one."""
+
     def __init__(self, sizes):
         super().__init__()
         self.layers = torch.nn.ModuleList(
             torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])
         )
+        self.bounds = []
         for i, layer in enumerate(self.layers):
             gain = math.sqrt(2) if i < len(sizes) - 2 else 1.0
             bound = gain * math.sqrt(3 / layer.in_features)
             torch.nn.init.uniform_(layer.weight, -bound, bound)
             torch.nn.init.zeros_(layer.bias)
+            self.bounds.append(bound)
 
     def forward(self, x):
         features = []
@@ -33,29 +37,66 @@ class Network(torch.nn.Module):
         return self.layers[-1](x), features
 
 
+class ConvolutionalNetwork(torch.nn.Module):
+    """The paper's network for Continual ImageNet, channels first."""
+
+    def __init__(self, filters, units, outputs):
+        super().__init__()
+        self.num_convolutions = len(filters)
+        layers = []
+        channels, size = 3, 32
+        for each, kernel in zip(filters, (5, 3, 3)):
+            layers.append(torch.nn.Conv2d(channels, each, kernel))
+            channels, size = each, (size - kernel + 1) // 2
+        inputs = channels * size * size
+        for each in (*units, outputs):
+            layers.append(torch.nn.Linear(inputs, each))
+            inputs = each
+        self.layers = torch.nn.ModuleList(layers)
+        # Those of PyTorch's own initialization.
+        self.bounds = [each.weight[0].numel() ** -0.5 for each in layers]
+
+    def forward(self, x):
+        features = []
+        for i, layer in enumerate(self.layers[:-1]):
+            if i == self.num_convolutions:
+                x = x.flatten(1)
+            x = torch.relu(layer(x))
+            if i < self.num_convolutions:
+                x = torch.nn.functional.max_pool2d(x, 2)
+            features.append(x)
+        return self.layers[-1](x), features
+
+
+def unit_means(x):
+    """Means over all axes but the second: units, or what is read of them."""
+    return x.mean(dim=(0, 2, 3)) if x.dim() == 4 else x.mean(dim=0)
+
+
 class Learner:
     """One learner: a network, SGD, and generate-and-test after each step."""
 
     def __init__(
         self,
-        sizes,
+        network,
         loss,
         learning_rate,
+        momentum=0.0,
         utility=None,
         replacement_rate=1e-4,
         maturity_threshold=100,
         decay_rate=0.99,
     ):
-        self.network = Network(sizes)
+        self.network = network
         self.loss = loss
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=learning_rate
+            network.parameters(), lr=learning_rate, momentum=momentum
         )
         self.utility = utility
         self.replacement_rate = replacement_rate
         self.maturity_threshold = maturity_threshold
         self.decay_rate = decay_rate
-        hidden = sizes[1:-1]
+        hidden = [layer.weight.shape[0] for layer in network.layers[:-1]]
         self.utilities = [torch.zeros(n) for n in hidden]
         self.means = [torch.zeros(n) for n in hidden]
         self.ages = [torch.zeros(n) for n in hidden]
@@ -79,14 +120,15 @@ class Learner:
             self.ages[i] += 1
             correction = 1 - self.decay_rate ** self.ages[i]
             self.means[i] *= self.decay_rate
-            self.means[i] += (1 - self.decay_rate) * feature.mean(dim=0)
-            outgoing = layers[i + 1].weight.abs().mean(dim=0)
+            self.means[i] += (1 - self.decay_rate) * unit_means(feature)
             if self.utility == "contribution":
-                new = outgoing * feature.abs().mean(dim=0)
+                new = self.contribution(i, feature.abs())
             else:
-                incoming = layers[i].weight.abs().mean(dim=1)
                 mean = self.means[i] / correction
-                new = outgoing * (feature - mean).abs().mean(dim=0) / incoming
+                if feature.dim() == 4:
+                    mean = mean[:, None, None]
+                new = self.contribution(i, (feature - mean).abs())
+                new /= layers[i].weight.abs().flatten(1).mean(dim=1)
             self.utilities[i] *= self.decay_rate
             self.utilities[i] += (1 - self.decay_rate) * new
             utility = self.utilities[i] / correction
@@ -106,13 +148,29 @@ class Learner:
             if units.shape[0] == 0:
                 continue
             layer = layers[i]
-            bound = math.sqrt(2) * math.sqrt(3 / layer.in_features)
+            bound = self.network.bounds[i]
             layer.weight[units] = torch.empty(
-                units.shape[0], layer.in_features
+                units.shape[0], *layer.weight.shape[1:]
             ).uniform_(-bound, bound)
             layer.bias[units] = 0.0
-            layers[i + 1].weight[:, units] = 0.0
+            reader = layers[i + 1].weight
+            if self.is_flattened(i):
+                reader = reader.view(len(reader), len(layer.weight), -1)
+            reader[:, units] = 0.0
             self.ages[i][units] = 0
+
+    def contribution(self, i, magnitudes):
+        """Of the units of layer `i`, by magnitudes shaped as its features."""
+        reader = self.network.layers[i + 1].weight
+        if not self.is_flattened(i):
+            return unit_means(reader.abs()) * unit_means(magnitudes)
+        positions = unit_means(reader.abs()) * unit_means(magnitudes.flatten(1))
+        return positions.view(magnitudes.shape[1], -1).mean(dim=1)
+
+    def is_flattened(self, i):
+        """Whether a dense layer reads the feature maps of layer `i`."""
+        layers = self.network.layers
+        return layers[i].weight.dim() == 4 and layers[i + 1].weight.dim() == 2
 
 
 def seconds_per_step(learner, x, y, steps, repeats=3):

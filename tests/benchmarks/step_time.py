@@ -30,6 +30,7 @@ TABLE = flags.DEFINE_multi_enum(
         "fit",
         "methods",
         "convolutions",
+        "imagenet",
         "width",
         "depth",
         "batch",
@@ -54,8 +55,10 @@ PROBLEMS = {
     "imagenet": (3072, [32, 64, 128, 128, 128], 2, 100),
     "resnet18": (3072, [64, 128, 256, 512], 10, 100),
 }
-RATES = {"regression": 1e-3, "mnist 3x100": 1e-4}
+RATES = {"regression": 1e-3, "mnist 3x100": 1e-4, "imagenet": 3e-4}
+MOMENTUM = {"imagenet": 0.9}
 METHODS = ("bp", "contribution", "overall")
+DATA_FORMATS = ("channels_last", "channels_first")
 # What continual backpropagation is compared with.
 OTHER_METHODS = (
     "l2",
@@ -82,6 +85,8 @@ def cell(problem, method, mode, learners=1, **changes):
         "outputs": outputs,
         "batch": batch,
         "rate": RATES.get(problem, 1e-6),
+        "momentum": MOMENTUM.get(problem, 0.0),
+        "data_format": None,
     }
     result.update(changes)
     return result
@@ -126,6 +131,15 @@ def table_cells(table, backend):
             for problem in ("imagenet", "resnet18")
             for method in METHODS
         ]
+    if table == "imagenet":
+        result = [
+            cell("imagenet", method, "engine", data_format=data_format)
+            for data_format in DATA_FORMATS
+            for method in METHODS
+        ]
+        if backend == "torch":
+            result += [cell("imagenet", method, "eager") for method in METHODS]
+        return result
     if table == "steps":
         modes = ["fit", "engine"]
         return [
@@ -218,16 +232,20 @@ def imagenet_network(layers, spec):
     import keras
 
     *filters, units, last_units = spec["hidden"]
+    data_format = spec["data_format"] or keras.config.image_data_format()
+    is_first = data_format == "channels_first"
     network = [
         keras.Input((spec["inputs"],)),
-        keras.layers.Reshape((32, 32, 3)),
+        keras.layers.Reshape((3, 32, 32) if is_first else (32, 32, 3)),
     ]
     for size, each in zip((5, 3, 3), filters):
         network += [
-            layers.Conv2D(each, size, activation="relu"),
-            keras.layers.MaxPooling2D(2),
+            layers.Conv2D(
+                each, size, activation="relu", data_format=data_format
+            ),
+            keras.layers.MaxPooling2D(2, data_format=data_format),
         ]
-    network.append(keras.layers.Flatten())
+    network.append(keras.layers.Flatten(data_format=data_format))
     for each in (units, last_units):
         network.append(layers.Dense(each, activation="relu"))
     network.append(layers.Dense(spec["outputs"]))
@@ -272,7 +290,7 @@ def build_model(spec):
     plain = method == "bp" or method in OTHER_METHODS
     network = NETWORKS.get(spec["problem"], dense_network)
     model = network((keras if plain else keras_plasticity).layers, spec)
-    optimizer = keras.optimizers.SGD(0.003)
+    optimizer = keras.optimizers.SGD(0.003, momentum=spec["momentum"])
     optimizers = keras_plasticity.optimizers
     if method == "l2":
         optimizer = optimizers.L2(optimizer)
@@ -348,19 +366,31 @@ def prepare_eager(spec):
     import eager_torch
     import torch
 
+    is_image = spec["problem"] == "imagenet"
+    if is_image:
+        *filters, units, last_units = spec["hidden"]
+        network = eager_torch.ConvolutionalNetwork(
+            filters, (units, last_units), spec["outputs"]
+        )
+    else:
+        network = eager_torch.Network(
+            [spec["inputs"], *spec["hidden"], spec["outputs"]]
+        )
     learner = eager_torch.Learner(
-        [spec["inputs"], *spec["hidden"], spec["outputs"]],
+        network,
         torch.nn.functional.mse_loss
         if spec["outputs"] == 1
         else torch.nn.functional.cross_entropy,
         0.003,
+        spec["momentum"],
         None if spec["method"] == "bp" else spec["method"],
         spec["rate"],
     )
 
     def run(steps):
         x, y = (torch.as_tensor(a[0]) for a in make_data(spec, steps))
-        x = x.reshape(steps, spec["batch"], -1)
+        image = (3, 32, 32) if is_image else (-1,)
+        x = x.reshape(steps, spec["batch"], *image)
         y = y.reshape(steps, spec["batch"], *y.shape[1:])
         if spec["outputs"] > 1:
             y = y.long()
@@ -450,6 +480,8 @@ def memory_bandwidth():
 def print_rows(rows):
     bp = {}
     for row in rows:
+        if row["data_format"]:
+            row["mode"] += f", {row['data_format']}"
         key = (row["backend"], row["mode"], row["learners"], row["batch"])
         key += (tuple(row["hidden"]),)
         if row["method"] == "bp":
