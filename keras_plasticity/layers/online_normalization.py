@@ -33,7 +33,9 @@ class OnlineNormalization(keras.layers.Layer):
 
     Then `gamma` and `beta` are applied, and if `layer_scaling`, each example
     is divided by the root mean square of all its features, which keeps errors
-    of the estimates from growing from layer to layer.
+    of the estimates from growing from layer to layer. When a unit is replaced,
+    its new `gamma` and `beta` change that mean square, and so by a little the
+    other features too.
 
     What has more than one position (images, sequences) contributes the mean
     over its positions of `x`, of `h * y` and of the gradient, and the variance

@@ -1,7 +1,6 @@
 import inspect
 import math
 from collections.abc import Callable
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -175,28 +174,11 @@ class ContinualBackprop(OptimizerWrapper):
     def build_inner(self, variables):
         super().build_inner([v for v in variables if not _is_statistic(v)])
 
-    def apply(
-        self,
-        grads: Sequence[Tensor],
-        trainable_variables: Sequence[keras.Variable] | None = None,
-    ):
-        """Makes one step of the inner optimizer, then generates and tests.
-
-        Args:
-            grads: List of gradients, one for each variable.
-            trainable_variables: List of the model's trainable variables.
-                Defaults to those that the optimizer was built with.
-
-        Raises:
-            ValueError: If a variable belongs to another model.
-        """
-        if len(grads) == 0:
-            return
-        trainable_variables = self.prepare_to_apply(grads, trainable_variables)
+    def make_step(self, grads, variables):
         observations = {}
         inner_grads = []
         inner_variables = []
-        for gradient, variable in zip(grads, trainable_variables):
+        for gradient, variable in zip(grads, variables):
             if _is_statistic(variable):
                 observations[id(variable)] = gradient
             else:

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,7 +7,6 @@ from keras_plasticity import backend
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
 from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
-from keras_plasticity.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -65,21 +63,7 @@ class L2(OptimizerWrapper):
         check_not_negative("l2", l2)
         self.l2 = l2
 
-    def apply(
-        self,
-        grads: Sequence[Tensor],
-        trainable_variables: Sequence[keras.Variable] | None = None,
-    ):
-        """Makes one step of the inner optimizer, on the penalized loss.
-
-        Args:
-            grads: List of gradients, one for each variable.
-            trainable_variables: List of the model's trainable variables.
-                Defaults to those that the optimizer was built with.
-        """
-        if len(grads) == 0:
-            return
-        variables = self.prepare_to_apply(grads, trainable_variables)
+    def make_step(self, grads, variables):
         grads = add_l2_gradients(
             grads, variables, self.l2, self.inner_optimizer
         )

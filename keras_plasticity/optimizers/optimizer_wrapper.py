@@ -16,7 +16,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     Whatever a Keras optimizer offers (learning rate, clipping, weight decay,
     gradient accumulation, moving averages, loss scaling) is set on the inner
-    optimizer, and works. A subclass overrides `apply`, which calls
+    optimizer, and works. A subclass overrides `make_step`, which calls
     `apply_inner`.
 
     Args:
@@ -77,20 +77,23 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             + self.inner_optimizer.variables
         )
 
-    def prepare_to_apply(
+    def apply(
         self,
         grads: Sequence[Tensor],
-        trainable_variables: Sequence[keras.Variable] | None,
-    ) -> list[keras.Variable]:
-        """Builds the optimizer if need be, and checks what `apply` is given.
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ):
+        """Makes one step of the inner optimizer, and what the wrapper adds.
 
         Args:
-            grads: List of gradients.
-            trainable_variables: List of variables, or `None`.
+            grads: List of gradients, one for each variable.
+            trainable_variables: List of the model's trainable variables.
+                Defaults to those that the optimizer was built with.
 
-        Returns:
-            List of the variables, one for each gradient.
+        Raises:
+            ValueError: If a variable belongs to another model.
         """
+        if len(grads) == 0:
+            return
         if trainable_variables is None:
             if not self.built:
                 raise ValueError(
@@ -107,7 +110,16 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 "There must be one gradient for each variable. Received: "
                 f"{len(grads)} gradients, {len(trainable_variables)} variables."
             )
-        return trainable_variables
+        self.make_step(list(grads), trainable_variables)
+
+    def make_step(self, grads: list[Tensor], variables: list[keras.Variable]):
+        """Makes one step of the built optimizer.
+
+        Args:
+            grads: List of gradients, one for each variable.
+            variables: List of variables.
+        """
+        raise NotImplementedError
 
     def apply_inner(
         self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]

@@ -1,7 +1,6 @@
 """Optimizer wrappers that shrink weights and add noise to them."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,7 +13,6 @@ from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
 from keras_plasticity.optimizers.optimizer_wrapper import is_number
 from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
-from keras_plasticity.types import Tensor
 
 
 class _PerturbingOptimizer(OptimizerWrapper):
@@ -109,21 +107,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         """What the inner optimizer is given instead of `grads`."""
         return grads
 
-    def apply(
-        self,
-        grads: Sequence[Tensor],
-        trainable_variables: Sequence[keras.Variable] | None = None,
-    ):
-        """Makes one step of the inner optimizer, then shrinks and perturbs.
-
-        Args:
-            grads: List of gradients, one for each variable.
-            trainable_variables: List of the model's trainable variables.
-                Defaults to those that the optimizer was built with.
-        """
-        if len(grads) == 0:
-            return
-        variables = self.prepare_to_apply(grads, trainable_variables)
+    def make_step(self, grads, variables):
         grads = self.change_gradients(grads, variables)
         if self._shrink == 1 and self._perturb == 0:
             self.apply_inner(grads, variables)

@@ -74,10 +74,7 @@ class ContinualPairs:
         scale: str = "unit",
         seed: int = 0,
     ):
-        images = np.asarray(images)
-        labels = np.asarray(labels)
-        validation.check_images(images)
-        validation.check_labels(labels, num_images=len(images))
+        images, labels = validation.labeled_images(images, labels)
         for name, value, minimum in (
             ("num_tasks", num_tasks, 1),
             ("train_images_per_class", train_images_per_class, 1),

@@ -58,10 +58,7 @@ class OnlinePermutedImages:
         examples_per_task: int | None = None,
         seed: int = 0,
     ):
-        images = np.asarray(images)
-        labels = np.asarray(labels)
-        validation.check_images(images)
-        validation.check_labels(labels, num_images=len(images))
+        images, labels = validation.labeled_images(images, labels)
         if examples_per_task is None:
             examples_per_task = len(images)
         validation.check_integer("num_tasks", num_tasks, minimum=1)

@@ -46,16 +46,27 @@ def check_index(index: Any, num_tasks: int):
         )
 
 
-def check_images(images: np.ndarray):
-    """Checks that an array can hold images.
+def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Takes images and their classes as arrays, if they are such.
 
     Args:
-        images: NumPy array.
+        images: Array, with one image for each index of its first axis.
+        labels: Array, with the class of each image.
+
+    Returns:
+        Tuple of both as NumPy arrays.
 
     Raises:
-        ValueError: If it has no images along its first axis, or values that
-            are neither unsigned 8-bit integers nor finite floats.
+        ValueError: If there are no images, or values that are neither unsigned
+            8-bit integers nor finite floats, or not one integer for each image.
     """
+    images, labels = np.asarray(images), np.asarray(labels)
+    _check_images(images)
+    _check_labels(labels, num_images=len(images))
+    return images, labels
+
+
+def _check_images(images):
     if images.ndim < 2 or images.size == 0:
         raise ValueError(
             "`images` must be a non-empty array with one image for each index "
@@ -75,16 +86,7 @@ def check_images(images: np.ndarray):
         )
 
 
-def check_labels(labels: np.ndarray, num_images: int):
-    """Checks that an array holds the classes of images.
-
-    Args:
-        labels: NumPy array.
-        num_images: Integer.
-
-    Raises:
-        ValueError: If it does not hold one integer for each image.
-    """
+def _check_labels(labels, num_images):
     if labels.shape != (num_images,):
         raise ValueError(
             "`labels` must hold one label for each image. Received: "

@@ -1,17 +1,15 @@
 """The engine's inner loop on TensorFlow: one `tf.function` for many steps."""
 
-import numpy as np
 import tensorflow as tf
 
-from keras_plasticity.training import learner_models
+from keras_plasticity.training import models_loop
 
 
-class TrainingLoop:
+class TrainingLoop(models_loop.ModelsLoop):
     """Trains learners one after another; see `jax_loop.TrainingLoop`."""
 
     def __init__(self, models, num_learners):
-        self.num_learners = num_learners
-        self._models = list(models)
+        super().__init__(models, num_learners)
         self._functions = [_make_function(model) for model in self._models]
         self._test_functions = [
             tf.function(model.test_step, jit_compile=model.jit_compile)
@@ -41,32 +39,6 @@ class TrainingLoop:
         data = zip(tf.convert_to_tensor(x), tf.convert_to_tensor(y))
         for function, batch in zip(self._test_functions, data):
             function(batch)
-
-    def reset_metrics(self):
-        for model in self._models:
-            model.reset_metrics()
-
-    def results(self):
-        logs = [model.get_metrics_result() for model in self._models]
-        return {
-            name: np.array([float(log[name]) for log in logs])
-            for name in logs[0]
-        }
-
-    def wait(self):
-        pass
-
-    def model(self, learner):
-        return self._models[learner]
-
-    def take_in(self, learner):
-        pass  # A learner's model is its state.
-
-    def get_state(self):
-        return learner_models.get_state(self._models)
-
-    def set_state(self, arrays):
-        learner_models.set_state(self._models, arrays)
 
 
 def _make_function(model):

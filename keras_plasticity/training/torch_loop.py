@@ -1,18 +1,13 @@
 """The engine's inner loop on PyTorch: a lean eager loop."""
 
 import keras
-import numpy as np
 import torch
 
-from keras_plasticity.training import learner_models
+from keras_plasticity.training import models_loop
 
 
-class TrainingLoop:
+class TrainingLoop(models_loop.ModelsLoop):
     """Trains learners one after another; see `jax_loop.TrainingLoop`."""
-
-    def __init__(self, models, num_learners):
-        self.num_learners = num_learners
-        self._models = list(models)
 
     def put(self, x, y):
         return keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
@@ -29,32 +24,6 @@ class TrainingLoop:
         with torch.no_grad():
             for model, *batch in zip(self._models, *self.put(x, y)):
                 model.test_step(tuple(batch))
-
-    def reset_metrics(self):
-        for model in self._models:
-            model.reset_metrics()
-
-    def results(self):
-        logs = [model.get_metrics_result() for model in self._models]
-        return {
-            name: np.array([float(log[name]) for log in logs])
-            for name in logs[0]
-        }
-
-    def wait(self):
-        pass
-
-    def model(self, learner):
-        return self._models[learner]
-
-    def take_in(self, learner):
-        pass  # A learner's model is its state.
-
-    def get_state(self):
-        return learner_models.get_state(self._models)
-
-    def set_state(self, arrays):
-        learner_models.set_state(self._models, arrays)
 
 
 def _train(model, x, y):

@@ -1,18 +1,10 @@
 """Runs the trainer with tiny settings, on the real data."""
 
-import json
-import os
-import pathlib
-
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-_ROOT = pathlib.Path(__file__).parents[2]
-_DATA_DIR = os.environ.get(
-    "KERAS_PLASTICITY_DATA_DIR",
-    str(_ROOT.parent / "shared" / "data" / "tfds"),
-)
+from tests.data_sets import data_dir
+from tests.examples.trainers import run
+
 _TINY = [
     "--num_tasks=2",
     "--epochs=1",
@@ -30,20 +22,9 @@ def trainer(import_trainer):
 
 @pytest.fixture(scope="module")
 def data_flags(tmp_path_factory):
-    if not os.path.isdir(os.path.join(_DATA_DIR, "imagenet_resized")):
-        pytest.skip(
-            f"ImageNet is not in {_DATA_DIR}: set KERAS_PLASTICITY_DATA_DIR to "
-            "a folder of tensorflow_datasets that holds imagenet_resized/32x32"
-        )
+    folder = data_dir("imagenet_resized/32x32")
     cache = tmp_path_factory.mktemp("cache")
-    return [f"--data_dir={_DATA_DIR}", f"--cache_dir={cache}"]
-
-
-def run(trainer, log_dir, *arguments):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", f"--log_dir={log_dir}", *arguments])
-        trainer.main(["trainer"])
-    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
+    return [f"--data_dir={folder}", f"--cache_dir={cache}"]
 
 
 def test_runs_and_writes_test_accuracies(trainer, data_flags, tmp_path):

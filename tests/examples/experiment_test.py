@@ -15,6 +15,8 @@ from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from tests.examples.trainers import run
+
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = _ROOT / "examples" / "slowly_changing_regression.py"
 _TINY = ["--num_examples=800", "--examples_per_task=200", "--num_learners=2"]
@@ -24,13 +26,6 @@ _TINY = ["--num_examples=800", "--examples_per_task=200", "--num_learners=2"]
 def trainer(import_trainer):
     pytest.importorskip("matplotlib")
     return import_trainer("slowly_changing_regression")
-
-
-def run(trainer, log_dir, *arguments):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", f"--log_dir={log_dir}", *arguments])
-        trainer.main(["trainer"])
-    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
 
 
 def errors(summary):

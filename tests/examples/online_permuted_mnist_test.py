@@ -14,13 +14,11 @@ from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
 
 from keras_plasticity import streams
+from tests.data_sets import data_dir
+from tests.examples.trainers import run
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = _ROOT / "examples" / "online_permuted_mnist.py"
-_DATA_DIR = os.environ.get(
-    "KERAS_PLASTICITY_DATA_DIR",
-    str(_ROOT.parent / "shared" / "data" / "tfds"),
-)
 _TINY = [
     "--num_tasks=2",
     "--examples_per_task=150",
@@ -38,12 +36,7 @@ def trainer(import_trainer):
 
 @pytest.fixture(scope="module")
 def mnist():
-    if not os.path.isdir(os.path.join(_DATA_DIR, "mnist")):
-        pytest.skip(
-            f"MNIST is not in {_DATA_DIR}: set KERAS_PLASTICITY_DATA_DIR to a "
-            "folder of tensorflow_datasets that holds it"
-        )
-    return streams.load_mnist(_DATA_DIR)
+    return streams.load_mnist(data_dir("mnist"))
 
 
 @pytest.fixture
@@ -51,13 +44,6 @@ def loaded(trainer, mnist, monkeypatch):
     """The trainer, with data that need not be read again for each run."""
     monkeypatch.setattr(trainer.streams, "load_mnist", lambda data_dir: mnist)
     return trainer
-
-
-def run(trainer, log_dir, *arguments):
-    with flagsaver.flagsaver():
-        flags.FLAGS([str(_TRAINER), f"--log_dir={log_dir}", *arguments])
-        trainer.main([str(_TRAINER)])
-    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
 
 
 def read_events(log_dir):

@@ -1,7 +1,6 @@
 """Runs the trainer with tiny settings."""
 
 import json
-import pathlib
 
 import keras
 import numpy as np
@@ -9,6 +8,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
+
+from tests.examples.trainers import run
 
 _TINY = [
     "--num_examples=800",
@@ -21,13 +22,6 @@ _TINY = [
 def trainer(import_trainer):
     pytest.importorskip("matplotlib")
     return import_trainer("slowly_changing_regression")
-
-
-def run(trainer, log_dir, *arguments):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", f"--log_dir={log_dir}", *arguments])
-        trainer.main(["trainer"])
-    return json.loads((pathlib.Path(log_dir) / "summary.json").read_text())
 
 
 def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):

@@ -464,6 +464,25 @@ _NORMALIZATIONS = [
         features={"head": range(4)},
         mixes=True,
     ),
+    _after_dense(
+        "OnlineNormalization",
+        lambda: [layers.OnlineNormalization(name="norm")],
+        parameters=("norm",),
+        features={"head": range(4)},
+        mixes=True,
+    ),
+    *_after_conv(
+        "OnlineNormalization_of_each_channel",
+        lambda f: [
+            layers.OnlineNormalization(
+                axis=1 if f == "channels_first" else -1,
+                layer_scaling=False,
+                name="norm",
+            ),
+            keras.layers.ReLU(),
+        ],
+        parameters=("norm",),
+    ),
     *_after_conv(
         "BatchNormalization",
         lambda f: [

@@ -170,10 +170,12 @@ class Experiment:
         """Which features of a layer are those of the unit."""
         return self.unit_of_feature[name] == _UNIT
 
-    def of_the_forward_pass(self):
-        """Values after the step of what the forward pass itself changes."""
+    def of_the_passes(self):
+        """Values after the step of what the two passes themselves change."""
         return {
-            id(v): self.after[id(v)] for v in self.model.non_trainable_variables
+            id(v): self.after[id(v)]
+            for v in self.model.variables
+            if not v.trainable or v.overwrite_with_gradient
         }
 
     def _values(self):
@@ -270,7 +272,7 @@ class Experiment:
         self.num_replaced = optimizer.num_replaced()
 
     def _cut_out(self):
-        values = {**self.before, **self.of_the_forward_pass()}
+        values = {**self.before, **self.of_the_passes()}
         if self.path.mixes:
             # The unit itself is not read any more, but changes the others.
             producer = self.layers["producer"]
@@ -281,6 +283,9 @@ class Experiment:
                 value = values[id(variable)].copy()
                 value[index] = self.after[id(variable)][index]
                 values[id(variable)] = value
+            for name in self.path.parameters:
+                for variable, _ in _parameters(self.layers[name]):
+                    values[id(variable)] = self.after[id(variable)]
         self._assign(values)
         with contextlib.ExitStack() as stack:
             for name in self.path.readers:
@@ -374,7 +379,7 @@ def test_no_other_weight_changes(experiment):
     layers = experiment.layers
     producer = layers["producer"]
     expected = {key: v.copy() for key, v in experiment.before.items()}
-    expected.update(experiment.of_the_forward_pass())
+    expected.update(experiment.of_the_passes())
     weight, index = _incoming(producer, _UNIT)
     expected[id(weight)][index] = NEW_WEIGHT
     index = _bias(producer, _UNIT)

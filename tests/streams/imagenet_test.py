@@ -1,7 +1,6 @@
 """Reads a part of the real data where it is at hand."""
 
 import os
-import pathlib
 import sys
 
 import numpy as np
@@ -10,29 +9,15 @@ import pytest
 from keras_plasticity import streams
 from keras_plasticity.streams import image_cache
 from keras_plasticity.streams import imagenet
-
-_ROOT = pathlib.Path(__file__).parents[2]
-_DATA_DIR = os.environ.get(
-    "KERAS_PLASTICITY_DATA_DIR",
-    str(_ROOT.parent / "shared" / "data" / "tfds"),
-)
+from tests.data_sets import data_dir
 
 
 @pytest.fixture(scope="module")
-def data_dir():
-    if not os.path.isdir(os.path.join(_DATA_DIR, "imagenet_resized", "32x32")):
-        pytest.skip(
-            f"imagenet_resized/32x32 is not in {_DATA_DIR}: set "
-            "KERAS_PLASTICITY_DATA_DIR to a folder of tensorflow_datasets "
-            "that holds it"
-        )
-    return _DATA_DIR
-
-
-@pytest.fixture(scope="module")
-def builder(data_dir):
+def builder():
     tfds = pytest.importorskip("tensorflow_datasets")
-    return tfds.builder("imagenet_resized/32x32", data_dir=data_dir)
+    return tfds.builder(
+        "imagenet_resized/32x32", data_dir=data_dir("imagenet_resized/32x32")
+    )
 
 
 class _Part(imagenet._Source):

@@ -1,0 +1,65 @@
+"""What the loops share whose learners have a model each."""
+
+import keras
+import numpy as np
+
+
+class ModelsLoop:
+    """Base class of loops that train models one after another.
+
+    A learner's model is its state.
+
+    Args:
+        models: List of compiled and built models of one architecture, one for
+            each learner.
+        num_learners: Integer.
+    """
+
+    def __init__(self, models, num_learners):
+        self.num_learners = num_learners
+        self._models = list(models)
+
+    def reset_metrics(self):
+        for model in self._models:
+            model.reset_metrics()
+
+    def results(self):
+        logs = [model.get_metrics_result() for model in self._models]
+        return {
+            name: np.array([float(log[name]) for log in logs])
+            for name in logs[0]
+        }
+
+    def wait(self):
+        pass
+
+    def model(self, learner):
+        return self._models[learner]
+
+    def take_in(self, learner):
+        pass
+
+    def get_state(self):
+        """All that the learners' next steps depend on.
+
+        Returns:
+            List of NumPy arrays, the first axis of each counting learners.
+        """
+        return [
+            np.stack([keras.ops.convert_to_numpy(v) for v in variables])
+            for variables in zip(*map(_variables, self._models))
+        ]
+
+    def set_state(self, arrays):
+        """Takes what `get_state` returned."""
+        for learner, model in enumerate(self._models):
+            for variable, values in zip(_variables(model), arrays):
+                variable.assign(values[learner])
+
+
+def _variables(model):
+    return [
+        *model.trainable_variables,
+        *model.non_trainable_variables,
+        *model.optimizer.variables,
+    ]
