@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import figures
+import keras
 import logs
 import methods
 import numpy as np
@@ -62,6 +63,12 @@ RESUME = flags.DEFINE_boolean(
 OVERWRITE = flags.DEFINE_boolean(
     "overwrite", False, "Remove the run that is in --log_dir, and start anew."
 )
+DIAGNOSTICS = flags.DEFINE_boolean(
+    "diagnostics",
+    None,
+    "Measure ranks, dead units and weights at the start of each task. Default: "
+    "the problem's.",
+)
 # What is measured before each task, of all that a `PlasticityMonitor` can.
 MEASURES = (
     "dead_units",
@@ -71,7 +78,16 @@ MEASURES = (
     "utility",
     "age",
 )
-_NOT_SETTINGS = ("log_dir", "resume", "overwrite")
+_BOUNDED_ACTIVATIONS = ("tanh", "sigmoid")
+# Flags that a run may go on without, or with others.
+_NOT_SETTINGS = (
+    "log_dir",
+    "resume",
+    "overwrite",
+    "on_nan",
+    "data_dir",
+    "cache_dir",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +109,9 @@ class Problem:
         steps_per_task: Integer, the updates of a task.
         num_learners: Integer, where no flag says.
         methods: Sequence of strings, where no flag says.
+        num_probe_examples: Integer, the number of a task's first examples that
+            the diagnostics measure on.
+        diagnostics: Boolean, whether there are any, where no flag says.
         defaults: Dict of settings, see `methods.chosen`.
         published: Function of a `methods.Method` that returns a list of points
             `(x, y)` of the published figure, in its units.
@@ -113,6 +132,8 @@ class Problem:
     steps_per_task: int
     num_learners: int
     methods: Sequence[str]
+    num_probe_examples: int
+    diagnostics: bool
     defaults: Mapping[str, Any]
     published: Callable[[methods.Method], list[tuple[float, float]]]
     may_grow: Sequence[str]
@@ -153,9 +174,8 @@ class Recorder(training.TaskCallback):
         for name in results:
             if record[name] is not None:
                 writer.scalar(f"task/{name}", record[name], task)
+        self._write_against_steps(record)
         if record[metric] is not None:
-            steps = (task + 1) * self._problem.steps_per_task
-            writer.scalar(f"step/{metric}", record[metric], steps)
             error = record[f"{metric}_standard_error"]
             for end, sign in (("lower", -1), ("upper", 1)):
                 writer.scalar(
@@ -173,6 +193,16 @@ class Recorder(training.TaskCallback):
 
     def set_state(self, state):
         self.records = state
+        # TensorBoard drops what a run wrote after the task that it goes on
+        # from, and takes all that is against steps for such.
+        for record in state:
+            self._write_against_steps(record)
+
+    def _write_against_steps(self, record):
+        metric = self._problem.metric
+        if record[metric] is not None:
+            steps = (record["task"] + 1) * self._problem.steps_per_task
+            self._writer.scalar(f"step/{metric}", record[metric], steps)
 
 
 def run(
@@ -183,7 +213,6 @@ def run(
     num_tasks,
     batch_size=1,
     epochs=1,
-    probe=None,
     task_callbacks=(),
 ):
     """Trains all methods that the flags ask for, and reports on them.
@@ -197,22 +226,22 @@ def run(
         num_tasks: Integer.
         batch_size: Integer.
         epochs: Integer.
-        probe: Integer, the number of a task's first examples that the
-            diagnostics measure on; `None` for none.
         task_callbacks: Callbacks of the engine that the problem needs.
     """
     try:
         chosen = methods.chosen(problem.defaults, problem.methods)
+        _check_batch_size(chosen, batch_size)
     except ValueError as error:
         sys.exit(str(error))
     figures.check_matplotlib()
-    settings = _settings(trainer, problem, chosen)
+    settings = _settings((trainer, methods, sys.modules[__name__]), chosen)
+    settings |= _own_defaults(problem)
     try:
         log_dir, goes_on = logs.open_folder(
             LOG_DIR.value,
             problem.name,
             f"{'+'.join(method.name for method in chosen)}-seed{SEED.value}",
-            settings,
+            _all_that_matters(trainer, problem, chosen),
             problem.may_grow,
             RESUME.value,
             OVERWRITE.value,
@@ -234,13 +263,14 @@ def run(
             num_learners=len(seeds),
             batch_size=batch_size,
             epochs=epochs,
-            probe=probe,
+            # The problem has the last word: a head that it zeroes is zero.
             task_callbacks=[
+                *method.task_callbacks(build_model, seeds),
                 *task_callbacks,
-                *method.task_callbacks(build_model),
             ],
             settings=settings | method.settings | {"method": method.name},
             log_dir=os.path.join(log_dir, method.name),
+            goes_on=goes_on,
         )
         records.append(record)
         if record["interrupted"]:
@@ -288,15 +318,49 @@ def check_arguments(argv):
         logging.set_verbosity(logging.WARNING)
 
 
-def _settings(trainer, problem, chosen):
-    """All that the results depend on: flags, and what they mean here."""
+def _settings(modules, chosen):
+    """The flags of some modules that were given or have a default."""
     settings = {"method": [method.name for method in chosen]}
-    for module in (trainer, methods, sys.modules[__name__]):
+    for module in modules:
         for flag in flags.FLAGS.get_key_flags_for_module(module):
             if flag.name not in _NOT_SETTINGS and flag.value is not None:
                 settings.setdefault(flag.name, flag.value)
-    settings["num_learners"] = NUM_LEARNERS.value or problem.num_learners
     return settings
+
+
+def _own_defaults(problem):
+    """What a flag that was not given means for this problem."""
+    return {
+        "num_learners": NUM_LEARNERS.value or problem.num_learners,
+        "diagnostics": _has_diagnostics(problem),
+    }
+
+
+def _has_diagnostics(problem):
+    given = DIAGNOSTICS.value
+    return problem.diagnostics if given is None else given
+
+
+def _all_that_matters(trainer, problem, chosen):
+    """All that the results depend on, and how a run is told from another."""
+    result = _settings((trainer, sys.modules[__name__]), chosen)
+    result |= _own_defaults(problem)
+    result["backend"] = keras.backend.backend()
+    for method in chosen:
+        for name, value in method.settings.items():
+            result[f"{method.name}: {name}"] = value
+    return result
+
+
+def _check_batch_size(chosen, batch_size):
+    for method in chosen:
+        if method.has("batch_norm") and batch_size < 2:
+            raise ValueError(
+                "batch_norm needs batches of at least two examples: of one, "
+                "its output does not depend on the example. Use --batch_size "
+                "where the problem has it, or online_norm or layer_norm. "
+                f"Received: --method={method.name}, batch size {batch_size}"
+            )
 
 
 def _train(
@@ -308,10 +372,10 @@ def _train(
     num_learners,
     batch_size,
     epochs,
-    probe,
     task_callbacks,
     settings,
     log_dir,
+    goes_on,
 ):
     """Trains all learners of a method on all tasks.
 
@@ -322,17 +386,22 @@ def _train(
     trainer = training.OnlineTrainer(build_model, num_learners)
     os.makedirs(log_dir, exist_ok=True)
     checkpoint = os.path.join(log_dir, "checkpoint.npz")
-    writer = utils.SummaryWriter(
-        log_dir, first_step=training.num_tasks_done(checkpoint)
-    )
+    try:
+        num_tasks_done = training.num_tasks_done(checkpoint) if goes_on else 0
+    except ValueError as error:
+        sys.exit(str(error))
+    writer = utils.SummaryWriter(log_dir, first_step=num_tasks_done)
     writer.text(
         "flags",
         utils.markdown_table(("flag", "value"), list(settings.items())),
     )
     monitor = None
-    if probe is not None:
+    if _has_diagnostics(problem):
+        is_bounded = method.settings.get("activation") in _BOUNDED_ACTIVATIONS
         monitor = callbacks.PlasticityMonitor(
-            probe, log_dir=writer, measures=MEASURES
+            problem.num_probe_examples,
+            log_dir=writer,
+            measures=MEASURES + ("saturated_units",) * is_bounded,
         )
         task_callbacks = [*task_callbacks, monitor]
     recorder = Recorder(problem, writer, monitor)
@@ -354,7 +423,7 @@ def _train(
                 callbacks=[*task_callbacks, recorder, progress],
                 on_nan=ON_NAN.value,
                 checkpoint=checkpoint,
-                resume=os.path.exists(checkpoint),
+                resume=goes_on,
             )
         except FloatingPointError as error:
             problem_met = f"{method.name}: {error}"

@@ -24,7 +24,8 @@ def open_folder(
         log_dir: String, the folder that the user asked for, or `None`.
         problem: String, the name of the problem.
         run: String, what sets the run apart. The time is added to it.
-        settings: Dict from flag name to value, all that the results depend on.
+        settings: Dict from name to value, all that the results depend on, the
+            names of the methods under `"method"`.
         may_grow: Names of settings that may be larger when a run goes on.
         resume: Boolean, whether to go on with the run in the folder.
         overwrite: Boolean, whether to remove the run in the folder.
@@ -62,7 +63,9 @@ def open_folder(
         if resume:
             _check_same(before, settings, may_grow)
         else:
-            _remove(log_dir, there + before["method"])
+            # What is found last is removed last: a run that was removed in part
+            # must not be taken for an empty folder.
+            _remove(log_dir, before["method"] + there)
     os.makedirs(log_dir, exist_ok=True)
     _write(os.path.join(log_dir, _SETTINGS), settings)
     return log_dir, bool(there) and resume
@@ -156,7 +159,7 @@ def _check_same(before, settings, may_grow):
     # As JSON has it: tuples are lists there.
     now = json.loads(json.dumps(settings))
     different = [
-        f"--{name}={before.get(name)} there, --{name}={now.get(name)} here"
+        f"{name}={before.get(name)} there, {name}={now.get(name)} here"
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name)
         and not (name in may_grow and now.get(name, 0) > before.get(name, 0))

@@ -188,10 +188,12 @@ class Method:
     Attributes:
         name: String, its parts joined by commas.
         settings: Dict from the name of a flag to its value.
+        changed: Names of the settings that are not the problem's defaults.
     """
 
     name: str
     settings: dict[str, Any]
+    changed: frozenset[str]
 
     def has(self, *parts):
         """Whether one of some parts belongs to the method."""
@@ -231,11 +233,13 @@ class Method:
             result.append(keras.layers.Dropout(rate, seed=seed))
         return result
 
-    def optimizer(self, seed):
+    def optimizer(self, seed, initializer):
         """The optimizer with all that the method wraps it in.
 
         Args:
             seed: Integer, of what it draws.
+            initializer: Keras initializer, of the kind that the network's
+                kernels have.
 
         Returns:
             A Keras optimizer.
@@ -260,7 +264,11 @@ class Method:
             )
         if self.has("shrink_and_perturb_by_initializer"):
             result = optimizers.ShrinkAndPerturbByInitializer(
-                result, values["shrink"], values["perturb"], seed=seed
+                result,
+                values["shrink"],
+                values["perturb"],
+                initializer,
+                seed=seed,
             )
         if self.has("cbp"):
             result = optimizers.ContinualBackprop(
@@ -273,12 +281,13 @@ class Method:
             )
         return result
 
-    def task_callbacks(self, build_model):
+    def task_callbacks(self, build_model, seeds):
         """What the method does when a task begins.
 
         Args:
             build_model: Function of the method and a seed that returns a
                 model.
+            seeds: List of integers, one for each learner.
 
         Returns:
             List of callbacks of the engine.
@@ -287,7 +296,8 @@ class Method:
             return []
 
         def build_fresh(learner, task):
-            seed = np.random.default_rng([learner, task]).integers(2**31)
+            rng = np.random.default_rng([seeds[learner], task])
+            seed = rng.integers(2**31)
             return build_model(self, int(seed))
 
         return [
@@ -320,17 +330,22 @@ def chosen(problem_defaults, default_methods):
         ValueError: If a flag was given that no method needs.
     """
     names = list(dict.fromkeys(METHOD.value or default_methods))
-    for flag, parts in _NEEDED_BY.items():
-        if flags.FLAGS[flag].value is not None and not any(
-            part in parts for name in names for part in name.split(",")
-        ):
+    result = [_make(name, problem_defaults) for name in names]
+    for flag in _DEFAULTS:
+        value = flags.FLAGS[flag].value
+        if value is not None and not any(flag in m.settings for m in result):
+            parts = _NEEDED_BY.get(flag)
+            whose = (
+                f"is of methods with {' or '.join(parts)} only"
+                if parts
+                else "means nothing here"
+            )
             raise ValueError(
-                f"--{flag} is of methods with {' or '.join(parts)} only. Leave "
-                "it out, or add such a method. Received: "
-                f"--{flag}={flags.FLAGS[flag].value} with --method="
+                f"--{flag} {whose}. Leave it out, or add a method that has it. "
+                f"Received: --{flag}={value} with --method="
                 + " --method=".join(names)
             )
-    return [_make(name, problem_defaults) for name in names]
+    return result
 
 
 def leaky_relu(x):
@@ -341,6 +356,7 @@ def leaky_relu(x):
 def _make(name, problem_defaults):
     parts = name.split(",")
     settings = {}
+    changed = set()
     for flag, default in _DEFAULTS.items():
         if not any(part in _NEEDED_BY.get(flag, parts) for part in parts):
             continue
@@ -348,11 +364,12 @@ def _make(name, problem_defaults):
             continue
         if flag == "activation" and "linear" in parts:
             continue
+        default = problem_defaults.get(flag, default)
+        if isinstance(default, dict):
+            specific = [default[part] for part in parts if part in default]
+            default = specific[0] if specific else default[None]
         given = flags.FLAGS[flag].value
-        if given is None:
-            given = problem_defaults.get(flag, default)
-        if isinstance(given, dict):
-            specific = [given[part] for part in parts if part in given]
-            given = specific[0] if specific else given[None]
-        settings[flag] = given
-    return Method(name, settings)
+        settings[flag] = default if given is None else given
+        if settings[flag] != default:
+            changed.add(flag)
+    return Method(name, settings, frozenset(changed))

@@ -96,13 +96,11 @@ def build_model(method, seed):
         2**31, size=2
     )
     layers = [keras.Input((20,))]
+    gain = GAINS.get(method.settings.get("activation"), 1.0)
+    initializer = keras.initializers.VarianceScaling(
+        gain**2, "fan_in", "uniform", seed=int(hidden_seed)
+    )
     if not method.has("linear"):
-        initializer = keras.initializers.VarianceScaling(
-            GAINS[method.settings["activation"]] ** 2,
-            "fan_in",
-            "uniform",
-            seed=int(hidden_seed),
-        )
         layers += method.hidden(
             "Dense",
             units=HIDDEN_UNITS.value,
@@ -119,7 +117,7 @@ def build_model(method, seed):
         )
     )
     model = keras.Sequential(layers)
-    model.compile(optimizer=method.optimizer(seed), loss="mse")
+    model.compile(optimizer=method.optimizer(seed, initializer), loss="mse")
     return model
 
 
@@ -135,7 +133,12 @@ def make_problem():
             for name in ("activation", "learning_rate")
         )
         marks = known.get((method.name, *key))
-        if marks is None or EXAMPLES_PER_TASK.value != 10_000:
+        is_protocol = (
+            EXAMPLES_PER_TASK.value == 10_000
+            and HIDDEN_UNITS.value == 5
+            and method.changed <= {"learning_rate", "activation"}
+        )
+        if marks is None or not is_protocol:
             return []
         last = 3_000_000 if FLIP_ONE.value else 1_000_000
         return list(zip((tasks_per_bin * 10_000, last), marks))
@@ -155,6 +158,9 @@ def make_problem():
         steps_per_task=EXAMPLES_PER_TASK.value,
         num_learners=30,
         methods=("bp", "cbp", "linear"),
+        num_probe_examples=2000,
+        # They would take as long as the training.
+        diagnostics=False,
         # Published for continual backpropagation, shrink and perturb, ... is
         # no result; these were the best of those tried (BUILD_NOTES.md).
         defaults={"replacement_rate": 1e-3},
@@ -168,6 +174,8 @@ def main(argv):
     num_examples = NUM_EXAMPLES.value or (
         3_000_000 if FLIP_ONE.value else 1_000_000
     )
+    # What settles how long the run is, given or not.
+    flags.FLAGS.num_examples = num_examples
     num_tasks, rest = divmod(num_examples, EXAMPLES_PER_TASK.value)
     if rest or not num_tasks:
         sys.exit(

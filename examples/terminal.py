@@ -39,7 +39,11 @@ def print_start(title, settings):
 
 def print_settings(title, settings):
     """Prints settings as the flags that they are."""
-    words = [f"--{name}={value}" for name, value in settings.items()]
+    words = [
+        f"--{name}={value}"
+        for name, values in settings.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
     _TERMINAL.print(f"{title}{' '.join(words)}", highlight=False)
 
 

@@ -1,9 +1,14 @@
 """Runs the trainer with tiny settings, on the real data."""
 
+import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from keras_plasticity import training
 from tests.data_sets import data_dir
 from tests.examples.trainers import run
+from tests.helpers import to_numpy
 
 _TINY = [
     "--num_tasks=2",
@@ -50,3 +55,49 @@ def test_runs_and_writes_test_accuracies(trainer, data_flags, tmp_path):
 def test_too_few_images_are_an_error(trainer, data_flags, tmp_path):
     with pytest.raises(SystemExit, match="has 500"):
         run(trainer, tmp_path, *data_flags)
+
+
+def test_the_head_is_zero_when_a_task_begins(
+    trainer, data_flags, tmp_path, monkeypatch
+):
+    class Look(training.TaskCallback):
+        heads = []
+
+        def on_task_begin(self, task, x, y):
+            head = self.trainer.model(0).get_layer("head")
+            self.heads += [to_numpy(head.kernel), to_numpy(head.bias)]
+
+    class Trainer(training.OnlineTrainer):
+        def fit(self, *arguments, callbacks, **settings):
+            return super().fit(
+                *arguments, callbacks=[*callbacks, Look()], **settings
+            )
+
+    monkeypatch.setattr(trainer.experiment.training, "OnlineTrainer", Trainer)
+    arguments = ["--method=shrink_and_perturb_tasks", "--nodiagnostics"]
+    run(trainer, tmp_path, *_TINY, *data_flags, *arguments)
+    assert len(Look.heads) == 4
+    for values in Look.heads:
+        np.testing.assert_array_equal(values, 0)
+
+
+def test_initial_weights_are_those_of_pytorch_and_new_biases_zero(trainer):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", "--method=cbp"])
+        problem = trainer.make_problem()
+        [method] = trainer.experiment.methods.chosen(problem.defaults, [])
+        model = trainer.build_model((32, 32, 3), method, 0)
+        [other] = trainer.build_model((32, 32, 3), method, 1).get_weights()[:1]
+    assert not np.array_equal(model.get_weights()[0], other)
+    for layer, fan_in in zip(
+        [layer for layer in model.layers if hasattr(layer, "kernel")],
+        (75, 288, 576, 512, 128, 128),
+    ):
+        bound = fan_in**-0.5
+        for variable in (layer.kernel, layer.bias):
+            values = to_numpy(variable)
+            assert np.abs(values).max() <= bound
+            # The head has two biases.
+            assert np.abs(values).max() > 0.05 * bound
+        assert layer.bias_initializer.get_config() == {}
+        np.testing.assert_array_equal(to_numpy(layer.bias_initializer((3,))), 0)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from tests.examples.trainers import run
@@ -47,10 +49,15 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     output = capsys.readouterr().out
     assert "bp: went on from task 2." in output
     assert "cbp: went on from task 2." in output
-    events = event_accumulator.EventAccumulator(str(tmp_path / "b" / "bp"))
+    # What TensorBoard shows.
+    events = plugin_event_accumulator.EventAccumulator(
+        str(tmp_path / "b" / "bp")
+    )
     events.Reload()
-    steps = [e.step for e in events.Tensors("task/squared_error")]
-    assert steps == [0, 1, 2, 3]
+    tasks = [e.step for e in events.Tensors("task/squared_error")]
+    assert tasks == [0, 1, 2, 3]
+    steps = [e.step for e in events.Tensors("step/squared_error")]
+    assert steps == [200, 400, 600, 800]
 
 
 @pytest.mark.slow
@@ -99,10 +106,10 @@ def test_with_nothing_to_resume_a_run_is_new(trainer, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--seed=3"], "--seed=0 there, --seed=3 here"),
-        (["--method=bp"], r"--method=\['linear'\] there"),
-        (["--learning_rate=0.1"], "--learning_rate=None there, .*=0.1 here"),
-        (["--num_examples=400"], "--num_examples=800 there, .*=400 here"),
+        (["--seed=3"], "seed=0 there, seed=3 here"),
+        (["--method=bp"], r"method=\['linear'\] there"),
+        (["--learning_rate=0.1"], "linear: learning_rate=0.01 there, .*=0.1 h"),
+        (["--num_examples=400"], "num_examples=800 there, .*=400 here"),
     ],
 )
 def test_other_settings_are_not_resumed(trainer, tmp_path, changed, message):
@@ -112,6 +119,43 @@ def test_other_settings_are_not_resumed(trainer, tmp_path, changed, message):
         given.append("--method=linear")
     with pytest.raises(SystemExit, match=f"has other settings.*{message}"):
         run(trainer, tmp_path, *given)
+
+
+def test_another_backend_is_not_resumed(trainer, tmp_path, monkeypatch):
+    arguments = [*_TINY, "--method=linear"]
+    run(trainer, tmp_path, *arguments)
+    settings = tmp_path / "settings.json"
+    backend = keras.backend.backend()
+    content = settings.read_text().replace(f'"{backend}"', '"another"')
+    settings.write_text(content)
+    with pytest.raises(SystemExit, match=f"another there, backend={backend} h"):
+        run(trainer, tmp_path, *arguments, "--resume")
+
+
+def test_defaults_that_are_given_and_what_to_do_may_change(trainer, tmp_path):
+    arguments = [*_TINY, "--method=linear"]
+    run(trainer, tmp_path, *arguments)
+    run(
+        trainer,
+        tmp_path,
+        *arguments,
+        "--resume",
+        "--learning_rate=0.01",
+        "--on_nan=continue",
+    )
+
+
+def test_batches_of_one_are_not_normalized(trainer, tmp_path):
+    with pytest.raises(SystemExit, match="batch_norm needs batches.*size 1"):
+        run(trainer, tmp_path, *_TINY, "--method=batch_norm")
+
+
+def test_diagnostics_of_bounded_units(trainer, tmp_path):
+    arguments = ["--method=bp", "--activation=tanh", "--diagnostics"]
+    [record] = run(trainer, tmp_path, *_TINY, *arguments)["runs"]
+    for task in record["per_task"]:
+        assert 0 <= task["saturated_units"]["total"] <= 5
+        assert 1 <= task["effective_rank"]["total"] <= 5
 
 
 def test_another_run_is_refused_unless_it_is_to_be_overwritten(

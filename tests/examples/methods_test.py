@@ -8,6 +8,7 @@ from absl.testing import flagsaver
 
 import keras_plasticity
 from keras_plasticity import training
+from tests.helpers import to_numpy
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def train(trainer, methods, *arguments):
             keras_plasticity.streams.SlowlyChangingRegression(
                 num_tasks=4, examples_per_task=100
             ),
-            callbacks=method.task_callbacks(trainer.build_model),
+            callbacks=method.task_callbacks(trainer.build_model, seeds=[0]),
         )
     return method, results["loss"][:, 0], engine.model()
 
@@ -151,6 +152,8 @@ def test_methods_that_do_not_go(methods, name, message):
         ),
         (["--method=cbp", "--l2=0.1"], "--l2 is of .* l2 or shrink_and_pert"),
         (["--method=l2", "--dropout_rate=0"], "--dropout_rate is of"),
+        (["--method=adam", "--momentum=0.9"], "--momentum means nothing here"),
+        (["--method=linear", "--activation=elu"], "--activation means nothing"),
     ],
 )
 def test_settings_that_no_method_needs(methods, arguments, message):
@@ -182,7 +185,7 @@ def test_settings_out_of_their_range(methods, argument, message):
 
 def test_optimizers_nest(methods):
     [method] = choose(methods, "--method=cbp,adam,shrink_and_perturb")
-    optimizer = method.optimizer(seed=0)
+    optimizer = method.optimizer(0, "he_uniform")
     kinds = []
     while optimizer is not None:
         kinds.append(type(optimizer).__name__)
@@ -192,5 +195,29 @@ def test_optimizers_nest(methods):
 
 def test_weight_decay_is_the_decoupled_one(methods):
     [method] = choose(methods, "--method=weight_decay,adam")
-    assert method.optimizer(seed=0).weight_decay == 1e-4
-    assert isinstance(method.optimizer(seed=0), keras.optimizers.Adam)
+    assert method.optimizer(0, "he_uniform").weight_decay == 1e-4
+    assert isinstance(method.optimizer(0, "he_uniform"), keras.optimizers.Adam)
+
+
+def test_new_networks_of_tasks_are_of_the_learner_s_seed(trainer, methods):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", "--method=shrink_and_perturb_tasks"])
+        [method] = methods.chosen({}, [])
+
+        def kernel(seeds, learner, task):
+            [callback] = method.task_callbacks(trainer.build_model, seeds)
+            return to_numpy(callback.build_model(learner, task).weights[0])
+
+        expected = kernel([5], 0, 1)
+        np.testing.assert_array_equal(kernel([4, 5], 1, 1), expected)
+        for other in (kernel([6], 0, 1), kernel([5], 0, 2)):
+            assert not np.array_equal(other, expected)
+
+
+def test_new_weights_are_drawn_as_the_network_s(trainer, methods):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", "--method=shrink_and_perturb_by_initializer"])
+        [method] = methods.chosen({}, [])
+        model = trainer.build_model(method, 0)
+    hidden = model.get_layer("hidden").kernel_initializer
+    assert model.optimizer.initializer.get_config() == hidden.get_config()

@@ -133,6 +133,8 @@ def test_published_values_are_those_of_the_settings(trainer):
     assert tanh == {"bp": [(40_000, 0.45), (3_000_000, 0.85)]}
     assert published("--method=bp", "--learning_rate=0.02") == {"bp": []}
     assert published("--examples_per_task=100")["bp"] == []
+    assert published("--hidden_units=6")["bp"] == []
+    assert published("--momentum=0.9")["bp"] == []
 
 
 def test_examples_that_do_not_fill_their_tasks(trainer, tmp_path):
