@@ -478,7 +478,7 @@ _UNKNOWN = [
     ("Lambda", lambda x: keras.layers.Lambda(lambda y: 2 * y)(x), _ANY),
     ("Softmax", lambda x: keras.layers.Softmax()(x), _ANY),
     ("Dense", lambda x: keras.layers.Dense(x.shape[-1], **_ONES)(x), _ANY),
-    ("Matmul", lambda x: _Mixing()(x), _ANY),
+    ("Matmul", lambda x: _Mixing(name="mixing")(x), _ANY),
     ("Cumsum", lambda x: ops.cumsum(x, axis=-1), _ANY),
     ("Sort", lambda x: ops.sort(x, axis=-1), _ANY),
     ("Softmax", lambda x: ops.softmax(x), _ANY),
