@@ -20,6 +20,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 
@@ -55,7 +56,7 @@ def require(*command, **environment):
         sys.exit(f"Failed with exit status {status}: {' '.join(command)}")
 
 
-def test(python, backend, arguments, slow):
+def test(python, backend, arguments, slow, cache):
     """Runs the suite on one backend; returns whether it passed, and a line."""
     start = time.monotonic()
     status, lines = run(
@@ -70,6 +71,11 @@ def test(python, backend, arguments, slow):
         *arguments,
         KERAS_BACKEND=backend,
         TF_CPP_MIN_LOG_LEVEL="3",
+        # On JAX most of the time goes into compiling, often what another test
+        # has compiled before.
+        JAX_COMPILATION_CACHE_DIR=cache,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )
     # TensorFlow may have the last word: look for the line with the counts.
     counts = [
@@ -119,7 +125,10 @@ def main():
     lines = []
     for backend in [arguments.backend] if arguments.backend else BACKENDS:
         slow = arguments.slow or backend == "torch"
-        ok, line = test(python, backend, arguments.pytest_arguments, slow)
+        with tempfile.TemporaryDirectory() as cache:
+            ok, line = test(
+                python, backend, arguments.pytest_arguments, slow, cache
+            )
         passed = passed and ok
         lines.append(line)
     print("\n".join(lines))

@@ -57,6 +57,7 @@ def test_too_few_images_are_an_error(trainer, data_flags, tmp_path):
         run(trainer, tmp_path, *data_flags)
 
 
+@pytest.mark.slow
 def test_the_head_is_zero_when_a_task_begins(
     trainer, data_flags, tmp_path, monkeypatch
 ):
