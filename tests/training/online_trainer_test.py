@@ -1,3 +1,5 @@
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -321,6 +323,23 @@ def test_ctrl_c_ends_with_the_tasks_that_were_finished():
     results = trainer.fit(ArrayStream(4), callbacks=[callback])
     assert trainer.interrupted and callback.ended
     assert results["loss"].shape == (2, 1)
+
+
+def test_ctrl_c_within_a_step_waits_for_its_end():
+    if not _IS_JAX:
+        pytest.skip("Only on JAX does a step give its state's buffers away.")
+    from keras_plasticity.training import jax_loop
+
+    def step(state, data):
+        signal.raise_signal(signal.SIGINT)
+        return [value + data for value in state]
+
+    state = [1, 2]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        jax_loop._in_place(step)(state, 10)
+    assert state == [11, 12]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("in_data", [True, False])
