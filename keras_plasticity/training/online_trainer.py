@@ -32,6 +32,7 @@ _MOST_STEPS = 100_000
 # A checkpoint may take one part in so many of the time.
 _CHECKPOINT_PART = 50
 _TEST_BATCH_SIZE = 1000
+_MEMORY_FILE = "/proc/meminfo"
 
 
 class OnlineTrainer:
@@ -388,13 +389,17 @@ class OnlineTrainer:
         return model
 
     def _check_memory(self, model, data):
+        if self.num_learners == 1:
+            return
+        free = _free_memory()
+        if free is None:
+            return
         variables = model.variables + model.optimizer.variables
         state = 4 * sum(int(np.prod(v.shape)) for v in variables)
         # The weights, the update that is being computed, and this task's and
         # the next one's data.
         one = 3 * state + 2 * data.bytes_per_learner
-        free = _free_memory()
-        if self.num_learners > 1 and one * self.num_learners > free:
+        if one * self.num_learners > free:
             raise MemoryError(
                 f"{self.num_learners} learners need about "
                 f"{one * self.num_learners / 1e9:.1f} GB of memory, of which "
@@ -495,7 +500,16 @@ class _Saver:
 
 
 def _free_memory():
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that can be had without swapping; `None` where it is unknown."""
+    try:
+        with open(_MEMORY_FILE) as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == "MemAvailable":
+                    return 1024 * int(value.split()[0])
+    except OSError:
+        pass  # Only Linux has this file.
+    return None
 
 
 def _stack(results):

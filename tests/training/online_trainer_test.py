@@ -410,6 +410,29 @@ def test_too_many_learners_for_the_memory(monkeypatch):
         OnlineTrainer(build, 50).fit(lambda i: ArrayStream(seed=i))
 
 
+def test_free_memory_is_that_without_caches_of_files(tmp_path, monkeypatch):
+    file = tmp_path / "meminfo"
+    file.write_text(
+        "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  5000 kB\n"
+    )
+    monkeypatch.setattr(online_trainer, "_MEMORY_FILE", str(file))
+    assert online_trainer._free_memory() == 5000 * 1024
+    file.write_text("MemTotal:  9000 kB\n")
+    assert online_trainer._free_memory() is None
+
+
+def test_unknown_memory_is_not_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(online_trainer, "_MEMORY_FILE", str(tmp_path / "none"))
+    assert online_trainer._free_memory() is None
+    results = OnlineTrainer(build, 2).fit(lambda i: ArrayStream(seed=i))
+    assert results["loss"].shape == (3, 2)
+
+
+def test_one_learner_does_not_ask_for_the_memory(monkeypatch):
+    monkeypatch.setattr(online_trainer, "_free_memory", None)
+    assert OnlineTrainer(build()).fit(ArrayStream())["loss"].shape == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
