@@ -53,10 +53,11 @@ class OnlineTrainer:
     Nothing is reset between tasks, but by callbacks.
 
     Args:
-        model: A compiled `keras.Model`, or a function that is given a
-            learner's index and returns one. The function should seed each
-            learner's initializers, dropout and optimizer with its index, and
-            all of its models must have the same architecture.
+        model: A compiled `keras.Model`, which has the trained weights when
+            `fit` ends; or a function that is given a learner's index and
+            returns one, for the models of which see `model`. The function
+            should seed each learner's initializers, dropout and optimizer with
+            its index, and all of its models must have the same architecture.
         num_learners: Integer, the number of independent learners. More than
             one need a function for `model`. Defaults to 1.
 
@@ -128,6 +129,7 @@ class OnlineTrainer:
         self.interrupted = False
         self.resumed_from = None
         self._build_model = (lambda learner: model) if is_model else model
+        self._is_model_given = is_model
         self._loop = None
 
     def fit(
@@ -252,6 +254,9 @@ class OnlineTrainer:
             finally:
                 for callback in callbacks:
                     callback.on_train_end()
+                if self._is_model_given and self._loop is not None:
+                    # On JAX the loop trains a copy of the model's state.
+                    self._loop.model(0)
         return _stack(results)
 
     def model(self, learner: int = 0) -> keras.Model:

@@ -342,6 +342,34 @@ def test_ctrl_c_within_a_step_waits_for_its_end():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_model_that_was_given_is_trained():
+    model = build()
+    trainer = OnlineTrainer(model)
+    for num_tasks in (1, 3):
+        trainer.fit(ArrayStream(), num_tasks=num_tasks)
+        trained = [np.array(w) for w in model.get_weights()]
+        for a, b in zip(trained, trainer.model().get_weights()):
+            np.testing.assert_array_equal(a, b)
+    expected = build()
+    for task in (0, 0, 1, 2):
+        x, y = ArrayStream().task(task)
+        expected.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    assert_same_weights(model, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_was_given_is_trained_when_interrupted():
+    class Interrupt(TaskCallback):
+        def on_task_begin(self, task, x, y):
+            if task == 1:
+                raise KeyboardInterrupt
+
+    model, expected = build(), build()
+    OnlineTrainer(model).fit(ArrayStream(), callbacks=[Interrupt()])
+    x, y = ArrayStream().task(0)
+    expected.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    assert_same_weights(model, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("in_data", [True, False])
 def test_a_loss_that_is_not_finite_stops_at_its_task(in_data):
     streams = [ArrayStream(4, seed=i) for i in range(3)]
