@@ -159,7 +159,8 @@ class OnlineTrainer:
             epochs: Integer, the number of passes over each task. Defaults
                 to 1.
             first_task: Integer, the first task. Defaults to 0.
-            num_tasks: Integer, the number of tasks. Defaults to all of them.
+            num_tasks: Integer, the number of tasks. Defaults to all of them,
+                those of the shortest stream.
             callbacks: List of `TaskCallback`s.
             on_nan: What to do when the loss of a learner is not finite:
                 `"stop"` (default) raises an error after that task,
@@ -202,13 +203,17 @@ class OnlineTrainer:
                 f"Received: on_nan={on_nan}"
             )
         streams = self._get_streams(stream)
+        lengths = [len(each) for each in streams]
+        length = min(lengths)
         if num_tasks is None:
-            num_tasks = len(streams[0]) - first_task
+            num_tasks = length - first_task
         tasks = range(first_task, first_task + num_tasks)
-        if num_tasks < 1 or first_task < 0 or tasks[-1] >= len(streams[0]):
+        if num_tasks < 1 or first_task < 0 or tasks[-1] >= length:
+            shortest = lengths.index(length)
+            whose = f" of learner {shortest}" if shortest else ""
             raise ValueError(
-                "`first_task` and `num_tasks` must name tasks of the stream, "
-                f"which has {len(streams[0])}. Received: "
+                "`first_task` and `num_tasks` must name tasks of the stream"
+                f"{whose}, which has {length}. Received: "
                 f"first_task={first_task}, num_tasks={num_tasks}"
             )
         callbacks = list(callbacks or [])

@@ -496,6 +496,16 @@ def test_bad_fit_arguments(arguments, message):
         OnlineTrainer(build()).fit(ArrayStream(), **arguments)
 
 
+def test_the_shortest_stream_counts():
+    streams = [ArrayStream(num_tasks) for num_tasks in (4, 3, 2)]
+    trainer = OnlineTrainer(build, 3)
+    with pytest.raises(
+        ValueError, match="stream of learner 2, which has 2. .* num_tasks=3"
+    ):
+        trainer.fit(streams.__getitem__, num_tasks=3)
+    assert trainer.fit(streams.__getitem__)["loss"].shape == (2, 3)
+
+
 def test_a_model_that_is_not_compiled():
     with pytest.raises(ValueError, match="must be compiled"):
         OnlineTrainer(make_model(DIMS)).fit(ArrayStream())
