@@ -1,3 +1,5 @@
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -150,6 +152,14 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(path, monkeypatch):
     assert open(path, "rb").read() == before
     results, _, _ = fit(path, num_tasks=3, resume=True)
     np.testing.assert_array_equal(results["loss"], fit(num_tasks=3)[0]["loss"])
+
+
+def test_what_a_killed_save_left_is_removed(path):
+    with open(f"{path}.tmp", "wb") as file:
+        file.write(b"half of it" * 1000)
+    fit(path, num_tasks=1)
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+    assert checkpoints.num_tasks_done(path) == 1
 
 
 def test_bfloat16_variables_are_kept(path):
