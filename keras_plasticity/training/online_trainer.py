@@ -469,7 +469,11 @@ class _Saver:
             return None
         if not os.path.exists(self._path):
             if resume:
-                logging.info("No checkpoint at %s: a new run.", self._path)
+                logging.warning(
+                    "There is no checkpoint at %s to go on from: training "
+                    "starts afresh.",
+                    self._path,
+                )
             return None
         if not resume:
             raise FileExistsError(

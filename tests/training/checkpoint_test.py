@@ -112,8 +112,10 @@ def test_finished_run_can_be_made_longer(path):
     np.testing.assert_array_equal(results["loss"], expected["loss"])
 
 
-def test_nothing_to_resume_is_a_new_run(path):
+def test_nothing_to_resume_is_a_new_run(path, caplog):
     results, trainer, _ = fit(path, num_tasks=1, resume=True)
+    (said,) = [each for each in caplog.records if path in each.getMessage()]
+    assert said.levelname == "WARNING"
     assert trainer.resumed_from is None
     assert results["loss"].shape == (1, 2)
 
