@@ -155,6 +155,9 @@ class OnlineTrainer:
                 such arrays, they are evaluated after the last epoch of each
                 task; with a method `order(index, epoch)`, which returns a
                 permutation, each epoch shows the examples in that order.
+                `task` and `test` are called from a second thread, one task
+                ahead: what they return must depend on their arguments only,
+                not on what was asked before.
             batch_size: Integer, the number of examples a step. Defaults to 1.
             epochs: Integer, the number of passes over each task. Defaults
                 to 1.
