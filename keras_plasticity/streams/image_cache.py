@@ -89,6 +89,22 @@ def load(folder: str | os.PathLike, source: Source):
     return loaded
 
 
+def is_finished(folder: str | os.PathLike, source: Source) -> bool:
+    """Whether `load` would open a cache as it is, without writing to it.
+
+    Args:
+        folder: String, the folder of the cache; there may be none.
+        source: `Source`.
+
+    Returns:
+        Boolean; `False` for a cache that cannot be read.
+    """
+    try:
+        return _load_finished(pathlib.Path(folder), source) is not None
+    except OSError:
+        return False
+
+
 def _load_finished(folder, source):
     """What `load` returns, or `None` if the cache is not known to be whole."""
     record = _read_record(folder, source)
