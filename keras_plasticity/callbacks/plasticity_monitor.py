@@ -14,6 +14,7 @@ from keras_plasticity.callbacks import probe
 from keras_plasticity.graph import activations
 from keras_plasticity.metrics.rank import several_ranks
 from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers import optimizer_wrapper
 from keras_plasticity.training import TaskCallback
 
 _RANKS = (
@@ -461,11 +462,11 @@ def _by_layer(model, variables):
 
 def _continual_backprop(model):
     """The model's `ContinualBackprop`, inside other wrappers too, if any."""
-    optimizer = getattr(model, "optimizer", None)
-    while optimizer is not None:
+    for optimizer in optimizer_wrapper.wrapped(
+        getattr(model, "optimizer", None)
+    ):
         if isinstance(optimizer, ContinualBackprop):
             return optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
     return None
 
 

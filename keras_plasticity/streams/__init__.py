@@ -7,6 +7,11 @@ each example, of the same shapes for every task. It may also have
 - `test(index)`, which returns such a tuple of test examples, and
 - `order(index, epoch)`, which returns the order in which an epoch goes through
     the examples of `task(index)`: a permutation of their indices.
+
+What these return must depend on their arguments only, not on what was asked
+before: `OnlineTrainer` calls `task` and `test` from a second thread, while the
+task before is trained on, and a run that goes on from a checkpoint starts in
+the middle of the stream.
 """
 
 from keras_plasticity.streams.continual_pairs import (

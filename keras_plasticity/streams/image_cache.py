@@ -1,6 +1,6 @@
 """Labelled images on disk, sorted by class, read as a memory map.
 
-A cache is a folder with three files:
+A cache is a folder with four files:
 
 - `images.npy`: the images, sorted by class, those of one class in the order of
     the data.
@@ -9,6 +9,7 @@ A cache is a folder with three files:
 - `record.json`: what the cache was made of, a checksum of the labels, one of
     each block of images that is written (a block being neighbours in the
     order of the data), and once all are, size and time of `images.npy`.
+- `lock`: empty. The process that makes or mends the cache holds its lock.
 
 The record says nothing that is not true already, and is replaced in one go:
 whatever happens to the process, the next one keeps the blocks whose checksums
@@ -87,6 +88,22 @@ def load(folder: str | os.PathLike, source: Source):
             if loaded is None:
                 loaded = _finish(folder, source, console)
     return loaded
+
+
+def is_finished(folder: str | os.PathLike, source: Source) -> bool:
+    """Whether `load` would open a cache as it is, without writing to it.
+
+    Args:
+        folder: String, the folder of the cache; there may be none.
+        source: `Source`.
+
+    Returns:
+        Boolean; `False` for a cache that cannot be read.
+    """
+    try:
+        return _load_finished(pathlib.Path(folder), source) is not None
+    except OSError:
+        return False
 
 
 def _load_finished(folder, source):

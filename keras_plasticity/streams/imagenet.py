@@ -35,9 +35,10 @@ def load_imagenet(
             it is not there.
         cache_dir: String, a folder for the decoded images, 3.9 GB at a
             resolution of 32. Defaults to `None`: the folder
-            `keras_plasticity` within that of `tensorflow_datasets`, or where
-            that cannot be written, `~/.cache/keras_plasticity` (within
-            `XDG_CACHE_HOME` if that is set).
+            `keras_plasticity` within that of `tensorflow_datasets`, or
+            `~/.cache/keras_plasticity` (within `XDG_CACHE_HOME` if that is
+            set). Of these it is the first that holds all images already, or
+            else the first that can be written.
         resolution: Integer, the height and width of the images in pixels: 8,
             16, 32 or 64. Defaults to 32.
 
@@ -70,20 +71,29 @@ def load_imagenet(
         probe=f"Imagenet{resolution}_train{part}_npz.zip",
         data_dir=data_dir,
     )
+    source = _Source(builder, f"ImageNet at {size}")
     if cache_dir is None:
-        cache_dir = _default_cache_dir(builder)
+        cache_dir = _default_cache_dir(builder, source)
+    return image_cache.load(_folder(cache_dir, builder), source)
+
+
+def _folder(cache_dir, builder):
     # The name has a version, so versions do not drive one another out.
-    folder = pathlib.Path(cache_dir) / builder.info.full_name
-    return image_cache.load(folder, _Source(builder, f"ImageNet at {size}"))
+    return pathlib.Path(cache_dir) / builder.info.full_name
 
 
-def _default_cache_dir(builder):
+def _default_cache_dir(builder, source):
     # Its parts are the folder, the name, the resolution and the version.
     folder = pathlib.Path(builder.data_dir).parents[2]
-    if os.access(folder, os.W_OK):
-        return folder / "keras_plasticity"
+    beside = folder / "keras_plasticity"
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "keras_plasticity"
+    own = pathlib.Path(home) / "keras_plasticity"
+    # One that is finished is only read: whoever made it, it need not be made
+    # once more because its folder cannot be written.
+    for cache_dir in (beside, own):
+        if image_cache.is_finished(_folder(cache_dir, builder), source):
+            return cache_dir
+    return beside if os.access(folder, os.W_OK) else own
 
 
 class _Source:

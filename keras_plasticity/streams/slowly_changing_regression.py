@@ -1,5 +1,7 @@
 import numpy as np
 
+from keras_plasticity.streams import validation
+
 
 class SlowlyChangingRegression:
     """Regression on bits, most of which change rarely ("bit-flipping").
@@ -24,8 +26,8 @@ class SlowlyChangingRegression:
             Defaults to 10,000.
         flip_one: Boolean, whether a change flips one slow bit, chosen at
             random, or draws all of them anew. Defaults to `False`.
-        seed: Integer. It decides the target network, the slow bits and the
-            examples. Defaults to 0.
+        seed: Non-negative integer. It decides the target network, the slow
+            bits and the examples. Defaults to 0.
         num_bits: Integer. Defaults to 20.
         num_slow_bits: Integer, at most `num_bits`. Defaults to 15.
         num_target_units: Integer. Defaults to 100.
@@ -56,18 +58,16 @@ class SlowlyChangingRegression:
         beta: float = 0.7,
         negatives: str = "code",
     ):
-        for name, value in (
-            ("num_tasks", num_tasks),
-            ("examples_per_task", examples_per_task),
-            ("num_bits", num_bits),
-            ("num_target_units", num_target_units),
+        for name, value, minimum in (
+            ("num_tasks", num_tasks, 1),
+            ("examples_per_task", examples_per_task, 1),
+            ("seed", seed, 0),
+            ("num_bits", num_bits, 1),
+            ("num_slow_bits", num_slow_bits, 0),
+            ("num_target_units", num_target_units, 1),
         ):
-            if int(value) != value or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value}"
-                )
-        if not 0 <= num_slow_bits <= num_bits or num_bits - num_slow_bits > 62:
+            validation.check_integer(name, value, minimum)
+        if not num_bits - 62 <= num_slow_bits <= num_bits:
             raise ValueError(
                 "`num_slow_bits` must be between 0 and `num_bits`, and at "
                 "least `num_bits - 62`. Received: "
@@ -118,11 +118,7 @@ class SlowlyChangingRegression:
             Tuple `(x, y)` of float32 arrays of shapes
             `(examples_per_task, num_bits)` and `(examples_per_task, 1)`.
         """
-        if not 0 <= index < self.num_tasks:
-            raise IndexError(
-                f"`index` must be in [0, {self.num_tasks}). "
-                f"Received: index={index}"
-            )
+        validation.check_index(index, self.num_tasks)
         random = np.random.default_rng([self.seed, index])
         slow_bits = self._slow_bits(index, random)
         num_fast_bits = self.num_bits - self.num_slow_bits

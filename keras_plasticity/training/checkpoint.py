@@ -50,7 +50,8 @@ class Checkpoint:
             arrays[f"results/{name}"] = values
         for number, values in enumerate(self.state):
             arrays[f"state/{number}"] = _to_standard_dtype(values)
-        aside = f"{path}.{os.getpid()}.tmp"
+        # One name: what a killed process left is written over.
+        aside = f"{path}.tmp"
         try:
             with open(aside, "wb") as file:
                 np.savez(file, **arrays)

@@ -4,6 +4,8 @@ With convolutions on a CPU it is a loop of calls of one compiled step.
 """
 
 import contextlib
+import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +77,8 @@ class TrainingLoop:
     def run(self, data):
         """Makes one training step for each batch of a chunk."""
         function = self._function(data)
-        self._states = [
-            function(state, part) for state, part in zip(self._states, data)
-        ]
+        for state, part in zip(self._states, data):
+            function(state, part)
 
     def compile(self, data):
         """Compiles `run` for data of these shapes, without running it."""
@@ -174,7 +175,7 @@ class TrainingLoop:
             if _is_slow_in_a_loop(function.jaxpr):
                 function = self._one_by_one(data[0])
             else:
-                function = function.lower().compile()
+                function = _in_place(function.lower().compile())
             self._functions[shapes] = function
         return function
 
@@ -183,17 +184,16 @@ class TrainingLoop:
         return function.trace(self._states[0], data)
 
     def _one_by_one(self, data):
-        """A function like `_scan`, of calls of a compiled step."""
+        """A function like that of `_scan`, of calls of a compiled step."""
         axis = 1 if self._is_stacked else 0
         first = [jnp.take(array, 0, axis) for array in data]
         with _apply_after_backward(self._model.optimizer):
-            step = self._trace(self._step, first).lower().compile()
+            step = _in_place(self._trace(self._step, first).lower().compile())
 
         def run(state, data):
             for i in range(data[0].shape[axis]):
                 batch = [jnp.take(array, i, axis) for array in data]
-                state = step(state, batch)
-            return state
+                step(state, batch)
 
         return run
 
@@ -221,6 +221,37 @@ class TrainingLoop:
         mapping = list(zip(self._model.metrics_variables, metrics_variables))
         with keras.StatelessScope(state_mapping=mapping):
             return self._model.get_metrics_result()
+
+
+def _in_place(function):
+    """A function that makes a state to what `function` returns for it."""
+
+    def run(state, data):
+        # The old state's buffers are given away: were Ctrl-C to come before
+        # the new ones are in their place, the weights would be lost.
+        with _interrupted_afterwards():
+            state[:] = function(state, data)
+
+    return run
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards():
+    """Puts Ctrl-C off until the end of the context."""
+    handler = signal.getsignal(signal.SIGINT)
+    # Only the main thread gets signals, or may say what becomes of them.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(handler):
+        yield
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *args: received.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
 
 
 def _is_slow_in_a_loop(jaxpr):

@@ -32,6 +32,7 @@ _MOST_STEPS = 100_000
 # A checkpoint may take one part in so many of the time.
 _CHECKPOINT_PART = 50
 _TEST_BATCH_SIZE = 1000
+_MEMORY_FILE = "/proc/meminfo"
 
 
 class OnlineTrainer:
@@ -52,10 +53,11 @@ class OnlineTrainer:
     Nothing is reset between tasks, but by callbacks.
 
     Args:
-        model: A compiled `keras.Model`, or a function that is given a
-            learner's index and returns one. The function should seed each
-            learner's initializers, dropout and optimizer with its index, and
-            all of its models must have the same architecture.
+        model: A compiled `keras.Model`, which has the trained weights when
+            `fit` ends; or a function that is given a learner's index and
+            returns one, for the models of which see `model`. The function
+            should seed each learner's initializers, dropout and optimizer with
+            its index, and all of its models must have the same architecture.
         num_learners: Integer, the number of independent learners. More than
             one need a function for `model`. Defaults to 1.
 
@@ -127,6 +129,7 @@ class OnlineTrainer:
         self.interrupted = False
         self.resumed_from = None
         self._build_model = (lambda learner: model) if is_model else model
+        self._is_model_given = is_model
         self._loop = None
 
     def fit(
@@ -152,11 +155,15 @@ class OnlineTrainer:
                 such arrays, they are evaluated after the last epoch of each
                 task; with a method `order(index, epoch)`, which returns a
                 permutation, each epoch shows the examples in that order.
+                `task` and `test` are called from a second thread, one task
+                ahead: what they return must depend on their arguments only,
+                not on what was asked before.
             batch_size: Integer, the number of examples a step. Defaults to 1.
             epochs: Integer, the number of passes over each task. Defaults
                 to 1.
             first_task: Integer, the first task. Defaults to 0.
-            num_tasks: Integer, the number of tasks. Defaults to all of them.
+            num_tasks: Integer, the number of tasks. Defaults to all of them,
+                those of the shortest stream.
             callbacks: List of `TaskCallback`s.
             on_nan: What to do when the loss of a learner is not finite:
                 `"stop"` (default) raises an error after that task,
@@ -199,13 +206,17 @@ class OnlineTrainer:
                 f"Received: on_nan={on_nan}"
             )
         streams = self._get_streams(stream)
+        lengths = [len(each) for each in streams]
+        length = min(lengths)
         if num_tasks is None:
-            num_tasks = len(streams[0]) - first_task
+            num_tasks = length - first_task
         tasks = range(first_task, first_task + num_tasks)
-        if num_tasks < 1 or first_task < 0 or tasks[-1] >= len(streams[0]):
+        if num_tasks < 1 or first_task < 0 or tasks[-1] >= length:
+            shortest = lengths.index(length)
+            whose = f" of learner {shortest}" if shortest else ""
             raise ValueError(
-                "`first_task` and `num_tasks` must name tasks of the stream, "
-                f"which has {len(streams[0])}. Received: "
+                "`first_task` and `num_tasks` must name tasks of the stream"
+                f"{whose}, which has {length}. Received: "
                 f"first_task={first_task}, num_tasks={num_tasks}"
             )
         callbacks = list(callbacks or [])
@@ -251,6 +262,9 @@ class OnlineTrainer:
             finally:
                 for callback in callbacks:
                     callback.on_train_end()
+                if self._is_model_given and self._loop is not None:
+                    # On JAX the loop trains a copy of the model's state.
+                    self._loop.model(0)
         return _stack(results)
 
     def model(self, learner: int = 0) -> keras.Model:
@@ -388,13 +402,17 @@ class OnlineTrainer:
         return model
 
     def _check_memory(self, model, data):
+        if self.num_learners == 1:
+            return
+        free = _free_memory()
+        if free is None:
+            return
         variables = model.variables + model.optimizer.variables
         state = 4 * sum(int(np.prod(v.shape)) for v in variables)
         # The weights, the update that is being computed, and this task's and
         # the next one's data.
         one = 3 * state + 2 * data.bytes_per_learner
-        free = _free_memory()
-        if self.num_learners > 1 and one * self.num_learners > free:
+        if one * self.num_learners > free:
             raise MemoryError(
                 f"{self.num_learners} learners need about "
                 f"{one * self.num_learners / 1e9:.1f} GB of memory, of which "
@@ -454,7 +472,11 @@ class _Saver:
             return None
         if not os.path.exists(self._path):
             if resume:
-                logging.info("No checkpoint at %s: a new run.", self._path)
+                logging.warning(
+                    "There is no checkpoint at %s to go on from: training "
+                    "starts afresh.",
+                    self._path,
+                )
             return None
         if not resume:
             raise FileExistsError(
@@ -495,7 +517,16 @@ class _Saver:
 
 
 def _free_memory():
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that can be had without swapping; `None` where it is unknown."""
+    try:
+        with open(_MEMORY_FILE) as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == "MemAvailable":
+                    return 1024 * int(value.split()[0])
+    except OSError:
+        pass  # Only Linux has this file.
+    return None
 
 
 def _stack(results):

@@ -81,6 +81,31 @@ def test_images_are_sorted_by_class_and_read_once(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_cache_is_finished_when_nothing_is_left_to_write(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "cache"
+    assert not image_cache.is_finished(folder, Source())
+    assert not folder.exists()
+    with pytest.raises(Killed):
+        image_cache.load(folder, Source(dies_at=4))
+    assert not image_cache.is_finished(folder, Source())
+    load_again(folder)
+    assert image_cache.is_finished(folder, Source())
+    assert not image_cache.is_finished(folder, Source(version=2))
+
+    # Permissions do not bind an administrator: only say that they do.
+    load = np.load
+
+    def refuse(path, *args, **kwargs):
+        if path.name == "images.npy":
+            raise PermissionError(path)
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(np, "load", refuse)
+    assert not image_cache.is_finished(folder, Source())
+
+
 def test_a_folder_is_made(tmp_path):
     load_again(tmp_path / "a" / "b")
     assert sorted(os.listdir(tmp_path / "a" / "b")) == [

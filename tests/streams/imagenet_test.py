@@ -74,24 +74,58 @@ def test_load_imagenet_uses_the_cache(builder, tmp_path, monkeypatch):
     assert source.fingerprint["name"] == "imagenet_resized/32x32/0.1.0"
 
 
+class _Info:
+    full_name = "imagenet_resized/32x32/0.1.0"
+
+
 class _Builder:
-    def __init__(self, data_dir):
-        self.data_dir = str(data_dir)
+    info = _Info()
+
+    def __init__(self, folder):
+        self.data_dir = str(folder / self.info.full_name)
+
+
+class _OneImage:
+    title = "One image"
+    fingerprint = {}
+    num_images = 1
+    image_shape = (2, 2, 3)
+
+    def labels(self):
+        yield np.zeros(1, int)
+
+    def images(self, start, stop):
+        yield np.zeros((1, 2, 2, 3), "uint8")
 
 
 def test_the_default_cache_is_beside_the_data(tmp_path, monkeypatch):
-    builder = _Builder(tmp_path / "imagenet_resized" / "32x32" / "0.1.0")
-    folder = imagenet._default_cache_dir(builder)
+    builder = _Builder(tmp_path)
+    folder = imagenet._default_cache_dir(builder, _OneImage())
     assert folder == tmp_path / "keras_plasticity"
     # Permissions do not bind an administrator: only say that they are none.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = imagenet._default_cache_dir(builder)
+    folder = imagenet._default_cache_dir(builder, _OneImage())
     assert folder == tmp_path / "cache" / "keras_plasticity"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    folder = imagenet._default_cache_dir(builder)
+    folder = imagenet._default_cache_dir(builder, _OneImage())
     assert folder == tmp_path / "home" / ".cache" / "keras_plasticity"
+
+
+@pytest.mark.parametrize("can_write", [True, False])
+def test_a_finished_cache_is_used_wherever_it_is(
+    tmp_path, monkeypatch, can_write
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: can_write)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    builder = _Builder(tmp_path)
+    beside = tmp_path / "keras_plasticity"
+    own = tmp_path / "cache" / "keras_plasticity"
+    # First there is one in the second place only, then in both.
+    for made in (own, beside):
+        image_cache.load(made / builder.info.full_name, _OneImage())
+        assert imagenet._default_cache_dir(builder, _OneImage()) == made
 
 
 def test_a_data_dir_without_the_data(tmp_path):

@@ -64,7 +64,7 @@ def test_tasks_differ_and_seeds_differ(build):
             assert (x[i] != x[j]).any()
 
 
-@pytest.mark.parametrize("index", [-1, 5])
+@pytest.mark.parametrize("index", [-1, 5, 1.5])
 def test_a_task_that_is_not_there(build, index):
     with pytest.raises(IndexError, match=rf"Received: index={index}"):
         build(0).task(index)

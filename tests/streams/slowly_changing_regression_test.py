@@ -90,9 +90,18 @@ def test_slow_bits_change_between_tasks_and_only_there(flip_one):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(num_tasks=0), "`num_tasks` must be a positive integer"),
-        (dict(examples_per_task=1.5), "`examples_per_task` must be a positive"),
+        (dict(num_tasks=0), "at least 1. Received: num_tasks=0"),
+        (dict(num_tasks="5"), "at least 1. Received: num_tasks=5"),
+        (dict(num_tasks=True), "at least 1. Received: num_tasks=True"),
+        (dict(examples_per_task=10.0), "Received: examples_per_task=10.0"),
+        (dict(num_bits=0), "at least 1. Received: num_bits=0"),
+        (dict(num_target_units=None), "Received: num_target_units=None"),
+        (dict(num_slow_bits=1.5), "at least 0. Received: num_slow_bits=1.5"),
+        (dict(num_slow_bits=-1), "at least 0. Received: num_slow_bits=-1"),
         (dict(num_slow_bits=21), "num_slow_bits=21, num_bits=20"),
+        (dict(num_bits=78), "num_slow_bits=15, num_bits=78"),
+        (dict(seed=-1), "`seed` must be an integer .* Received: seed=-1"),
+        (dict(seed=0.5), "`seed` must be an integer .* Received: seed=0.5"),
         (dict(negatives="mine"), "'code' or 'paper'. Received: negatives=mine"),
     ],
 )

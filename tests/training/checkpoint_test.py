@@ -1,3 +1,5 @@
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -110,8 +112,10 @@ def test_finished_run_can_be_made_longer(path):
     np.testing.assert_array_equal(results["loss"], expected["loss"])
 
 
-def test_nothing_to_resume_is_a_new_run(path):
+def test_nothing_to_resume_is_a_new_run(path, caplog):
     results, trainer, _ = fit(path, num_tasks=1, resume=True)
+    (said,) = [each for each in caplog.records if path in each.getMessage()]
+    assert said.levelname == "WARNING"
     assert trainer.resumed_from is None
     assert results["loss"].shape == (1, 2)
 
@@ -150,6 +154,14 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(path, monkeypatch):
     assert open(path, "rb").read() == before
     results, _, _ = fit(path, num_tasks=3, resume=True)
     np.testing.assert_array_equal(results["loss"], fit(num_tasks=3)[0]["loss"])
+
+
+def test_what_a_killed_save_left_is_removed(path):
+    with open(f"{path}.tmp", "wb") as file:
+        file.write(b"half of it" * 1000)
+    fit(path, num_tasks=1)
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+    assert checkpoints.num_tasks_done(path) == 1
 
 
 def test_bfloat16_variables_are_kept(path):

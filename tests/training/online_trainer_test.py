@@ -1,3 +1,5 @@
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -323,6 +325,51 @@ def test_ctrl_c_ends_with_the_tasks_that_were_finished():
     assert results["loss"].shape == (2, 1)
 
 
+def test_ctrl_c_within_a_step_waits_for_its_end():
+    if not _IS_JAX:
+        pytest.skip("Only on JAX does a step give its state's buffers away.")
+    from keras_plasticity.training import jax_loop
+
+    def step(state, data):
+        signal.raise_signal(signal.SIGINT)
+        return [value + data for value in state]
+
+    state = [1, 2]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        jax_loop._in_place(step)(state, 10)
+    assert state == [11, 12]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_model_that_was_given_is_trained():
+    model = build()
+    trainer = OnlineTrainer(model)
+    for num_tasks in (1, 3):
+        trainer.fit(ArrayStream(), num_tasks=num_tasks)
+        trained = [np.array(w) for w in model.get_weights()]
+        for a, b in zip(trained, trainer.model().get_weights()):
+            np.testing.assert_array_equal(a, b)
+    expected = build()
+    for task in (0, 0, 1, 2):
+        x, y = ArrayStream().task(task)
+        expected.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    assert_same_weights(model, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_was_given_is_trained_when_interrupted():
+    class Interrupt(TaskCallback):
+        def on_task_begin(self, task, x, y):
+            if task == 1:
+                raise KeyboardInterrupt
+
+    model, expected = build(), build()
+    OnlineTrainer(model).fit(ArrayStream(), callbacks=[Interrupt()])
+    x, y = ArrayStream().task(0)
+    expected.fit(x, y, batch_size=1, shuffle=False, verbose=0)
+    assert_same_weights(model, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("in_data", [True, False])
 def test_a_loss_that_is_not_finite_stops_at_its_task(in_data):
     streams = [ArrayStream(4, seed=i) for i in range(3)]
@@ -391,6 +438,29 @@ def test_too_many_learners_for_the_memory(monkeypatch):
         OnlineTrainer(build, 50).fit(lambda i: ArrayStream(seed=i))
 
 
+def test_free_memory_is_that_without_caches_of_files(tmp_path, monkeypatch):
+    file = tmp_path / "meminfo"
+    file.write_text(
+        "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  5000 kB\n"
+    )
+    monkeypatch.setattr(online_trainer, "_MEMORY_FILE", str(file))
+    assert online_trainer._free_memory() == 5000 * 1024
+    file.write_text("MemTotal:  9000 kB\n")
+    assert online_trainer._free_memory() is None
+
+
+def test_unknown_memory_is_not_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(online_trainer, "_MEMORY_FILE", str(tmp_path / "none"))
+    assert online_trainer._free_memory() is None
+    results = OnlineTrainer(build, 2).fit(lambda i: ArrayStream(seed=i))
+    assert results["loss"].shape == (3, 2)
+
+
+def test_one_learner_does_not_ask_for_the_memory(monkeypatch):
+    monkeypatch.setattr(online_trainer, "_free_memory", None)
+    assert OnlineTrainer(build()).fit(ArrayStream())["loss"].shape == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -424,6 +494,16 @@ def test_several_learners_need_several_models_and_streams():
 def test_bad_fit_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         OnlineTrainer(build()).fit(ArrayStream(), **arguments)
+
+
+def test_the_shortest_stream_counts():
+    streams = [ArrayStream(num_tasks) for num_tasks in (4, 3, 2)]
+    trainer = OnlineTrainer(build, 3)
+    with pytest.raises(
+        ValueError, match="stream of learner 2, which has 2. .* num_tasks=3"
+    ):
+        trainer.fit(streams.__getitem__, num_tasks=3)
+    assert trainer.fit(streams.__getitem__)["loss"].shape == (2, 3)
 
 
 def test_a_model_that_is_not_compiled():
