@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on(tmp_path):
     command = [
         sys.executable,
         str(_TRAINER),
-        "--num_examples=6000",
+        "--num_examples=2400",
         "--examples_per_task=200",
         "--num_learners=2",
         "--method=cbp",
@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on(tmp_path):
         json.loads((tmp_path / name / "summary.json").read_text())
         for name in ("whole", "killed")
     ]
-    assert len(errors(summaries[0])[0]) == 30
+    assert len(errors(summaries[0])[0]) == 12
     assert errors(summaries[0]) == errors(summaries[1])
 
 

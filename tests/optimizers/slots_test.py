@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity.optimizers import ContinualBackprop
+from tests.helpers import QUICK
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import to_numpy
@@ -92,7 +93,7 @@ def test_slots_of_a_replaced_unit_begin_anew(name):
         seed=1,
     )
     updates = 10 if name == "adam_accumulating" else 5
-    model.compile(optimizer=wrapper, loss="mse")
+    model.compile(optimizer=wrapper, loss="mse", jit_compile=QUICK)
     # Not `fit`, at whose end moving averages overwrite the weights.
     x, y = make_data(4 * updates, _DIMS)
     for i in range(updates):

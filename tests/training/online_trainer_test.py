@@ -8,6 +8,7 @@ import keras_plasticity
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import online_trainer
+from tests.helpers import QUICK
 from tests.helpers import assert_same_weights
 from tests.helpers import make_model
 
@@ -34,7 +35,7 @@ class ArrayStream:
         return self.x[index], self.y[index]
 
 
-def build(seed=0, method="cbp", metrics=None, loss="mse"):
+def build(seed=0, method="cbp", metrics=None, loss="mse", jit_compile=QUICK):
     if method == "bp":
         model = make_model(DIMS, layer=keras.layers.Dense, seed=seed)
         optimizer = keras.optimizers.Adam(0.01)
@@ -47,7 +48,12 @@ def build(seed=0, method="cbp", metrics=None, loss="mse"):
             utility="overall",
             seed=seed,
         )
-    model.compile(optimizer=optimizer, loss=loss, metrics=metrics)
+    model.compile(
+        optimizer=optimizer,
+        loss=loss,
+        metrics=metrics,
+        jit_compile=jit_compile,
+    )
     return model
 
 
@@ -58,7 +64,9 @@ def build(seed=0, method="cbp", metrics=None, loss="mse"):
 def test_equals_fit(method, batch_size, epochs):
     stream = ArrayStream(classes=True)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    arguments = dict(method=method, loss=loss, metrics=["accuracy"])
+    arguments = dict(
+        method=method, loss=loss, metrics=["accuracy"], jit_compile="auto"
+    )
     expected = build(**arguments)
     history = []
     for x, y in map(stream.task, range(len(stream))):
