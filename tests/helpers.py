@@ -6,10 +6,6 @@ from keras import ops
 
 import keras_plasticity
 
-# For `compile`, where XLA is not what is tested: on TensorFlow it takes seconds
-# for each model. (On JAX `False` would mean not to compile at all.)
-QUICK = False if keras.backend.backend() == "tensorflow" else "auto"
-
 
 def make_model(
     dims=(4, 6, 5, 3),

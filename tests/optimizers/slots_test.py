@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from keras_plasticity.optimizers import ContinualBackprop
-from tests.helpers import QUICK
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import to_numpy
@@ -93,7 +92,7 @@ def test_slots_of_a_replaced_unit_begin_anew(name):
         seed=1,
     )
     updates = 10 if name == "adam_accumulating" else 5
-    model.compile(optimizer=wrapper, loss="mse", jit_compile=QUICK)
+    model.compile(optimizer=wrapper, loss="mse")
     # Not `fit`, at whose end moving averages overwrite the weights.
     x, y = make_data(4 * updates, _DIMS)
     for i in range(updates):
@@ -147,6 +146,7 @@ def test_slots_of_a_replaced_unit_begin_anew(name):
         assert trained_slots == len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _OPTIMIZERS)
 def test_trains_with_many_replacements(name):
     model = make_model(_DIMS)
