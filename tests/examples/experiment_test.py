@@ -103,6 +103,7 @@ def test_with_nothing_to_resume_a_run_is_new(trainer, tmp_path, capsys):
     assert "nothing to go on with" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -121,6 +122,7 @@ def test_other_settings_are_not_resumed(trainer, tmp_path, changed, message):
         run(trainer, tmp_path, *given)
 
 
+@pytest.mark.slow
 def test_another_backend_is_not_resumed(trainer, tmp_path, monkeypatch):
     arguments = [*_TINY, "--method=linear"]
     run(trainer, tmp_path, *arguments)
@@ -132,6 +134,7 @@ def test_another_backend_is_not_resumed(trainer, tmp_path, monkeypatch):
         run(trainer, tmp_path, *arguments, "--resume")
 
 
+@pytest.mark.slow
 def test_defaults_that_are_given_and_what_to_do_may_change(trainer, tmp_path):
     arguments = [*_TINY, "--method=linear"]
     run(trainer, tmp_path, *arguments)
@@ -158,6 +161,7 @@ def test_diagnostics_of_bounded_units(trainer, tmp_path):
         assert 1 <= task["effective_rank"]["total"] <= 5
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_unless_it_is_to_be_overwritten(
     trainer, tmp_path
 ):
@@ -189,6 +193,7 @@ def test_to_go_on_takes_a_folder(trainer, flag):
             trainer.main(["trainer"])
 
 
+@pytest.mark.slow
 def test_tensorboard_has_settings_results_and_figure(trainer, tmp_path):
     summary = run(trainer, tmp_path, *_TINY, "--method=bp", "--method=cbp")
     root = event_accumulator.EventAccumulator(str(tmp_path))

@@ -149,6 +149,7 @@ def test_without_diagnostics(loaded, tmp_path):
     assert not any("dead_units" in task for task in record["per_task"])
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_run(loaded, tmp_path):
     arguments = [*_TINY, "--method=cbp", "--replacement_rate=0.01"]
     first = run(loaded, tmp_path / "a", *arguments)
@@ -166,6 +167,7 @@ def test_without_replacement_cbp_is_bp(loaded, tmp_path):
     assert accuracies(cbp) == accuracies(bp)
 
 
+@pytest.mark.slow
 def test_a_last_batch_that_is_not_whole(loaded, tmp_path):
     summary = run(loaded, tmp_path, *_TINY, "--method=cbp", "--batch_size=40")
     assert summary["runs"][0]["steps_per_learner"] == 2 * 4
@@ -192,6 +194,7 @@ def test_online_accuracy_is_measured_before_each_update(loaded, tmp_path):
     assert accuracies(summary) == [pytest.approx(correct / 100)]
 
 
+@pytest.mark.slow
 def test_several_learners_are_each_its_own_run(loaded, tmp_path):
     arguments = [*_TINY, "--method=cbp", "--replacement_rate=0.01"]
     both = run(loaded, tmp_path / "a", *arguments, "--num_learners=2")

@@ -270,6 +270,7 @@ def test_becomes_plastic_in_place(build, expected):
             assert type(layer) is kinds[layer.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["functional", "nested", "subclassed"])
 def test_trains_as_a_model_that_was_plastic_from_the_start(name):
     build, expected = _MODELS[name]

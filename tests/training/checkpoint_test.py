@@ -120,12 +120,14 @@ def test_nothing_to_resume_is_a_new_run(path, caplog):
     assert results["loss"].shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_time_spent_counts_on(path):
     _, before, _ = fit(path, num_tasks=3)
     _, after, _ = fit(path, resume=True)
     assert after.train_seconds > before.train_seconds > 0
 
 
+@pytest.mark.slow
 def test_checkpoints_take_a_small_part_of_the_time(path, monkeypatch):
     monkeypatch.setattr(online_trainer, "_CHECKPOINT_PART", 1e9)
     saved = []
@@ -139,6 +141,7 @@ def test_checkpoints_take_a_small_part_of_the_time(path, monkeypatch):
     assert saved == [1, 5]
 
 
+@pytest.mark.slow
 def test_interrupted_save_leaves_the_checkpoint_before_it(path, monkeypatch):
     fit(path, num_tasks=2)
     before = open(path, "rb").read()
