@@ -56,6 +56,18 @@ def train(model, optimizer, data, batch_size=4, epochs=1, loss="mse", **kwargs):
     )
 
 
+def make_plain_model(**kwargs):
+    """The same chain of Keras' own layers."""
+    return make_model(layer=keras.layers.Dense, **kwargs)
+
+
+def train_plain_model(optimizer, num=24, batch_size=4):
+    """A new plain model, trained on `num` examples."""
+    model = make_plain_model()
+    train(model, optimizer, make_data(num), batch_size)
+    return model
+
+
 def weights_of(model):
     """Dict of all kernels and biases, as NumPy arrays."""
     result = {}

@@ -135,17 +135,23 @@ def test_another_backend_is_not_resumed(trainer, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_defaults_that_are_given_and_what_to_do_may_change(trainer, tmp_path):
+def test_defaults_that_are_given_and_what_to_do_may_change(
+    trainer, tmp_path, capsys
+):
     arguments = [*_TINY, "--method=linear"]
-    run(trainer, tmp_path, *arguments)
-    run(
+    expected = run(trainer, tmp_path / "a", *arguments)
+    run(trainer, tmp_path / "b", *arguments, "--num_examples=400")
+    capsys.readouterr()
+    resumed = run(
         trainer,
-        tmp_path,
+        tmp_path / "b",
         *arguments,
         "--resume",
         "--learning_rate=0.01",
         "--on_nan=continue",
     )
+    assert "linear: went on from task 2." in capsys.readouterr().out
+    assert errors(resumed) == errors(expected)
 
 
 def test_batches_of_one_are_not_normalized(trainer, tmp_path):

@@ -11,19 +11,11 @@ from tests.gradients import loss_and_gradients
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import make_plain_model
 from tests.helpers import to_numpy
 from tests.helpers import train
+from tests.helpers import train_plain_model
 from tests.helpers import weights_of
-
-
-def _plain_model(**kwargs):
-    return make_model(layer=keras.layers.Dense, **kwargs)
-
-
-def _train(optimizer, num=24, batch_size=4):
-    model = _plain_model()
-    train(model, optimizer, make_data(num), batch_size)
-    return model
 
 
 def _momentum_loop(weight, gradients, l2):
@@ -92,7 +84,7 @@ class TestPenalty:
         )
         train(model, keras.optimizers.Adam(0.01), make_data(24))
         assert_same_weights(
-            _train(L2(keras.optimizers.Adam(0.01), l2=0.1)),
+            train_plain_model(L2(keras.optimizers.Adam(0.01), l2=0.1)),
             model,
             rtol=1e-4,
             atol=1e-5,
@@ -104,7 +96,7 @@ class TestPenalty:
     def test_equals_torch_weight_decay(self):
         import torch
 
-        ours, theirs = _plain_model(), _plain_model()
+        ours, theirs = make_plain_model(), make_plain_model()
         optimizer = L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
         torch_optimizer = torch.optim.SGD(
             [v.value for v in theirs.trainable_variables],
@@ -133,8 +125,8 @@ class TestPenalty:
         ],
     )
     def test_0_is_the_inner_optimizer(self, make_inner):
-        model = _train(L2(make_inner(), l2=0))
-        assert_same_weights(model, _train(make_inner()))
+        model = train_plain_model(L2(make_inner(), l2=0))
+        assert_same_weights(model, train_plain_model(make_inner()))
 
     def test_variable_without_gradient_is_left_alone(self):
         variables = [keras.Variable(np.ones(2, "float32")) for _ in range(2)]
@@ -147,7 +139,7 @@ class TestPenalty:
     def test_statistics_of_plastic_layers_are_no_weights(self):
         plastic = make_model()
         train(plastic, L2(keras.optimizers.SGD(0.1), l2=0.1), make_data(24))
-        plain = _train(L2(keras.optimizers.SGD(0.1), l2=0.1))
+        plain = train_plain_model(L2(keras.optimizers.SGD(0.1), l2=0.1))
         assert_same_weights(plastic, plain)
         unpenalized = make_model()
         train(unpenalized, keras.optimizers.SGD(1e-9), make_data(24))
@@ -162,9 +154,11 @@ class TestPenalty:
 
 class TestInnerOptimizer:
     def test_accumulated_steps_equal_the_joined_batch(self):
-        joined = _train(L2(keras.optimizers.SGD(0.1), l2=0.1), batch_size=8)
+        joined = train_plain_model(
+            L2(keras.optimizers.SGD(0.1), l2=0.1), batch_size=8
+        )
         inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
-        parts = _train(L2(inner, l2=0.1), batch_size=4)
+        parts = train_plain_model(L2(inner, l2=0.1), batch_size=4)
         assert_same_weights(parts, joined, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("place", ["inside", "outside", "factor"])
@@ -184,8 +178,10 @@ class TestInnerOptimizer:
         else:
             inner = keras.optimizers.SGD(0.1, loss_scale_factor=8.0)
             optimizer = L2(inner, l2=0.1)
-        expected = _train(L2(keras.optimizers.SGD(0.1), l2=0.1))
-        assert_same_weights(_train(optimizer), expected, rtol=1e-5, atol=1e-6)
+        expected = train_plain_model(L2(keras.optimizers.SGD(0.1), l2=0.1))
+        assert_same_weights(
+            train_plain_model(optimizer), expected, rtol=1e-5, atol=1e-6
+        )
 
     def test_clipping_acts_on_the_sum(self):
         variable = keras.Variable(np.full(2, 10.0, "float32"))
@@ -199,10 +195,14 @@ class TestInnerOptimizer:
     def test_low_precision(self, policy):
         keras.config.set_dtype_policy(policy)
         try:
-            model = _train(L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1))
+            model = train_plain_model(
+                L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
+            )
         finally:
             keras.config.set_dtype_policy("float32")
-        expected = _train(L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1))
+        expected = train_plain_model(
+            L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
+        )
         for key, value in weights_of(model).items():
             np.testing.assert_allclose(
                 value.astype("float32"), weights_of(expected)[key], atol=0.05
@@ -212,7 +212,7 @@ class TestInnerOptimizer:
         keras.backend.backend() != "jax", reason="pure functions"
     )
     def test_stateless_apply(self):
-        model = _plain_model()
+        model = make_plain_model()
         step = compiled_step(
             model,
             L2(keras.optimizers.Adam(0.01), l2=0.1),
@@ -221,7 +221,7 @@ class TestInnerOptimizer:
         x, y = make_data(24)
         for i in range(0, 24, 4):
             step(x[i : i + 4], y[i : i + 4])
-        expected = _train(L2(keras.optimizers.Adam(0.01), l2=0.1))
+        expected = train_plain_model(L2(keras.optimizers.Adam(0.01), l2=0.1))
         assert_same_weights(model, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -250,7 +250,7 @@ class TestConfig:
 
     def test_going_on_is_never_having_stopped(self, tmp_path):
         x, y = make_data(48)
-        model = _plain_model()
+        model = make_plain_model()
         optimizer = L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
         train(model, optimizer, (x[:24], y[:24]))
         model.save(tmp_path / "model.keras")

@@ -14,8 +14,10 @@ from tests.gradients import compiled_step
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import make_plain_model
 from tests.helpers import to_numpy
 from tests.helpers import train
+from tests.helpers import train_plain_model
 from tests.helpers import weights_of
 
 # So large that the noise is seen in every weight.
@@ -35,16 +37,6 @@ def make_wrapper(request):
     return _BOTH[request.param]
 
 
-def _plain_model(**kwargs):
-    return make_model(layer=keras.layers.Dense, **kwargs)
-
-
-def _train(optimizer, num=24, batch_size=4):
-    model = _plain_model()
-    train(model, optimizer, make_data(num), batch_size)
-    return model
-
-
 class _Record(keras.callbacks.Callback):
     """All weights after each step, as one long array."""
 
@@ -59,7 +51,7 @@ class _Record(keras.callbacks.Callback):
 
 def _record(optimizer, steps, dims=(4, 6, 5, 3)):
     """The weights before the first step and after each."""
-    model = _plain_model(dims=dims)
+    model = make_plain_model(dims=dims)
     record = _Record()
     record.set_model(model)
     record.on_train_batch_end(-1)
@@ -148,7 +140,9 @@ class TestNoise:
             optimizer = ShrinkAndPerturb(
                 keras.optimizers.SGD(0.1), noise_stddev=0.1, seed=seed
             )
-            return weights_of(_train(optimizer, num=8))["layer_0/kernel"]
+            return weights_of(train_plain_model(optimizer, num=8))[
+                "layer_0/kernel"
+            ]
 
         np.testing.assert_array_equal(run(1), run(1))
         assert np.all(run(1) != run(2))
@@ -159,13 +153,13 @@ class TestNoise:
             optimizer = ShrinkAndPerturb(
                 keras.optimizers.SGD(0.0), noise_stddev=1.0, seed=1
             )
-            model = _train(optimizer, num=4)
+            model = train_plain_model(optimizer, num=4)
         finally:
             keras.config.set_dtype_policy("float32")
         kernel = model.layers[0].kernel
         assert keras.backend.standardize_dtype(kernel.dtype) == "bfloat16"
         change = to_numpy(ops.cast(kernel, "float32"))
-        change = change - weights_of(_plain_model())["layer_0/kernel"]
+        change = change - weights_of(make_plain_model())["layer_0/kernel"]
         # 24 numbers.
         assert 0.5 < change.std() < 1.5
 
@@ -254,8 +248,8 @@ class TestNothingToDo:
     def test_without_noise_is_l2(self, name):
         make_inner = self.INNER[name]
         optimizer = ShrinkAndPerturb(make_inner(), l2=0.1, noise_stddev=0)
-        expected = _train(L2(make_inner(), l2=0.1))
-        assert_same_weights(_train(optimizer), expected)
+        expected = train_plain_model(L2(make_inner(), l2=0.1))
+        assert_same_weights(train_plain_model(optimizer), expected)
 
     @pytest.mark.parametrize("name", INNER)
     def test_shrink_1_and_perturb_0_is_the_inner_optimizer(self, name):
@@ -263,7 +257,9 @@ class TestNothingToDo:
         optimizer = ShrinkAndPerturbByInitializer(
             make_inner(), shrink=1, perturb=0
         )
-        assert_same_weights(_train(optimizer), _train(make_inner()))
+        assert_same_weights(
+            train_plain_model(optimizer), train_plain_model(make_inner())
+        )
 
     def test_variable_without_gradient_is_left_alone(self, make_wrapper):
         kernels = [keras.Variable(np.ones((2, 2), "f4")) for _ in range(2)]
@@ -299,7 +295,7 @@ class TestUpdates:
             optimizer = make_wrapper(scaler(keras.optimizers.SGD(0.1)))
         else:
             optimizer = scaler(make_wrapper(keras.optimizers.SGD(0.1)))
-        model, twin = _plain_model(), _plain_model()
+        model, twin = make_plain_model(), make_plain_model()
         model.compile(optimizer=optimizer, loss="mse")
         twin.compile(
             optimizer=make_wrapper(keras.optimizers.SGD(0.1)), loss="mse"
@@ -363,7 +359,7 @@ class TestSaving:
         self, make_wrapper, name, tmp_path
     ):
         x, y = make_data(60)
-        model = _plain_model()
+        model = make_plain_model()
         # Six steps, in the middle of a table.
         train(model, make_wrapper(self.INNER[name]()), (x[:24], y[:24]))
         model.save(tmp_path / "model.keras")
@@ -378,19 +374,19 @@ class TestLoops:
         keras.backend.backend() != "jax", reason="pure functions"
     )
     def test_stateless_apply(self, make_wrapper):
-        model = _plain_model()
+        model = make_plain_model()
         optimizer = make_wrapper(keras.optimizers.SGD(0.1))
         step = compiled_step(model, optimizer, keras.losses.MeanSquaredError())
         x, y = make_data(24)
         for i in range(0, 24, 4):
             step(x[i : i + 4], y[i : i + 4])
-        expected = _train(make_wrapper(keras.optimizers.SGD(0.1)))
+        expected = train_plain_model(make_wrapper(keras.optimizers.SGD(0.1)))
         assert_same_weights(model, expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("steps", [None, 2], ids=["each", "accumulated"])
     def test_learners_side_by_side_equal_each_alone(self, make_wrapper, steps):
         def build(learner):
-            model = _plain_model(seed=learner)
+            model = make_plain_model(seed=learner)
             inner = keras.optimizers.SGD(
                 0.1, momentum=0.9, gradient_accumulation_steps=steps
             )
