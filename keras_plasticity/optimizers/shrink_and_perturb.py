@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -18,11 +19,11 @@ from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
 class _PerturbingOptimizer(OptimizerWrapper):
     """Base class: after each update, `w <- shrink * w + perturb * noise`.
 
-    To draw a normal number takes far longer than to update a weight. So
-    numbers for `noise_refresh_steps` updates are drawn at once: a table for
-    each variable, a little longer than the variable. An update reads a window
-    of it, which is one place further on at each update, times a random sign,
-    the same for all variables. Hence
+    To draw a random number takes far longer than to update a weight. So the
+    numbers for `noise_refresh_steps` updates are drawn at once, into a table
+    that has one place for each weight and each of these updates. An update
+    reads a window of it, which is one place further on each time, times a
+    random sign, the same for all weights. Hence
 
     - in one update, the noise of all weights is independent;
     - from update to update, so is the noise of one weight, which never meets
@@ -35,7 +36,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         inner_optimizer: The optimizer to wrap.
         shrink: Float, what weights are multiplied by.
         perturb: Float, what noise is multiplied by.
-        noise_refresh_steps: Integer.
+        noise_refresh_steps: Integer. With 1 there is no table.
         seed: Integer.
         name: String.
     """
@@ -61,7 +62,9 @@ class _PerturbingOptimizer(OptimizerWrapper):
         self._shrink = shrink
         self._perturb = perturb
         self._seed_generator = keras.random.SeedGenerator(seed)
+        # By the id of a variable that has noise.
         self._noise = {}
+        self._table = None
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -74,32 +77,34 @@ class _PerturbingOptimizer(OptimizerWrapper):
         super().build(variables)
         if self._perturb == 0:
             return
+        offset = 0
+        for variable in variables:
+            initializer = None
+            if not is_overwritten(variable):
+                initializer = self.noise_initializer(tuple(variable.shape))
+            if initializer is None:
+                continue
+            self._noise[id(variable)] = _Noise(offset, _magnitude(initializer))
+            self._draw = _of_magnitude_one(initializer, self._seed_generator)
+            offset += math.prod(variable.shape)
         steps = self.noise_refresh_steps
-        if steps > 1:
+        if self._noise and steps > 1:
+            # Half precision is half the memory to read in each update.
+            self._table = self.add_variable(
+                (offset + steps - 1,), dtype="float16", name="noise"
+            )
+            self._signs = self.add_variable((steps,), name="signs")
             self._position = self.add_variable(
                 (1,), dtype="int32", name="position"
             )
-            self._signs = self.add_variable((steps,), name="signs")
             self._scale = self.add_variable((), name="scale")
-        for variable in variables:
-            draw = None
-            if not is_overwritten(variable):
-                draw = self.noise_initializer(tuple(variable.shape))
-            if draw is None:
-                continue
-            table = None
-            if steps > 1:
-                table = self.add_variable(
-                    (math.prod(variable.shape) + steps - 1,),
-                    name=variable.path.replace("/", "_") + "_noise",
-                )
-            self._noise[id(variable)] = _Noise(draw, table)
 
     def noise_initializer(self, shape):
         """The initializer that draws the noise of variables of a shape.
 
         It draws any number of independent numbers, from a distribution that
-        is symmetric about zero. `None` for no noise.
+        is symmetric about zero, and the same for all shapes but for its
+        magnitude. `None` for no noise.
         """
         raise NotImplementedError
 
@@ -109,7 +114,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
 
     def make_step(self, grads, variables):
         grads = self.change_gradients(grads, variables)
-        if self._shrink == 1 and self._perturb == 0:
+        if self._shrink == 1 and not self._noise:
             self.apply_inner(grads, variables)
             return
         weights = [
@@ -132,14 +137,13 @@ class _PerturbingOptimizer(OptimizerWrapper):
 
     def _noise_variables(self):
         result = [self._seed_generator.state]
-        if self._perturb != 0 and self.noise_refresh_steps > 1:
-            result += [self._position, self._signs, self._scale]
-            result += [each.table for each in self._noise.values()]
+        if self._table is not None:
+            result += [self._table, self._signs, self._position, self._scale]
         return result
 
     def _change_weights(self, weights):
         position, scale = None, self._perturb
-        if self._perturb != 0 and self.noise_refresh_steps > 1:
+        if self._table is not None:
             position = ops.convert_to_tensor(self._position)
             backend.repeat(
                 ops.cast(ops.equal(position[0], 0), "int32"),
@@ -152,13 +156,27 @@ class _PerturbingOptimizer(OptimizerWrapper):
             if self._shrink != 1:
                 value = self._shrink * value
             if id(weight) in self._noise:
-                noise = self._noise[id(weight)].of_step(weight.shape, position)
-                value = value + ops.cast(scale * noise, weight.dtype)
+                noise = self._noise[id(weight)]
+                numbers = self._numbers(tuple(weight.shape), noise, position)
+                value = value + ops.cast(
+                    (scale * noise.magnitude) * numbers, weight.dtype
+                )
             weight.assign(value)
         if position is not None:
             position = (position + 1) % self.noise_refresh_steps
             self._position.assign(position)
             self._set_scale(position)
+
+    def _numbers(self, shape, noise, position):
+        """Random numbers of magnitude one for a variable in this update."""
+        if position is None:
+            return self._draw(shape, "float32")
+        window = ops.slice(
+            ops.convert_to_tensor(self._table),
+            position + noise.offset,
+            (math.prod(shape),),
+        )
+        return ops.cast(ops.reshape(window, shape), "float32")
 
     def _set_scale(self, position):
         # Looked up for the next update, not for this one: on a CPU, XLA would
@@ -167,19 +185,13 @@ class _PerturbingOptimizer(OptimizerWrapper):
         self._scale.assign(self._perturb * sign)
 
     def _refresh(self):
-        """Draws the tables and the signs of the next updates."""
-        for each in self._noise.values():
-            each.refresh()
-        self._signs.assign(
-            2.0
-            * ops.cast(
-                keras.random.randint(
-                    self._signs.shape, 0, 2, seed=self._seed_generator
-                ),
-                self._signs.dtype,
-            )
-            - 1.0
+        """Draws the table and the signs of the next updates."""
+        numbers = self._draw(self._table.shape, "float32")
+        self._table.assign(ops.cast(numbers, "float16"))
+        heads = keras.random.randint(
+            self._signs.shape, 0, 2, seed=self._seed_generator
         )
+        self._signs.assign(2.0 * ops.cast(heads, self._signs.dtype) - 1.0)
         self._set_scale(self._position.value)
 
     def get_config(self) -> dict[str, Any]:
@@ -190,22 +202,24 @@ class _PerturbingOptimizer(OptimizerWrapper):
         }
 
 
-class _Noise:
-    """The noise of one variable."""
+class _Noise(NamedTuple):
+    """Where a variable's window begins, and how large its noise is."""
 
-    def __init__(self, draw, table):
-        self.draw = draw
-        self.table = table
+    offset: int
+    magnitude: float
 
-    def refresh(self):
-        self.table.assign(self.draw(self.table.shape, self.table.dtype))
 
-    def of_step(self, shape, position):
-        if self.table is None:
-            return self.draw(shape, "float32")
-        table = ops.convert_to_tensor(self.table)
-        window = ops.slice(table, position, (math.prod(shape),))
-        return ops.reshape(window, shape)
+def _magnitude(initializer):
+    """The limit of a uniform distribution, the deviation of a normal one."""
+    if isinstance(initializer, keras.initializers.RandomUniform):
+        return initializer.maxval
+    return initializer.stddev
+
+
+def _of_magnitude_one(initializer, seed):
+    if isinstance(initializer, keras.initializers.RandomUniform):
+        return keras.initializers.RandomUniform(-1.0, 1.0, seed=seed)
+    return type(initializer)(mean=0.0, stddev=1.0, seed=seed)
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -229,11 +243,12 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
     `overwrite_with_gradient`.
 
     To be fast, noise is drawn ahead for `noise_refresh_steps` updates, as a
-    table for each variable, of which each update reads another window, with a
-    random sign. The table takes the memory of a slot of the optimizer. The
-    noise is exact in that
+    table of which each update reads another window, with a random sign. The
+    table has a number for each weight and for each of these updates, in half
+    precision. The noise is exact in that
 
-    - each number is drawn from the normal distribution;
+    - each number is drawn from the normal distribution, and rounded to 11
+        binary digits;
     - in one update, the noise of all weights is independent;
     - from update to update, so is the noise of one weight.
 
@@ -257,7 +272,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
         noise_stddev: Float, not negative, the standard deviation of the noise
             of one update. Defaults to `1e-5`.
         noise_refresh_steps: Integer, the number of updates that noise is drawn
-            ahead for. Defaults to `1000`.
+            ahead for. Defaults to `10000`.
         seed: Integer, of the noise. Drawn at random by default.
         name: String, the optimizer's name.
 
@@ -281,7 +296,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
         inner_optimizer: keras.optimizers.Optimizer,
         l2: float = 1e-4,
         noise_stddev: float = 1e-5,
-        noise_refresh_steps: int = 1000,
+        noise_refresh_steps: int = 10_000,
         seed: int | None = None,
         name: str | None = None,
         **kwargs: Any,
@@ -301,9 +316,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
         self.noise_stddev = noise_stddev
 
     def noise_initializer(self, shape):
-        return keras.initializers.RandomNormal(
-            stddev=1.0, seed=self._seed_generator
-        )
+        return keras.initializers.RandomNormal(stddev=1.0)
 
     def change_gradients(self, grads, variables):
         return add_l2_gradients(grads, variables, self.l2, self.inner_optimizer)
@@ -348,7 +361,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
             numbers from a distribution that is symmetric about zero. Its own
             seed is not used. Defaults to `"glorot_uniform"`.
         noise_refresh_steps: Integer, the number of updates that noise is drawn
-            ahead for. Defaults to `1000`.
+            ahead for. Defaults to `10000`.
         seed: Integer, of the noise. Drawn at random by default.
         name: String, the optimizer's name.
 
@@ -373,7 +386,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         shrink: float = 0.999,
         perturb: float = 0.01,
         initializer: str | keras.initializers.Initializer = "glorot_uniform",
-        noise_refresh_steps: int = 1000,
+        noise_refresh_steps: int = 10_000,
         seed: int | None = None,
         name: str | None = None,
         **kwargs: Any,
@@ -407,9 +420,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     def noise_initializer(self, shape):
         if len(shape) < 2:
             return None
-        return independent_initializer(
-            self.initializer, shape, self._seed_generator
-        )
+        return independent_initializer(self.initializer, shape)
 
     def get_config(self) -> dict[str, Any]:
         return {
