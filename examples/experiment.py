@@ -78,6 +78,8 @@ MEASURES = (
     "utility",
     "age",
 )
+# Of the table of a method's tasks.
+_MOST_ROWS = 12
 _BOUNDED_ACTIVATIONS = ("tanh", "sigmoid")
 # Flags that a run may go on without, or with others.
 _NOT_SETTINGS = (
@@ -179,7 +181,9 @@ class Recorder(training.TaskCallback):
             error = record[f"{metric}_standard_error"]
             for end, sign in (("lower", -1), ("upper", 1)):
                 writer.scalar(
-                    f"band/{metric}_{end}", record[metric] + sign * error, task
+                    f"task_band/{metric}_{end}",
+                    record[metric] + sign * error,
+                    task,
                 )
         if self._monitor is not None and self._monitor.history:
             measured = dict(self._monitor.history[-1])
@@ -482,8 +486,8 @@ def _report(problem, summary, log_dir):
                 {
                     f"learners/{problem.metric}": (
                         f"task/{problem.metric}",
-                        f"band/{problem.metric}_lower",
-                        f"band/{problem.metric}_upper",
+                        f"task_band/{problem.metric}_lower",
+                        f"task_band/{problem.metric}_upper",
                     )
                 }
             )
@@ -499,7 +503,9 @@ def _report(problem, summary, log_dir):
 def _write_hparams(summary, run, log_dir):
     _, values = runs.per_bin(summary, run)
     results = {
-        f"{summary['metric']['name']}_{name}": runs.finite_mean(values[index])
+        f"result/{summary['metric']['name']}_{name}": runs.finite_mean(
+            values[index]
+        )
         for name, index in (
             ("first", 0),
             ("best", runs.best_bin(summary, values)),
@@ -540,7 +546,9 @@ def _print_tasks(problem, label, run):
         columns[heading] = lambda task, name=name, form=form: _format(
             task.get(name, {}).get("total"), form
         )
-    terminal.print_table(label, columns, run["per_task"])
+    tasks = run["per_task"]
+    shown = np.linspace(0, len(tasks) - 1, min(len(tasks), _MOST_ROWS))
+    terminal.print_table(label, columns, [tasks[int(i)] for i in shown])
 
 
 def _format(value, form, scale=1.0):

@@ -7,6 +7,10 @@ import sys
 import numpy as np
 import runs
 
+# More are listed beside the curves, which a legend among them would hide.
+_MOST_IN_LEGEND = 5
+_LINE_STYLES = ("-", "--", ":", "-.")
+
 
 def check_matplotlib():
     """Fails before a run, and not after it, if no figure can be drawn."""
@@ -17,7 +21,7 @@ def check_matplotlib():
 def draw(summary, labeled_runs, path):
     """Draws mean and standard error over learners, and writes PNG and SVG.
 
-    Diamonds are published values.
+    Diamonds are published values, in the colors of the curves.
 
     Args:
         summary: Dict, what the runs have in common: problem, metric, axes.
@@ -31,18 +35,21 @@ def draw(summary, labeled_runs, path):
     from matplotlib import figure as figures
     from matplotlib import ticker
 
-    figure = figures.Figure(figsize=(7, 4.5), layout="constrained")
+    is_long = len(labeled_runs) > _MOST_IN_LEGEND
+    width = 10 if is_long else 7
+    figure = figures.Figure(figsize=(width, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     for number, (label, run) in enumerate(labeled_runs.items()):
         color = f"C{number % 10}"
+        style = _LINE_STYLES[number // 10 % len(_LINE_STYLES)]
         ends, values = runs.per_bin(summary, run)
         mean = runs.mean_of_learners(values)
         spread = np.array([runs.standard_error(each) for each in values])
         # One bin is a point, and no line.
         marker = "o" if len(ends) == 1 else None
-        axes.plot(ends, mean, color=color, label=label, marker=marker)
+        axes.plot(ends, mean, style, color=color, label=label, marker=marker)
         if len(ends):
             axes.fill_between(
                 ends,
@@ -75,7 +82,10 @@ def draw(summary, labeled_runs, path):
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if summary["metric"]["lower_is_better"]:
         axes.set_ylim(bottom=0)
-    axes.legend(ncols=2 if len(labeled_runs) > 4 else 1)
+    if is_long:
+        figure.legend(loc="outside right upper")
+    else:
+        axes.legend()
     figure.savefig(f"{path}.svg")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150)

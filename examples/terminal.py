@@ -1,7 +1,6 @@
 """What the trainers print: settings, progress and tables."""
 
 import keras
-import numpy as np
 from rich import box
 from rich import console
 from rich import progress
@@ -10,7 +9,6 @@ from rich import table
 from keras_plasticity import training
 
 _TERMINAL = console.Console()
-_MOST_ROWS = 12
 
 
 def device_name():
@@ -101,7 +99,7 @@ class TaskProgress(training.TaskCallback):
 
 
 def print_table(title, columns, records):
-    """Prints what a run measured, at most a dozen rows of it.
+    """Prints what a run measured.
 
     Args:
         title: String.
@@ -109,12 +107,10 @@ def print_table(title, columns, records):
             string for that column.
         records: List of the records, one a row.
     """
-    result = table.Table(*columns, title=title, box=box.SIMPLE_HEAD)
-    for column in result.columns:
-        column.justify = "right"
-    shown = np.linspace(
-        0, len(records) - 1, min(len(records), _MOST_ROWS)
-    ).astype(int)
-    for index in shown:
-        result.add_row(*(cell(records[index]) for cell in columns.values()))
+    result = table.Table(title=title, box=box.SIMPLE_HEAD)
+    for name in columns:
+        # Folded where the terminal is narrow: cut, names of methods look alike.
+        result.add_column(name, justify="right", overflow="fold")
+    for record in records:
+        result.add_row(*(cell(record) for cell in columns.values()))
     _TERMINAL.print(result)

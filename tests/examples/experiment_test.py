@@ -209,7 +209,7 @@ def test_tensorboard_has_settings_results_and_figure(trainer, tmp_path):
         folder = tmp_path / record["method"] / "results"
         events = event_accumulator.EventAccumulator(str(folder))
         events.Reload()
-        last = events.Tensors("squared_error_last")[0].tensor_proto
+        last = events.Tensors("result/squared_error_last")[0].tensor_proto
         # So short a run is a single bin.
         expected = np.mean(errors({"runs": [record]}))
         assert last.float_val[0] == pytest.approx(expected, rel=1e-5)

@@ -72,8 +72,8 @@ def scalar_tags():
         "task/online_accuracy",
         "task/loss",
         "step/online_accuracy",
-        "band/online_accuracy_lower",
-        "band/online_accuracy_upper",
+        "task_band/online_accuracy_lower",
+        "task_band/online_accuracy_upper",
         *(f"weights/magnitude/{x}" for x in [*_HIDDEN, "output", "total"]),
         *per_hidden_layer,
     }
