@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 import keras_plasticity
@@ -127,3 +128,11 @@ class CountedDraws(keras.initializers.Initializer):
 
 def counted_draw(n, size):
     return 0.4 * np.sin(1.0 + 0.7 * np.arange(size) + 1.3 * (n % 17))
+
+
+def mostly_slow(values, *kept):
+    """Values for `parametrize`, of which all but some are marked `slow`."""
+    return [
+        value if value in kept else pytest.param(value, marks=pytest.mark.slow)
+        for value in values
+    ]

@@ -15,6 +15,7 @@ from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.utils import SummaryWriter
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 from tests.helpers import weights_of
 
@@ -427,7 +428,10 @@ def full_state(model):
     return [to_numpy(v) for v in variables]
 
 
-@pytest.mark.parametrize("build", [functional, subclassed, compiled])
+@pytest.mark.parametrize(
+    "build",
+    mostly_slow([functional, subclassed, compiled], functional, compiled),
+)
 def test_training_goes_as_without_it(build, tmp_path):
     """Dropout, moving statistics, plastic statistics, metrics."""
     histories = []

@@ -104,6 +104,7 @@ def test_shrink_and_perturb_moves_weights_towards_fresh_ones(method):
                 np.testing.assert_array_equal(slots[key], slots_before[key])
 
 
+@pytest.mark.slow
 def test_shrink_and_perturb_goes_on_from_a_checkpoint(tmp_path):
     path = str(tmp_path / "checkpoint.npz")
     expected = fit(ShrinkAndPerturbTasks(build_fresh))

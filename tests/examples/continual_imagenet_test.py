@@ -26,9 +26,10 @@ def trainer(import_trainer):
 
 
 @pytest.fixture(scope="module")
-def data_flags(tmp_path_factory):
+def data_flags(request):
     folder = data_dir("imagenet_resized/32x32")
-    cache = tmp_path_factory.mktemp("cache")
+    # It takes half a minute to fill, so the backends' runs share one.
+    cache = request.config.cache.mkdir("imagenet")
     return [f"--data_dir={folder}", f"--cache_dir={cache}"]
 
 

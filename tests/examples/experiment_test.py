@@ -37,6 +37,7 @@ def errors(summary):
     ]
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     trainer, tmp_path, capsys
 ):

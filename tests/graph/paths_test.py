@@ -517,6 +517,7 @@ def _assert_refused(path, choose):
     assert re.search(rf"'\w+' \(`{chosen[-1][0]}`\)", str(e.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_no_path_with_something_unknown_is_followed(path):
     def choose(rank):

@@ -10,6 +10,7 @@ from tests.helpers import CountedDraws
 from tests.helpers import counted_draw
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
 _DIMS = (6, 9, 7, 8, 3)
@@ -118,7 +119,24 @@ class _Follow(keras.callbacks.Callback):
             )
 
 
-@pytest.mark.parametrize("name", _CASES)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        _CASES,
+        "sgd",
+        "relu_cross_entropy",
+        "batch_1",
+        "mean_corrected",
+        "adaptation",
+        "overall",
+        "momentum_reset",
+        "adam_reset_many",
+        "adam_kept",
+        "many",
+        "transfer_mean_many",
+        "no_bias",
+    ),
+)
 def test_oracle(name):
     case = {**_DEFAULTS, **_CASES[name]}
     batch_size = case["batch_size"]

@@ -11,6 +11,7 @@ from tests.gradients import loss_and_gradients
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 from tests.helpers import train
 from tests.helpers import weights_of
@@ -52,7 +53,18 @@ class TestInnerOptimizer:
         ),
     }
 
-    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize(
+        "name",
+        mostly_slow(
+            OPTIMIZERS,
+            "sgd",
+            "adam",
+            "global_clipnorm",
+            "ema_overwriting",
+            "schedule",
+            "loss_scale",
+        ),
+    )
     def test_rate_0_is_the_inner_optimizer(self, name):
         data = make_data(24)
         plain = make_model(layer=keras.layers.Dense)
@@ -73,7 +85,14 @@ class TestInnerOptimizer:
     # Keras 3.15.1 cannot average the weights of a model that has variables
     # with `overwrite_with_gradient`; `ContinualBackprop` keeps them from it.
     @pytest.mark.parametrize(
-        "name", [name for name in OPTIMIZERS if "ema" not in name]
+        "name",
+        mostly_slow(
+            [name for name in OPTIMIZERS if "ema" not in name],
+            "sgd",
+            "adam",
+            "global_clipnorm",
+            "loss_scale",
+        ),
     )
     def test_plain_optimizer_trains_plastic_layers(self, name):
         data = make_data(24)
@@ -668,7 +687,12 @@ class TestSaving:
         ),
     }
 
-    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize(
+        "name",
+        mostly_slow(
+            CASES, "adam_overall", "random_utility", "half_accumulated"
+        ),
+    )
     def test_going_on_is_never_having_stopped(self, name, tmp_path):
         make_inner, utility = self.CASES[name]
         x, y = make_data(120)

@@ -15,6 +15,7 @@ from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import make_plain_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 from tests.helpers import train
 from tests.helpers import train_plain_model
@@ -383,7 +384,7 @@ class TestLoops:
         expected = train_plain_model(make_wrapper(keras.optimizers.SGD(0.1)))
         assert_same_weights(model, expected, rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("steps", [None, 2], ids=["each", "accumulated"])
+    @pytest.mark.parametrize("steps", mostly_slow([None, 2], 2))
     def test_learners_side_by_side_equal_each_alone(self, make_wrapper, steps):
         def build(learner):
             model = make_plain_model(seed=learner)

@@ -7,6 +7,7 @@ import pytest
 from keras_plasticity.optimizers import ContinualBackprop
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 from tests.helpers import train
 
@@ -74,7 +75,20 @@ def _slots_by_weight(model, optimizer):
                 yield weight, optimizer._c[index], (1,)
 
 
-@pytest.mark.parametrize("name", _OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        _OPTIMIZERS,
+        "momentum",
+        "sgd_ema",
+        "adam",
+        "adam_accumulating",
+        "adafactor",
+        "muon",
+        "schedule_free_adamw",
+        "loss_scaled_adam",
+    ),
+)
 def test_slots_of_a_replaced_unit_begin_anew(name):
     model = make_model(_DIMS, kernel_initializer="glorot_uniform")
     # The same optimizer, untouched: what its slots begin with.

@@ -104,6 +104,7 @@ def test_finished_run_gives_its_results_without_training(path):
     assert_same_weights(trainer.model(1), whole.model(1), rtol=0)
 
 
+@pytest.mark.slow
 def test_finished_run_can_be_made_longer(path):
     expected, _, _ = fit(num_tasks=6)
     fit(path)

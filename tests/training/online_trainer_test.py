@@ -10,6 +10,7 @@ from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import online_trainer
 from tests.helpers import assert_same_weights
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 
 DIMS = (4, 6, 5, 3)
 
@@ -169,7 +170,7 @@ class TestedStream(ArrayStream):
         return x[:7] + 0.5, y[:7]
 
 
-@pytest.mark.parametrize("num_learners", [1, 2])
+@pytest.mark.parametrize("num_learners", mostly_slow([1, 2], 2))
 def test_test_data_are_evaluated_after_each_task(num_learners, monkeypatch):
     monkeypatch.setattr(online_trainer, "_TEST_BATCH_SIZE", 4)
     arguments = dict(
@@ -203,7 +204,7 @@ class OrderedStream(ArrayStream):
         return np.random.default_rng([index, epoch]).permutation(10)
 
 
-@pytest.mark.parametrize("num_learners", [1, 2])
+@pytest.mark.parametrize("num_learners", mostly_slow([1, 2], 2))
 def test_each_epoch_has_the_order_of_the_stream(num_learners):
     results = OnlineTrainer(build, num_learners).fit(
         lambda learner: OrderedStream(seed=learner), batch_size=3, epochs=2
@@ -415,6 +416,7 @@ class _Broken(ArrayStream):
         return (x, y) if index == 0 else self.break_task(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_task", "message"),
     [
