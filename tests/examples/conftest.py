@@ -15,10 +15,10 @@ def import_trainer():
     All trainers define flags of the same names in absl's one registry, so
     each has it for itself until the tests of its module are through.
     """
-    names = []
+    names = set()
 
     def function(name):
-        names.append(name)
+        names.add(name)
         sys.path.insert(0, str(_EXAMPLES))
         try:
             return importlib.import_module(name)
