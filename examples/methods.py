@@ -248,7 +248,9 @@ class Method:
         weight_decay = values.get("weight_decay")
         if self.has("adam"):
             result = keras.optimizers.Adam(
-                values["learning_rate"], weight_decay=weight_decay
+                values["learning_rate"],
+                epsilon=1e-8,  # As PyTorch; Keras has 1e-7.
+                weight_decay=weight_decay,
             )
         else:
             result = keras.optimizers.SGD(
@@ -366,8 +368,8 @@ def _make(name, problem_defaults):
             continue
         default = problem_defaults.get(flag, default)
         if isinstance(default, dict):
-            specific = [default[part] for part in parts if part in default]
-            default = specific[0] if specific else default[None]
+            specific = [part for part in default if part in parts]
+            default = default[specific[0] if specific else None]
         given = flags.FLAGS[flag].value
         settings[flag] = default if given is None else given
         if settings[flag] != default:

@@ -8,6 +8,7 @@ import keras
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.graph import trace
+from keras_plasticity.layers.online_normalization import OnlineNormalization
 
 # What may stand between a layer and its non-linearity.
 _BEFORE_ACTIVATION = (
@@ -24,6 +25,7 @@ _BEFORE_ACTIVATION = (
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
+    OnlineNormalization,
 )
 _ACTIVATION_LAYERS = {
     keras.layers.ELU: "elu",
