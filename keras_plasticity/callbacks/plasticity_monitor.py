@@ -54,9 +54,11 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     training changes.
 
     In `fit` it measures before the first epoch (step 0, or `initial_epoch`)
-    and after each epoch (step: epochs done). In the engine it measures each
-    learner before each task (step: the task), and adds at the task's end what
-    has changed in it.
+    and after each epoch (step: epochs done). A further `fit` that starts at an
+    earlier epoch, such as one for each task, counts on from the last step. In
+    the engine it measures each learner before each task (step: the task), and
+    adds at the task's end what has changed in it. Where its learners are models
+    with different names of layers, those of the first learner count.
 
     Each measure is taken of each layer and in total:
 
@@ -71,7 +73,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         and of their change since the last measurement (in the engine: in the
         task). Total: over the entries of all kernels.
     - `gradient_norm`: norm of the gradient of the loss on the probe, computed
-        in inference mode. Total: norm of all weights' gradients.
+        in inference mode. Total: norm of all weights' gradients. The loss is
+        taken for a mean over examples: with `reduction="sum"`, let
+        `batch_size` be that of the whole probe.
     - `replaced_units`: units that `ContinualBackprop` replaced since the last
         measurement (in the engine: in the task). Total: sum.
     - `utility`, `age`: histograms in TensorBoard only, of the first learner.
@@ -157,9 +161,14 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         # Kernels and replaced units of each learner at the last measurement.
         self._before = {}
         self._diverged = set()
+        # The step of epoch 0 of this `fit`.
+        self._first_step = 0
+        # The names of the first learner's layers.
+        self._names = None
 
     def on_train_begin(self, logs=None):
         self._before = {}
+        self._names = None
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._before:
@@ -172,10 +181,14 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
                 f"Received: probe_data={self._num_examples}"
             )
         model = self.model
-        if not self.history or self.history[-1]["step"] != epoch:
+        last = self.history[-1]["step"] if self.history else None
+        self._first_step = 0
+        if last is None or epoch > last:
             self._add(epoch, {0: self._measure(model, self._x, self._y)}, 1)
             self._write_histograms(epoch, model)
-        # Otherwise `fit` goes on where it was, and this has been measured.
+        else:
+            # This has been measured at the end of the `fit` before.
+            self._first_step = last - epoch
         self._before = {0: self._state(model)}
 
     def on_epoch_end(self, epoch, logs=None):
@@ -185,12 +198,15 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         if measured is not None:
             changes = self._changes(self._before[0], after)
             measured = None if changes is None else {**measured, **changes}
-        self._add(epoch + 1, {0: measured}, 1)
-        self._write_histograms(epoch + 1, model)
+        step = self._first_step + epoch + 1
+        self._add(step, {0: measured}, 1)
+        self._write_histograms(step, model)
         self._before = {0: after}
 
     def on_task_begin(self, task, x, y):
         self._before = {}
+        if self._names is None:
+            self._names = _names(self.trainer.model(0))
         measured = {}
         for learner in range(self.trainer.num_learners):
             if learner in self._diverged:
@@ -200,7 +216,10 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             if self._num_examples is not None:
                 probe_x = x[learner, : self._num_examples]
                 probe_y = y[learner, : self._num_examples]
-            measured[learner] = self._measure(model, probe_x, probe_y)
+            names = self._names_in_first(model)
+            measured[learner] = _renamed(
+                self._measure(model, probe_x, probe_y, names), names
+            )
             self._before[learner] = self._state(model)
         self._add(task, measured, self.trainer.num_learners)
 
@@ -211,7 +230,10 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         for learner, before in self._before.items():
             if learner not in self._diverged:
                 model = self.trainer.model(learner)
-                changes[learner] = self._changes(before, self._state(model))
+                changes[learner] = _renamed(
+                    self._changes(before, self._state(model)),
+                    self._names_in_first(model),
+                )
                 if learner == 0:
                     self._write_histograms(task, model)
         self._add(task, changes, self.trainer.num_learners)
@@ -250,12 +272,28 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         self.history = copy.deepcopy(state["history"])
         self._diverged = set(state["diverged"])
 
-    def _measure(self, model, x, y):
-        """Measures a learner; `None` if it has diverged."""
+    def _names_in_first(self, model):
+        """Dict from a layer's name in a learner's model to the first's."""
+        return dict(zip(_names(model), self._names))
+
+    def _measure(self, model, x, y, names=None):
+        """Measures a learner; `None` if it has diverged.
+
+        Args:
+            model: The learner's model.
+            x: Inputs of the probe.
+            y: Targets of the probe, or `None`.
+            names: Dict from the names of this model's layers to those that
+                the user knows, where they are not the same.
+        """
         measured = {}
         if self._wants(*_RANKS, *_UNITS, *_SATURATION):
+            layers = self._layers
+            if layers is not None and names is not None:
+                own = {known: name for name, known in names.items()}
+                layers = [own.get(name, name) for name in layers]
             try:
-                measured = self._measure_activations(model, x)
+                measured = self._measure_activations(model, x, layers)
             except probe.NotFinite:
                 return None
         if self._wants("weight_magnitude"):
@@ -270,9 +308,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             )
         return _if_finite(measured)
 
-    def _measure_activations(self, model, x):
+    def _measure_activations(self, model, x, layers):
         of_layers = probe.layer_activations(
-            model, x, self._layers, self._batch_size, self._max_rows
+            model, x, layers, self._batch_size, self._max_rows
         )
         numbers = {}
         for layer, each in of_layers.items():
@@ -397,6 +435,19 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
 
             self._writer = SummaryWriter(self._log_dir, first_step=step)
         return self._writer
+
+
+def _names(model):
+    """The names that measures go by: of all layers, and of the model."""
+    return [*activations.layer_names(model).values(), model.name]
+
+
+def _renamed(measured, names):
+    """Measures with other names of layers; `None` stays `None`."""
+    return measured and {
+        measure: {names.get(name, name): n for name, n in values.items()}
+        for measure, values in measured.items()
+    }
 
 
 def _kernels(model):

@@ -16,7 +16,8 @@ class ZeroLayers(TaskCallback):
     It is a callback of `keras_plasticity.training.OnlineTrainer`.
 
     Args:
-        layers: List of names of layers.
+        layers: List of names of layers. Where learners are models with
+            different names of layers, as the first one has them.
 
     Example:
 
@@ -42,10 +43,16 @@ class ZeroLayers(TaskCallback):
         self.layers = list(layers)
 
     def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
+        positions = []
         for learner in range(self.trainer.num_learners):
             with self.trainer.edit(learner) as model:
-                for name in self.layers:
-                    for variable in _weights(model.get_layer(name)):
+                if learner == 0:
+                    positions = [
+                        model.layers.index(model.get_layer(name))
+                        for name in self.layers
+                    ]
+                for position in positions:
+                    for variable in _weights(model.layers[position]):
                         variable.assign(keras.ops.zeros(variable.shape))
 
 

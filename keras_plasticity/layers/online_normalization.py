@@ -44,6 +44,9 @@ class OnlineNormalization(keras.layers.Layer):
     examples are normalized alike. On several replicas of a `tf.distribute`
     strategy means are over all of them, and `n` is the size of one's part.
 
+    A mask is handed on, and not used: positions that are masked count as
+    others do.
+
     In inference, and with `trainable=False`, features are normalized by the
     running mean and variance, and nothing changes.
 

@@ -155,6 +155,7 @@ def _effective_rank(values):
     if values.size == 0:
         return 0.0
     p = values / values.sum()
+    p = p[p > 0.0]  # The smallest quotients are zero: their terms, too.
     return float(np.exp(-np.sum(p * np.log(p))))
 
 

@@ -161,6 +161,9 @@ class _PerturbingOptimizer(OptimizerWrapper):
                 value = value + ops.cast(
                     (scale * noise.magnitude) * numbers, weight.dtype
                 )
+            if weight.constraint is not None:
+                # The optimizer's own came before the noise.
+                value = weight.constraint(value)
             weight.assign(value)
         if position is not None:
             position = (position + 1) % self.noise_refresh_steps

@@ -24,9 +24,9 @@ def load_imagenet(
     The first call decodes all images into a file and shows how long that will
     take. If it is stopped, the next call goes on where it was. Afterwards
     nothing is decoded any more: the file is mapped into memory, and of it is
-    read what is used. A file that was damaged, or is of another version of
-    the data, is noticed, mended or made anew. Several processes may call
-    this at once; one makes the file, the others wait.
+    read what is used. A file that is incomplete, was changed since, or is of
+    another version of the data is noticed, and mended or made anew. Several
+    processes may call this at once; one makes the file, the others wait.
 
     Args:
         data_dir: String, a folder of `tensorflow_datasets` that holds

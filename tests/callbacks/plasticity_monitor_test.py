@@ -189,6 +189,33 @@ def test_relu_layers():
     assert first["hard_rank"]["layer_0"] == 3
 
 
+@pytest.mark.parametrize(
+    "normalization",
+    [
+        keras.layers.BatchNormalization,
+        keras.layers.LayerNormalization,
+        keras_plasticity.layers.OnlineNormalization,
+    ],
+)
+def test_units_that_a_normalization_kills_are_dead(normalization):
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(20, name="hidden"),
+            normalization(name="normalization"),
+            keras.layers.ReLU(),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile("sgd", "mse")
+    beta = np.zeros(20, "float32")
+    beta[:5] = -100.0
+    model.get_layer("normalization").beta.assign(beta)
+    monitor = PlasticityMonitor(make_data(200, DIMS)[0])
+    small_fit(model, monitor)
+    assert monitor.history[0]["dead_units"]["hidden"] == 5
+
+
 class Subclassed(keras.Model):
     """Dense layers, one non-linearity as an operation, one nested model."""
 
@@ -520,6 +547,50 @@ def test_engine_measures_before_each_task_and_changes_at_its_end():
     )
 
 
+def unnamed(learner):
+    """A model whose layers have names that no other model has."""
+    keras.utils.set_random_seed(learner)
+    layers = [keras.layers.Dense(6, "tanh") for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.add(keras_plasticity.layers.OnlineNormalization())
+    model.add(keras.layers.Dense(3))
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    return model
+
+
+def test_learners_whose_layers_have_other_names():
+    monitor = PlasticityMonitor(8)
+    trainer = OnlineTrainer(unnamed, num_learners=3)
+    trainer.fit(lambda i: Stream(i), callbacks=[monitor])
+    first = [layer.name for layer in trainer.model(0).layers]
+    dense = {first[0], first[1], first[3], "total"}
+    for entry in monitor.history:
+        assert set(entry["weight_magnitude"]) == dense
+        assert set(entry["weight_change"]) == dense
+        assert set(entry["gradient_norm"]) == {*first, "total"}
+        assert all(map(np.isfinite, entry["per_learner"]["gradient_norm"]))
+
+
+def test_chosen_layers_of_learners_whose_layers_have_other_names():
+    names = []
+
+    def build(learner):
+        model = unnamed(learner)
+        names.extend(layer.name for layer in model.layers)
+        return model
+
+    class Monitor(PlasticityMonitor):
+        def on_task_begin(self, task, x, y):
+            self._layers = [names[1]]
+            super().on_task_begin(task, x, y)
+
+    monitor = Monitor(8, measures=["dead_units"])
+    OnlineTrainer(build, num_learners=2).fit(
+        lambda i: Stream(i), callbacks=[monitor]
+    )
+    assert set(monitor.history[0]["dead_units"]) == {names[1], "total"}
+
+
 def test_training_in_the_engine_goes_as_without_it():
     results = []
     for callbacks in ([], [PlasticityMonitor(8)]):
@@ -664,8 +735,20 @@ def test_fit_goes_on_where_it_was():
     small_fit(model, monitor, epochs=3, initial_epoch=2)
     assert [entry["step"] for entry in monitor.history] == [0, 1, 2, 3]
     assert monitor.history[3]["weight_change"]["total"] > 0
-    small_fit(model, monitor, epochs=1)
-    assert [e["step"] for e in monitor.history] == [0, 1, 2, 3, 0, 1]
+
+
+def test_one_fit_for_each_task_counts_on(tmp_path):
+    monitor = PlasticityMonitor(
+        make_data(9, DIMS)[0], tmp_path, measures=WEIGHTS
+    )
+    model = compiled()
+    for _ in range(3):
+        small_fit(model, monitor, epochs=2)
+    steps = list(range(7))
+    assert [entry["step"] for entry in monitor.history] == steps
+    assert all(e["weight_change"]["total"] > 0 for e in monitor.history[1:])
+    written = read(tmp_path)["weights/magnitude/total"]
+    assert [step for step, _ in written] == steps
 
 
 def test_chosen_layers_and_measures():

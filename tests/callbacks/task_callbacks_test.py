@@ -70,6 +70,28 @@ def test_zero_layers_zeroes_them_and_nothing_else(method):
             assert all(before[key].any() for key in zeroed)
 
 
+def test_zero_layers_of_learners_whose_layers_have_other_names():
+    names = []
+
+    def build_unnamed(learner):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile("sgd", "mse")
+        names.append(model.layers[0].name)
+        return model
+
+    class Zero(ZeroLayers):
+        def on_task_begin(self, task, x, y):
+            self.layers = names[:1]
+            super().on_task_begin(task, x, y)
+
+    weights = Weights()
+    OnlineTrainer(build_unnamed, num_learners=3).fit(
+        lambda learner: ArrayStream(seed=learner), callbacks=[Zero([]), weights]
+    )
+    for each in weights.begin[1]:
+        assert not any(value.any() for value in each[0].values())
+
+
 def test_zero_layers_that_the_model_does_not_have():
     with pytest.raises(ValueError, match="No such layer: head"):
         fit(ZeroLayers(["head"]))

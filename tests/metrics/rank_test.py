@@ -54,6 +54,11 @@ def test_effective_rank_is_the_exponential_of_the_entropy():
     assert metrics.effective_rank(matrix(p)) == pytest.approx(expected)
 
 
+def test_effective_rank_of_values_that_vanish_beside_others():
+    features = np.diag([1e10, 5e-324])
+    assert metrics.effective_rank(features) == pytest.approx(1)
+
+
 def test_approximate_ranks_take_squares_and_plain_values():
     features = matrix([10.0, 3.0, 0.9, 0.09])
     # Of the squares, 100, 9, 0.81 and 0.0081, two are 99.3%.

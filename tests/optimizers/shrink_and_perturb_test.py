@@ -236,6 +236,17 @@ class TestByInitializer:
         assert np.all(to_numpy(kernels[0]) != to_numpy(kernels[1]))
 
 
+def test_constraints_hold_after_the_noise(make_wrapper):
+    layer = keras.layers.Dense(50, kernel_constraint="non_neg")
+    layer.build((None, 40))
+    layer.kernel.assign(np.zeros((40, 50)))
+    optimizer = make_wrapper(keras.optimizers.SGD(0.1))
+    optimizer.apply([ops.zeros((40, 50))], [layer.kernel])
+    kernel = to_numpy(layer.kernel)
+    assert kernel.min() == 0.0
+    assert 0.3 < np.mean(kernel > 0.0) < 0.7
+
+
 class TestNothingToDo:
     INNER = {
         "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
