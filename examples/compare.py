@@ -34,18 +34,24 @@ def label_runs(summaries):
     """
     found = []
     for folder, summary in summaries.items():
+        # Flags that are settings of methods are not of all of them.
+        settings = {name for run in summary["runs"] for name in run["settings"]}
+        shared = {
+            name: value
+            for name, value in summary["flags"].items()
+            if name not in settings | {"method"}
+        }
         for run in summary["runs"]:
             if run["per_task"]:
                 # All that might tell two runs of a method apart.
                 about = {
-                    **summary["flags"],
+                    **shared,
                     **run["settings"],
                     "backend": summary["backend"],
                 }
-                about.pop("method", None)
                 found.append((folder, run, about))
-    result = {}
-    for folder, run, about in found:
+    labels = []
+    for _, run, about in found:
         label = run["method"]
         others = [
             each
@@ -57,11 +63,12 @@ def label_runs(summaries):
             for name in about
             if any(each.get(name) != about[name] for each in others)
         ]
-        if others:
-            label = ", ".join([label, *different])
+        labels.append(", ".join([label, *different]))
+    return {
         # The same settings twice: only the folder is left.
-        result[f"{label} ({folder})" if label in result else label] = run
-    return result
+        f"{label} ({folder})" if labels.count(label) > 1 else label: run
+        for label, (folder, run, _) in zip(labels, found)
+    }
 
 
 def check_same_problem(summaries):
@@ -100,7 +107,8 @@ def main(argv):
     path = os.path.join(OUTPUT.value, "comparison")
     figures.draw({**summary, "title": title}, labeled, path)
     with open(f"{path}.md", "w") as file:
-        file.write(f"{title}: {summary['metric']['label']}\n\n{table}\n")
+        label = summary["metric"]["label"] + runs.bins_label(summary, labeled)
+        file.write(f"{title}: {label}\n\n{table}\n")
     print(table)
     print(f"\nFigure: {path}.png, .svg\nTable: {path}.md")
 

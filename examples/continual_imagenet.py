@@ -39,6 +39,7 @@ NUM_CLASSES = 2
 # (filters, size of the kernel) and units of the paper's network.
 CONVOLUTIONS = ((32, 5), (64, 3), (128, 3))
 UNITS = (128, 128)
+TASKS_PER_PUBLISHED_BIN = 50
 # Test accuracy in percent, means of 50 tasks, read off the published figures:
 # (method, learning rate) -> [(last task of the 50, accuracy), ...].
 PUBLISHED = {
@@ -51,6 +52,7 @@ PUBLISHED = {
     ("cbp", 0.01): [(50, 84.5), (2000, 88.9), (5000, 90.45)],
 }
 
+flags.adopt_module_key_flags(experiment)
 NUM_TASKS = flags.DEFINE_integer("num_tasks", 2000, "Tasks.", lower_bound=1)
 EPOCHS = flags.DEFINE_integer(
     "epochs", 250, "Passes over the images of a task.", lower_bound=1
@@ -131,12 +133,18 @@ def build_model(image_shape, method, seed):
     return model
 
 
+def tasks_per_bin():
+    """As the paper; a short run is shown in at least four bins."""
+    return min(TASKS_PER_PUBLISHED_BIN, max(1, NUM_TASKS.value // 4))
+
+
 def published(method):
     is_protocol = (
         EPOCHS.value == 250
         and BATCH_SIZE.value == 100
         and TRAIN_IMAGES.value == 600
         and TEST_IMAGES.value == 100
+        and tasks_per_bin() == TASKS_PER_PUBLISHED_BIN
         and SCALE.value == "unit"
         and method.changed <= {"learning_rate"}
     )
@@ -155,10 +163,10 @@ def make_problem():
         lower_is_better=False,
         scale=100.0,
         format=".2f",
-        # As the paper; a short run is shown in at least four bins.
-        tasks_per_bin=min(50, max(1, NUM_TASKS.value // 4)),
-        x_label="task",
+        tasks_per_bin=tasks_per_bin(),
+        x_label="tasks",
         x_per_task=1,
+        examples_per_task=NUM_CLASSES * TRAIN_IMAGES.value,
         steps_per_task=EPOCHS.value * steps,
         num_learners=1,
         methods=("bp", "cbp"),

@@ -69,6 +69,8 @@ DIAGNOSTICS = flags.DEFINE_boolean(
     "Measure ranks, dead units and weights at the start of each task. Default: "
     "the problem's.",
 )
+# `--help` shows a module's key flags.
+flags.adopt_module_key_flags(methods)
 # What is measured before each task, of all that a `PlasticityMonitor` can.
 MEASURES = (
     "dead_units",
@@ -108,6 +110,7 @@ class Problem:
         tasks_per_bin: Integer, of how many tasks the figure shows the mean.
         x_label: String, the figure's x-axis.
         x_per_task: Integer, what a task is on the x-axis.
+        examples_per_task: Integer.
         steps_per_task: Integer, the updates of a task.
         num_learners: Integer, where no flag says.
         methods: Sequence of strings, where no flag says.
@@ -131,6 +134,7 @@ class Problem:
     tasks_per_bin: int
     x_label: str
     x_per_task: int
+    examples_per_task: int
     steps_per_task: int
     num_learners: int
     methods: Sequence[str]
@@ -234,7 +238,7 @@ def run(
     """
     try:
         chosen = methods.chosen(problem.defaults, problem.methods)
-        _check_batch_size(chosen, batch_size)
+        _check_batch_size(chosen, batch_size, problem.examples_per_task)
     except ValueError as error:
         sys.exit(str(error))
     figures.check_matplotlib()
@@ -278,9 +282,13 @@ def run(
         )
         records.append(record)
         if record["interrupted"]:
+            tasks = training.num_tasks_done(
+                os.path.join(log_dir, method.name, "checkpoint.npz")
+            )
             print(
-                "Interrupted: the tasks that were finished are written. "
-                f"--resume --log_dir={log_dir} goes on."
+                "Interrupted: the tasks that were finished are written. The "
+                f"same command with --resume --log_dir={log_dir} goes on, "
+                f"{method.name} from task {tasks}."
             )
         if record["interrupted"] or record["problem_met"]:
             break
@@ -326,7 +334,7 @@ def _settings(modules, chosen):
     """The flags of some modules that were given or have a default."""
     settings = {"method": [method.name for method in chosen]}
     for module in modules:
-        for flag in flags.FLAGS.get_key_flags_for_module(module):
+        for flag in flags.FLAGS.get_flags_for_module(module):
             if flag.name not in _NOT_SETTINGS and flag.value is not None:
                 settings.setdefault(flag.name, flag.value)
     return settings
@@ -356,7 +364,12 @@ def _all_that_matters(trainer, problem, chosen):
     return result
 
 
-def _check_batch_size(chosen, batch_size):
+def _check_batch_size(chosen, batch_size, examples_per_task):
+    if batch_size > examples_per_task:
+        raise ValueError(
+            "--batch_size must not be larger than a task, which has "
+            f"{examples_per_task} examples. Received: --batch_size={batch_size}"
+        )
     for method in chosen:
         if method.has("batch_norm") and batch_size < 2:
             raise ValueError(
@@ -430,6 +443,8 @@ def _train(
                 resume=goes_on,
             )
         except FloatingPointError as error:
+            problem_met = f"{method.name}: {error} Here: --on_nan=continue."
+        except MemoryError as error:
             problem_met = f"{method.name}: {error}"
     if trainer.resumed_from is not None:
         print(f"{method.name}: went on from task {trainer.resumed_from}.")
@@ -468,7 +483,8 @@ def _report(problem, summary, log_dir):
             _print_tasks(problem, label, run)
         rows = runs.rows(summary, measured)
         terminal.print_table(
-            f"{summary['title']}: {problem.metric_label}",
+            f"{summary['title']}: {problem.metric_label}"
+            + runs.bins_label(summary, measured),
             {
                 name: lambda row, name=name: row[name]
                 for name in rows[0]
@@ -541,7 +557,7 @@ def _print_tasks(problem, label, run):
         ("dead units", "dead_units", ".4g"),
         ("effective rank", "effective_rank", ".1f"),
         ("weight magnitude", "weight_magnitude", ".5f"),
-        ("replaced", "replaced_units", ".4g"),
+        ("replaced in task", "replaced_units", ".4g"),
     ):
         columns[heading] = lambda task, name=name, form=form: _format(
             task.get(name, {}).get("total"), form

@@ -3,12 +3,15 @@
 import importlib.util
 import io
 import sys
+import textwrap
 
 import numpy as np
 import runs
 
-# More are listed beside the curves, which a legend among them would hide.
+# More, or longer ones, are listed beside the curves, which a legend among them
+# would hide.
 _MOST_IN_LEGEND = 5
+_LEGEND_WIDTH = 34
 _LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -35,7 +38,9 @@ def draw(summary, labeled_runs, path):
     from matplotlib import figure as figures
     from matplotlib import ticker
 
-    is_long = len(labeled_runs) > _MOST_IN_LEGEND
+    is_long = len(labeled_runs) > _MOST_IN_LEGEND or any(
+        len(label) > _LEGEND_WIDTH for label in labeled_runs
+    )
     width = 10 if is_long else 7
     figure = figures.Figure(figsize=(width, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -44,7 +49,11 @@ def draw(summary, labeled_runs, path):
     for number, (label, run) in enumerate(labeled_runs.items()):
         color = f"C{number % 10}"
         style = _LINE_STYLES[number // 10 % len(_LINE_STYLES)]
+        label = textwrap.fill(label, _LEGEND_WIDTH, break_on_hyphens=False)
         ends, values = runs.per_bin(summary, run)
+        diverged = sum(~np.isfinite(values[-1])) if len(ends) else 0
+        if diverged:
+            label += f",\n{diverged} of {values.shape[1]} diverged"
         mean = runs.mean_of_learners(values)
         spread = np.array([runs.standard_error(each) for each in values])
         # One bin is a point, and no line.
@@ -59,10 +68,7 @@ def draw(summary, labeled_runs, path):
                 alpha=0.25,
                 linewidth=0,
             )
-        # What was published of times that this run did not reach would only
-        # squeeze it.
-        marks = [mark for mark in run["published"] if len(ends)]
-        marks = [(x, y) for x, y in marks if x <= 1.05 * ends[-1]]
+        marks = runs.reached_marks(run, ends)
         if marks:
             axes.plot(
                 *zip(*marks),
@@ -73,10 +79,13 @@ def draw(summary, labeled_runs, path):
                 color=color,
                 label=f"{label}, published",
             )
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        # Nothing is drawn, and no range is known but that of the runs.
+        axes.set_xlim(0, max(line.get_xdata()[-1] for line in axes.lines))
     axes.set_xlabel(summary["x_axis"]["label"])
-    per_bin = summary["tasks_per_bin"]
-    bins = f", bins of {per_bin} tasks" if per_bin > 1 else ""
-    axes.set_ylabel(summary["metric"]["label"] + bins)
+    axes.set_ylabel(
+        summary["metric"]["label"] + runs.bins_label(summary, labeled_runs)
+    )
     axes.set_title(summary["title"])
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))

@@ -158,16 +158,20 @@ def _remove(log_dir, names):
 def _check_same(before, settings, may_grow):
     # As JSON has it: tuples are lists there.
     now = json.loads(json.dumps(settings))
+    names = dict.fromkeys([*before, *now])
+    if before["method"] != now["method"]:
+        names = ["method"]  # With it go all settings that a method has.
     different = [
         f"{name}={before.get(name)} there, {name}={now.get(name)} here"
-        for name in dict.fromkeys([*before, *now])
+        for name in names
         if before.get(name) != now.get(name)
         and not (name in may_grow and now.get(name, 0) > before.get(name, 0))
     ]
     if different:
         raise ValueError(
             "The run in --log_dir has other settings, so --resume cannot go "
-            f"on with it: {'; '.join(different)}"
+            "on with it. Give the same flags, or another --log_dir, or "
+            f"--overwrite to remove that run: {'; '.join(different)}"
         )
 
 

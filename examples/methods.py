@@ -70,6 +70,8 @@ _NEEDED_BY = {
     "decay_rate": ("cbp",),
     "utility": ("cbp",),
 }
+# What methods with a part do without: flag -> the part.
+_USELESS_WITH = {"momentum": "adam", "activation": "linear"}
 # Where neither a flag nor the problem says anything else.
 _DEFAULTS = {
     "learning_rate": 0.01,
@@ -87,6 +89,7 @@ _DEFAULTS = {
     "activation": "relu",
 }
 
+_DEFAULT_TEXT = "Default: the problem's and method's, printed at the start."
 METHOD = flags.DEFINE_multi_string(
     "method",
     None,
@@ -107,7 +110,7 @@ for _name, _about in {
     "each update, in [0, 1].",
     "decay_rate": "cbp: decay of the running means, in [0, 1).",
 }.items():
-    flags.DEFINE_float(_name, None, f"{_about} Default: the problem's.")
+    flags.DEFINE_float(_name, None, f"{_about} {_DEFAULT_TEXT}")
 flags.DEFINE_integer(
     "maturity_threshold",
     None,
@@ -126,13 +129,13 @@ flags.DEFINE_enum(
         "weight_magnitude",
         "random",
     ],
-    "cbp: how useful a unit is. Default: the problem's.",
+    f"cbp: how useful a unit is. {_DEFAULT_TEXT}",
 )
 flags.DEFINE_enum(
     "activation",
     None,
     ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "swish"],
-    "Of the hidden units. Default: the problem's.",
+    f"Of the hidden units. {_DEFAULT_TEXT}",
 )
 
 
@@ -340,7 +343,7 @@ def chosen(problem_defaults, default_methods):
             whose = (
                 f"is of methods with {' or '.join(parts)} only"
                 if parts
-                else "means nothing here"
+                else f"is not of methods with {_USELESS_WITH[flag]}"
             )
             raise ValueError(
                 f"--{flag} {whose}. Leave it out, or add a method that has it. "
@@ -362,9 +365,7 @@ def _make(name, problem_defaults):
     for flag, default in _DEFAULTS.items():
         if not any(part in _NEEDED_BY.get(flag, parts) for part in parts):
             continue
-        if flag == "momentum" and "adam" in parts:
-            continue
-        if flag == "activation" and "linear" in parts:
+        if _USELESS_WITH.get(flag) in parts:
             continue
         default = problem_defaults.get(flag, default)
         if isinstance(default, dict):

@@ -49,6 +49,7 @@ PUBLISHED = {
     ("cbp", 0.003, 2000): [(10, 95.0), (800, 95.0)],
 }
 
+flags.adopt_module_key_flags(experiment)
 NUM_TASKS = flags.DEFINE_integer("num_tasks", 800, "Tasks.", lower_bound=1)
 EXAMPLES_PER_TASK = flags.DEFINE_integer(
     "examples_per_task", 60_000, "Examples in each task.", lower_bound=1
@@ -128,8 +129,9 @@ def make_problem():
         scale=100.0,
         format=".2f",
         tasks_per_bin=1,
-        x_label="task",
+        x_label="tasks",
         x_per_task=1,
+        examples_per_task=EXAMPLES_PER_TASK.value,
         steps_per_task=math.ceil(EXAMPLES_PER_TASK.value / BATCH_SIZE.value),
         num_learners=1,
         methods=("bp", "cbp"),

@@ -32,6 +32,27 @@ def per_bin(summary, run):
     return ends, values * summary["metric"]["scale"]
 
 
+def reached_marks(run, ends):
+    """The published points `(x, y)` at times that a run has reached."""
+    # What came later would squeeze the curves, and has nothing beside it.
+    return [
+        (x, y)
+        for x, y in run["published"]
+        if len(ends) and x <= 1.05 * ends[-1]
+    ]
+
+
+def bins_label(summary, labeled_runs):
+    """What a figure or table of these runs shows means of; "" of tasks."""
+    size = summary["tasks_per_bin"]
+    if size == 1:
+        return ""
+    rest = max(len(run["per_task"]) % size for run in labeled_runs.values())
+    whole = all(len(run["per_task"]) >= size for run in labeled_runs.values())
+    left_out = f", the last {rest} in none" if rest and whole else ""
+    return f", bins of {size} tasks{left_out}"
+
+
 def finite_mean(values):
     """Mean over the learners whose value is finite; `None` without any."""
     values = np.asarray(values)
@@ -89,12 +110,18 @@ def rows(summary, runs):
             continue
 
         def cell(index):
-            mean = mean_of_learners(values)[index]
+            mean = finite_mean(values[index])
+            if mean is None:
+                return "diverged"
             error = standard_error(values[index])
             form = summary["metric"]["format"]
-            return f"{mean:{form}}±{error:{form}}"
+            text = f"{mean:{form}}±{error:{form}}"
+            finite = np.isfinite(values[index])
+            if finite.all():
+                return text
+            return f"{text} ({finite.sum()} of {len(finite)} learners)"
 
-        marks = run["published"]
+        marks = reached_marks(run, ends)
         seconds = run["compile_seconds"] + run["train_seconds"]
         result.append(
             {
@@ -104,7 +131,8 @@ def rows(summary, runs):
                 "first": cell(0),
                 "best": cell(best_bin(summary, values)),
                 "last": cell(-1),
-                "published": ", ".join(f"{y:g}" for _, y in marks) or "-",
+                "published": ", ".join(f"{y:g} at {x:,}" for x, y in marks)
+                or "-",
                 "seconds": f"{seconds:.1f}",
             }
         )

@@ -69,7 +69,8 @@ def test_figure_and_table_of_several_runs(compare, tmp_path, capsys):
     assert table[2].startswith("| method | learners | tasks | first | best |")
     rows = {line.split(" | ")[0]: line for line in table[4:]}
     assert list(rows) == ["| bp", "| cbp", "| l2"]
-    assert "| 2 | 60.00±10.00 | 80.00±0.00 | 80.00±0.00 | 60 |" in rows["| bp"]
+    last = "80.00±0.00 (1 of 2 learners)"
+    assert f"| 2 | 60.00±10.00 | {last} | {last} | 60 at 1 |" in rows["| bp"]
     assert "| 1 | 40.00±0.00 |" in rows["| l2"]
     assert rows["| l2"] in capsys.readouterr().out
 
@@ -80,9 +81,48 @@ def test_the_same_method_is_told_apart_by_its_settings(compare, tmp_path):
     b = write_run(tmp_path / "b", flags=flags | {"seed": 1})
     c = write_run(tmp_path / "c")
     lines = (join(compare, tmp_path, a, b, c) / "comparison.md").read_text()
-    assert "| bp, seed=0 |" in lines
+    assert f"| bp, seed=0 ({a}) |" in lines
     assert "| bp, seed=1 |" in lines
     assert f"| bp, seed=0 ({c}) |" in lines
+
+
+def test_settings_of_another_method_tell_nothing(compare, tmp_path):
+    flags = {"seed": 0, "hidden_units": 100}
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", ("bp", "cbp"), flags=flags | {"rate": 0.1})
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    summary["runs"][1]["settings"]["rate"] = 0.1
+    (tmp_path / "b" / "summary.json").write_text(json.dumps(summary))
+    lines = (join(compare, tmp_path, a, b) / "comparison.md").read_text()
+    assert "rate=" not in lines
+
+
+def test_published_values_of_later_times_are_left_out(compare, tmp_path):
+    a = write_run(tmp_path / "a")
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    summary["runs"][0]["published"] = [[1, 60.0], [1000, 40.0]]
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    table = (join(compare, tmp_path, a) / "comparison.md").read_text()
+    assert "| 60 at 1 |" in table
+
+
+def test_nobody_is_left(compare, tmp_path):
+    a = write_run(tmp_path / "a", values=[(None, None)])
+    out = join(compare, tmp_path, a)
+    assert (
+        "| diverged | diverged | diverged |"
+        in (out / "comparison.md").read_text()
+    )
+    assert "2 of 2 diverged" in (out / "comparison.svg").read_text()
+
+
+def test_tasks_that_fill_no_bin_are_told(compare, tmp_path):
+    values = [(0.5, 0.5)] * 5
+    a = write_run(tmp_path / "a", values=values, tasks_per_bin=2)
+    out = join(compare, tmp_path, a)
+    label = "bins of 2 tasks, the last 1 in none"
+    assert label in (out / "comparison.md").read_text()
+    assert label in (out / "comparison.svg").read_text()
 
 
 def test_other_problems_are_refused(compare, tmp_path):

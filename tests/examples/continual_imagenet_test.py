@@ -103,3 +103,23 @@ def test_initial_weights_are_those_of_pytorch_and_new_biases_zero(trainer):
             assert np.abs(values).max() > 0.05 * bound
         assert layer.bias_initializer.get_config() == {}
         np.testing.assert_array_equal(to_numpy(layer.bias_initializer((3,))), 0)
+
+
+def test_published_values_are_those_of_the_protocol(trainer):
+    def published(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["trainer", "--method=cbp", *arguments])
+            problem = trainer.make_problem()
+            [method] = trainer.experiment.methods.chosen(problem.defaults, [])
+            return problem.published(method)
+
+    assert published() == [(50, 84.5), (2000, 88.9), (5000, 90.45)]
+    for other in (
+        "--epochs=50",
+        "--train_images_per_class=400",
+        "--test_images_per_class=50",
+        "--scale=raw",
+        "--replacement_rate=1e-4",
+        "--num_tasks=100",
+    ):
+        assert published(other) == []

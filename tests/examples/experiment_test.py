@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,53 @@ def test_defaults_that_are_given_and_what_to_do_may_change(
     assert errors(resumed) == errors(expected)
 
 
+def test_of_other_methods_only_their_names_are_told(trainer, tmp_path):
+    run(trainer, tmp_path, *_TINY, "--method=linear")
+    with pytest.raises(SystemExit) as error:
+        run(trainer, tmp_path, *_TINY, "--resume", "--method=bp")
+    assert str(error.value).endswith(
+        "--overwrite to remove that run: method=['linear'] there, "
+        "method=['bp'] here"
+    )
+
+
+def test_help_lists_all_flags(trainer):
+    names = {f.name for f in flags.FLAGS.get_key_flags_for_module(trainer)}
+    shared = {"method", "learning_rate", "num_learners", "log_dir", "resume"}
+    assert {"num_examples"} | shared <= names
+
+
+def test_an_interruption_says_how_to_go_on(
+    trainer, tmp_path, capsys, monkeypatch
+):
+    on_task_end = trainer.experiment.Recorder.on_task_end
+
+    def interrupt(self, task, results):
+        on_task_end(self, task, results)
+        if task == 2:
+            raise KeyboardInterrupt
+
+    arguments = [*_TINY, "--method=linear"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.experiment.Recorder, "on_task_end", interrupt)
+        with pytest.raises(SystemExit):
+            run(trainer, tmp_path, *arguments)
+    told = re.search(
+        r"same\s+command with --resume --log_dir=\S+ goes on, linear from "
+        r"task (\d)",
+        capsys.readouterr().out,
+    )
+    run(trainer, tmp_path, *arguments, "--resume")
+    went_on = re.search(r"went on from task (\d)", capsys.readouterr().out)
+    assert told[1] == (went_on[1] if went_on else "0")
+
+
+def test_a_batch_that_is_larger_than_a_task(import_trainer, tmp_path):
+    experiment = import_trainer("experiment")
+    with pytest.raises(ValueError, match="has 500 ex.*--batch_size=1000"):
+        experiment._check_batch_size([], 1000, 500)
+
+
 def test_batches_of_one_are_not_normalized(trainer, tmp_path):
     with pytest.raises(SystemExit, match="batch_norm needs batches.*size 1"):
         run(trainer, tmp_path, *_TINY, "--method=batch_norm")
@@ -211,8 +259,8 @@ def test_tensorboard_has_settings_results_and_figure(trainer, tmp_path):
         events = event_accumulator.EventAccumulator(str(folder))
         events.Reload()
         last = events.Tensors("result/squared_error_last")[0].tensor_proto
-        # So short a run is a single bin.
-        expected = np.mean(errors({"runs": [record]}))
+        # So short a run is in bins of one task.
+        expected = np.mean(errors({"runs": [record]})[0][-1])
         assert last.float_val[0] == pytest.approx(expected, rel=1e-5)
         content = events.SummaryMetadata(
             "_hparams_/session_start_info"

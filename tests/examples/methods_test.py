@@ -152,8 +152,8 @@ def test_methods_that_do_not_go(methods, name, message):
         ),
         (["--method=cbp", "--l2=0.1"], "--l2 is of .* l2 or shrink_and_pert"),
         (["--method=l2", "--dropout_rate=0"], "--dropout_rate is of"),
-        (["--method=adam", "--momentum=0.9"], "--momentum means nothing here"),
-        (["--method=linear", "--activation=elu"], "--activation means nothing"),
+        (["--method=adam", "--momentum=0.9"], "--momentum is not of .* adam"),
+        (["--method=linear", "--activation=elu"], "is not of methods with lin"),
     ],
 )
 def test_settings_that_no_method_needs(methods, arguments, message):
@@ -181,6 +181,33 @@ def test_settings_that_no_method_needs(methods, arguments, message):
 def test_settings_out_of_their_range(methods, argument, message):
     with pytest.raises(flags.Error, match=message):
         choose(methods, argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "learning_rate"),
+    [
+        ("dropout", 0.01),
+        ("l2", 0.03),
+        ("l2,dropout", 0.03),
+        ("cbp,l2", 0.01),
+        ("l2,cbp", 0.01),
+        ("l2,adam", 0.001),
+        ("adam,l2", 0.001),
+    ],
+)
+def test_defaults_do_not_depend_on_the_order_of_parts(
+    methods, name, learning_rate
+):
+    defaults = {"adam": 0.001, "cbp": 0.01, "l2": 0.03, None: 0.01}
+    with flagsaver.flagsaver():
+        flags.FLAGS(["trainer", f"--method={name}"])
+        [method] = methods.chosen({"learning_rate": defaults}, [])
+    assert method.settings["learning_rate"] == learning_rate
+
+
+def test_adam_is_that_of_pytorch(methods):
+    [method] = choose(methods, "--method=adam")
+    assert method.optimizer(0, "he_uniform").epsilon == 1e-8
 
 
 def test_optimizers_nest(methods):
