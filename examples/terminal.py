@@ -1,17 +1,15 @@
 """What the trainers print: settings, progress and tables."""
 
-import time
-
 import keras
 from rich import box
 from rich import console
 from rich import progress
 from rich import table
 
+from keras_plasticity import progress_bar
 from keras_plasticity import training
 
 _TERMINAL = console.Console()
-_SECONDS_BETWEEN_LINES = 60.0
 
 
 def device_name():
@@ -51,9 +49,7 @@ def print_settings(title, settings):
 class TaskProgress(training.TaskCallback):
     """A progress bar with tasks done, the last figure and the time left.
 
-    It is a context manager and a callback of `training.OnlineTrainer`. Where
-    the output is not a terminal, such as a file, the bar is printed as a line
-    once a minute.
+    It is a context manager and a callback of `training.OnlineTrainer`.
 
     Args:
         title: String, what stands before the bar.
@@ -63,21 +59,15 @@ class TaskProgress(training.TaskCallback):
 
     def __init__(self, title, num_tasks, figure):
         self._figure = figure
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
+        self._progress = progress_bar.ProgressBar(
             progress.TextColumn("{task.completed:.1f}/{task.total} tasks"),
             progress.TextColumn("{task.fields[last]}"),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=_TERMINAL,
             # Tasks may take minutes: a short memory would never see two.
             speed_estimate_period=24 * 3600,
         )
         self._bar = self._progress.add_task(title, total=num_tasks, last="")
         self._num_done = 0
-        self._line_time = time.monotonic()
 
     def __enter__(self):
         self._progress.start()
@@ -88,21 +78,12 @@ class TaskProgress(training.TaskCallback):
 
     def on_progress(self, task, done):
         self._progress.update(self._bar, completed=self._num_done + done)
-        self._print_line()
 
     def on_task_end(self, task, results):
         self._num_done += 1
         self._progress.update(
             self._bar, completed=self._num_done, last=self._figure(results)
         )
-        self._print_line()
-
-    def _print_line(self):
-        now = time.monotonic()
-        waited = now - self._line_time >= _SECONDS_BETWEEN_LINES
-        if waited and not _TERMINAL.is_interactive:
-            self._line_time = now
-            _TERMINAL.print(self._progress.get_renderable())
 
     def get_state(self):
         return self._num_done

@@ -29,6 +29,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from keras_plasticity.progress_bar import ProgressBar
+
 try:
     import fcntl
 except ImportError:
@@ -126,16 +128,8 @@ def _finish(folder, source, console):
     if record is not None:
         labels = _read_labels(folder, record)
     images = _open_images(folder, source)
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
+    progress = ProgressBar(
         rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    progress = rich.progress.Progress(
-        *columns,
         console=console,
         # A block takes seconds to come in: a short memory would see one only.
         speed_estimate_period=600,
