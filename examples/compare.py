@@ -3,8 +3,9 @@
     python examples/compare.py logs/run_a logs/run_b --output=logs/both
 
 writes `comparison.png`, `comparison.svg` and `comparison.md` there, and prints
-the table. The runs must be of the same problem. Where two runs have the same
-method, the settings in which they differ tell them apart.
+the table. The runs must be of the same problem; of longer ones than the others
+`--num_tasks` takes the beginning. Where two runs have the same method, the
+settings in which they differ tell them apart.
 """
 
 import os
@@ -21,6 +22,23 @@ from keras_plasticity import utils
 OUTPUT = flags.DEFINE_string(
     "output", "logs/comparison", "Folder for the figure and the table."
 )
+
+NUM_TASKS = flags.DEFINE_integer(
+    "num_tasks",
+    None,
+    "Only the first so many tasks of each run, where some are longer.",
+    lower_bound=1,
+)
+
+
+def first_tasks(run, num_tasks):
+    """The beginning of a run, with its share of the time."""
+    share = min(1.0, num_tasks / max(1, len(run["per_task"])))
+    return {
+        **run,
+        "per_task": run["per_task"][:num_tasks],
+        "train_seconds": share * run["train_seconds"],
+    }
 
 
 def label_runs(summaries):
@@ -98,6 +116,11 @@ def main(argv):
     labeled = label_runs(summaries)
     if not labeled:
         sys.exit("No run has finished a task: there is nothing to compare.")
+    if NUM_TASKS.value is not None:
+        labeled = {
+            label: first_tasks(run, NUM_TASKS.value)
+            for label, run in labeled.items()
+        }
     rows = runs.rows(summary, labeled)
     title = summary["title"].partition(",")[0]
     table = utils.markdown_table(

@@ -113,10 +113,11 @@ def rows(summary, runs):
             mean = finite_mean(values[index])
             if mean is None:
                 return "diverged"
-            error = standard_error(values[index])
             form = summary["metric"]["format"]
-            text = f"{mean:{form}}±{error:{form}}"
+            text = f"{mean:{form}}"
             finite = np.isfinite(values[index])
+            if finite.sum() > 1:
+                text += f"±{standard_error(values[index]):{form}}"
             if finite.all():
                 return text
             return f"{text} ({finite.sum()} of {len(finite)} learners)"

@@ -51,9 +51,9 @@ def write_run(folder, methods=("bp",), values=((0.5, 0.7),), **changes):
     return str(folder)
 
 
-def join(compare, tmp_path, *folders):
+def join(compare, tmp_path, *folders, arguments=()):
     with flagsaver.flagsaver():
-        flags.FLAGS(["compare", f"--output={tmp_path / 'out'}"])
+        flags.FLAGS(["compare", f"--output={tmp_path / 'out'}", *arguments])
         compare.main(["compare", *folders])
     return tmp_path / "out"
 
@@ -69,7 +69,7 @@ def test_figure_and_table_of_several_runs(compare, tmp_path, capsys):
     assert table[2].startswith("| method | learners | tasks | first | best |")
     rows = {line.split(" | ")[0]: line for line in table[4:]}
     assert list(rows) == ["| bp", "| cbp", "| l2"]
-    last = "80.00±0.00 (1 of 2 learners)"
+    last = "80.00 (1 of 2 learners)"
     assert f"| 2 | 60.00±10.00 | {last} | {last} | 60 at 1 |" in rows["| bp"]
     assert "| 1 | 40.00±0.00 |" in rows["| l2"]
     assert rows["| l2"] in capsys.readouterr().out
@@ -104,6 +104,18 @@ def test_published_values_of_later_times_are_left_out(compare, tmp_path):
     (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
     table = (join(compare, tmp_path, a) / "comparison.md").read_text()
     assert "| 60 at 1 |" in table
+
+
+def test_the_beginning_of_longer_runs(compare, tmp_path):
+    a = write_run(tmp_path / "a", values=[(0.5, 0.5), (0.7, 0.7), (0.1, 0.1)])
+    b = write_run(tmp_path / "b", ("l2",), values=[(0.4, 0.4)])
+    out = join(compare, tmp_path, a, b, arguments=["--num_tasks=2"])
+    lines = (out / "comparison.md").read_text().splitlines()
+    # Half a second of compilation, and two thirds of one of training.
+    assert lines[-2] == (
+        "| bp | 2 | 2 | 50.00±0.00 | 70.00±0.00 | 70.00±0.00 | 60 at 1 | 1.2 |"
+    )
+    assert lines[-1].startswith("| l2 | 2 | 1 | 40.00±0.00 |")
 
 
 def test_nobody_is_left(compare, tmp_path):
