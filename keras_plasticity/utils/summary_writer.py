@@ -4,6 +4,7 @@ Everything comes from the `tensorboard` package itself (tested with 2.21),
 which writes the same files when TensorFlow is not there.
 """
 
+import glob
 import struct
 import sys
 import time
@@ -63,6 +64,7 @@ class SummaryWriter:
 
     def __init__(self, log_dir: str, first_step: int = 0):
         self.log_dir = str(log_dir)
+        _wait_for_a_second_without_files(self.log_dir)
         self._writer = EventFileWriter(self.log_dir)
         # TensorBoard takes the first start in a folder for the beginning of a
         # run, and each later one for a restart: all files must have one.
@@ -265,6 +267,16 @@ class SummaryWriter:
                 summary=summary, step=int(step), wall_time=time.time()
             )
         )
+
+
+def _wait_for_a_second_without_files(log_dir):
+    # TensorBoard reads a folder's files in the order of their names, and those
+    # are the second in which they were begun, then a plain count: of two files
+    # of one second, number 10 is read before number 9, as if it were older.
+    while glob.glob(
+        f"events.out.tfevents.{int(time.time()):010d}.*", root_dir=log_dir
+    ):
+        time.sleep(0.02)
 
 
 def markdown_table(header: tuple[str, ...], rows: list[tuple]) -> str:

@@ -2,6 +2,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -227,6 +228,18 @@ def test_a_run_that_goes_on_forgets_later_steps(tmp_path):
     assert points("flags") == [(0, b"some words")]
     assert points("loss") == [(0, 0), (1, 1), (2, 2), (3, -3)]
     assert points("not written again") == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_files_begun_in_one_second_are_read_in_their_order(tmp_path):
+    # Two names that TensorBoard would read after any name of this second.
+    for ahead in range(2):
+        second = int(time.time()) + ahead
+        (tmp_path / f"events.out.tfevents.{second}.~.1.1").touch()
+    before = max(os.listdir(tmp_path))
+    with summary_writer.SummaryWriter(tmp_path) as writer:
+        writer.scalar("a", 1.0, step=0)
+    assert max(os.listdir(tmp_path)) > before
+    assert len(read(tmp_path)["a"]) == 1
 
 
 def test_markdown_table_escapes_bars():
