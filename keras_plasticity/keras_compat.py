@@ -53,6 +53,11 @@ def forget_calls(layer):
             del part._outbound_nodes[outbound:]
 
 
+def built_variables(optimizer):
+    """The model variables that an optimizer was built with."""
+    return optimizer._trainable_variables
+
+
 def sublayers(layer):
     """A layer's sublayers at any depth."""
     return layer._flatten_layers(include_self=False)

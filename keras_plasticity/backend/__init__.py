@@ -13,11 +13,8 @@ that replaces units needs a few things which `keras.ops` cannot say:
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on a part of
   the same batch.
-- `column_magnitudes(matrix)`, `row_magnitudes(matrix)`: sums of absolute values
-    over the rows, and over the columns.
-
-
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
+- `row_magnitudes(matrix)`: sums of absolute values over the columns.
 - `gradients(loss_function, variables)`: gradients of what `loss_function()`
   returns, outside a step; what it assigns to variables is forgotten. `None`
   (on JAX zeros) for a variable that the loss does not depend on.

@@ -45,8 +45,8 @@ class ContinualBackprop(OptimizerWrapper):
     *generate and test*: each hidden unit of the model's plastic layers has a
     utility and an age, and now and then the least useful of the mature units
     is replaced. Its incoming weights are drawn anew from the layer's
-    initializers, its outgoing weights become zero, so that nothing disturbs
-    what the network computes, and its age and utility start from zero.
+    initializers, its outgoing weights become zero, so that at first the new
+    unit disturbs nothing, and its age and utility start from zero.
 
     After the inner optimizer's step, for each plastic layer that other
     plastic layers read:

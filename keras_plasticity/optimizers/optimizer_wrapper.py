@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_plasticity import keras_compat
 from keras_plasticity.types import Tensor
 
 
@@ -72,7 +73,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def variables(self) -> list[keras.Variable]:
         seeds = self._seed_generator
         return (
-            self._variables
+            super().variables
             + ([] if seeds is None else [seeds.state])
             + self.inner_optimizer.variables
         )
@@ -101,7 +102,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                     "optimizer must already be built. Call "
                     "`optimizer.build(model.trainable_variables)` first."
                 )
-            trainable_variables = self._trainable_variables
+            trainable_variables = keras_compat.built_variables(self)
         trainable_variables = list(trainable_variables)
         if not self.built:
             self.build(trainable_variables)

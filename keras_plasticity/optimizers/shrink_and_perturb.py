@@ -21,9 +21,9 @@ class _PerturbingOptimizer(OptimizerWrapper):
 
     To draw a random number takes far longer than to update a weight. So the
     numbers for `noise_refresh_steps` updates are drawn at once, into a table
-    that has one place for each weight and each of these updates. An update
-    reads a window of it, which is one place further on each time, times a
-    random sign, the same for all weights. Hence
+    that has one place for each weight, and one more for each further update.
+    An update reads a window of it, which is one place further on each time,
+    times a random sign, the same for all weights. Hence
 
     - in one update, the noise of all weights is independent;
     - from update to update, so is the noise of one weight, which never meets
@@ -247,8 +247,8 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
 
     To be fast, noise is drawn ahead for `noise_refresh_steps` updates, as a
     table of which each update reads another window, with a random sign. The
-    table has a number for each weight and for each of these updates, in half
-    precision. The noise is exact in that
+    table has a number for each weight, and one more for each further update,
+    in half precision. The noise is exact in that
 
     - each number is drawn from the normal distribution, and rounded to 11
         binary digits;

@@ -8,10 +8,14 @@ optimizer builds finds the slots of any optimizer, without knowing it.
 
 import contextlib
 import dataclasses
+import threading
 
 import keras
 
 from keras_plasticity.layers.weight_view import WeightView
+
+# Who listens changes the class of all optimizers: one thread at a time.
+_LISTENING = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +78,12 @@ class SlotTable:
         All optimizers: a `MultiOptimizer` may make others while it builds.
         """
         kind = keras.optimizers.Optimizer
-        add_variable = kind.add_variable
-        add_from_reference = kind.add_variable_from_reference
         # Adafactor makes the two factors of its second moment, which have the
         # shape of the variable less one axis, just before its full-shape slot.
         unclaimed = {}
 
         def note_variable(optimizer, *args, **kwargs):
-            variable = add_variable(optimizer, *args, **kwargs)
+            variable = super(kind, optimizer).add_variable(*args, **kwargs)
             unclaimed.setdefault(id(optimizer), []).append(variable)
             return variable
 
@@ -89,11 +91,8 @@ class SlotTable:
             optimizer, reference_variable, name=None, initializer="zeros"
         ):
             before = unclaimed.pop(id(optimizer), [])
-            slot = add_from_reference(
-                optimizer,
-                reference_variable,
-                name=name,
-                initializer=initializer,
+            slot = super(kind, optimizer).add_variable_from_reference(
+                reference_variable, name=name, initializer=initializer
             )
             unclaimed.pop(id(optimizer), None)
             if _starts_as_copy(optimizer, name):
@@ -112,14 +111,15 @@ class SlotTable:
             self._slots.setdefault(id(reference_variable), []).extend(found)
             return slot
 
-        kind.add_variable = note_variable
-        kind.add_variable_from_reference = note_slot
-        try:
-            yield
-        finally:
-            # What they hid was inherited.
-            del kind.add_variable
-            del kind.add_variable_from_reference
+        with _LISTENING:
+            kind.add_variable = note_variable
+            kind.add_variable_from_reference = note_slot
+            try:
+                yield
+            finally:
+                # What they hid was inherited.
+                del kind.add_variable
+                del kind.add_variable_from_reference
 
 
 def _starts_as_copy(optimizer, name):

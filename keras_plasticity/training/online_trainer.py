@@ -39,13 +39,15 @@ class OnlineTrainer:
     """Trains Keras models on a stream of tasks, in compiled loops.
 
     It computes what `model.fit(x, y, batch_size, shuffle=False)` on one task
-    after the other computes, without returning to Python between the steps,
-    and trains any number of independent learners.
+    after the other computes, without the work of `fit` between the steps, and
+    trains any number of independent learners.
 
-    - JAX: a task is one `lax.scan` over the model's `train_step`, and all
-        learners train side by side in one program (`vmap`). On a CPU, models
-        with convolutions train by calls of one compiled step instead.
-    - TensorFlow: a task is one `tf.function` with a loop; learners train one
+    - JAX: a task is a `lax.scan` over the model's `train_step`, compiled. All
+        learners train side by side in one program (`vmap`); on a CPU only
+        those of up to 3,000 weights do, and of larger ones as many at once as
+        there are cores. On a CPU, models with convolutions train by calls of
+        one compiled step instead.
+    - TensorFlow: a task is a `tf.function` with a loop; learners train one
         after another.
     - PyTorch: an eager loop over the model's `train_step`; learners train one
         after another.

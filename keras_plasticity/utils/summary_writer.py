@@ -33,7 +33,8 @@ from tensorboard.util import tensor_util
 
 # TensorBoard imports TensorFlow where it is installed, for files that it writes
 # as well without: seconds, and pages of log. This module, which only some of
-# its own builds have, tells it not to.
+# its own builds have, tells it not to. This holds for all who use the package
+# `tensorboard` in this process; TensorFlow's own summaries are not touched.
 sys.modules.setdefault(
     "tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf")
 )
@@ -44,6 +45,9 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 class SummaryWriter:
     """Writes what TensorBoard shows to an event file.
+
+    Of several writers of one folder, each begins in a second of its own: a
+    further one may wait for up to a second.
 
     Args:
         log_dir: String, the folder of the event file. It is made if it is

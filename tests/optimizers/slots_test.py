@@ -1,10 +1,13 @@
 """Every stock Keras optimizer inside `ContinualBackprop`."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 
 from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers.slots import SlotTable
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import mostly_slow
@@ -175,3 +178,24 @@ def test_trains_with_many_replacements(name):
     for layer in model.layers:
         assert np.all(np.isfinite(to_numpy(layer.kernel)))
         assert np.all(np.isfinite(to_numpy(layer.utility)))
+
+
+def test_two_threads_find_their_own_slots():
+    variables = [keras.Variable([1.0, 2.0]) for _ in range(2)]
+    tables = [SlotTable() for _ in range(2)]
+    second_listens = threading.Event()
+
+    def build(variable, table):
+        with table.listen():
+            second_listens.set()
+            keras.optimizers.SGD(0.1, momentum=0.9).build([variable])
+
+    second = threading.Thread(target=build, args=(variables[1], tables[1]))
+    with tables[0].listen():
+        second.start()
+        assert not second_listens.wait(0.2)
+        keras.optimizers.SGD(0.1, momentum=0.9).build([variables[0]])
+    second.join()
+    for own, other in [(0, 1), (1, 0)]:
+        assert len(tables[own].of(variables[own])) == 1
+        assert not tables[own].of(variables[other])
