@@ -8,9 +8,6 @@ import textwrap
 import numpy as np
 import runs
 
-# More, or longer ones, are listed beside the curves, which a legend among them
-# would hide.
-_MOST_IN_LEGEND = 5
 _LEGEND_WIDTH = 34
 _LINE_STYLES = ("-", "--", ":", "-.")
 
@@ -38,11 +35,7 @@ def draw(summary, labeled_runs, path):
     from matplotlib import figure as figures
     from matplotlib import ticker
 
-    is_long = len(labeled_runs) > _MOST_IN_LEGEND or any(
-        len(label) > _LEGEND_WIDTH for label in labeled_runs
-    )
-    width = 10 if is_long else 7
-    figure = figures.Figure(figsize=(width, 4.5), layout="constrained")
+    figure = figures.Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -91,10 +84,8 @@ def draw(summary, labeled_runs, path):
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if summary["metric"]["lower_is_better"]:
         axes.set_ylim(bottom=0)
-    if is_long:
-        figure.legend(loc="outside right upper")
-    else:
-        axes.legend()
+    # Beside the curves: among them it would hide some.
+    figure.legend(loc="outside right upper")
     figure.savefig(f"{path}.svg")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150)
