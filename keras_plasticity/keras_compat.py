@@ -75,7 +75,8 @@ def note_caller(layer):
     if statistics is None or context is None:
         return
     if context.entry_layer is not layer:
-        statistics.callers.add(context.entry_layer)
+        statistics.callers.pop(context.entry_layer, None)
+        statistics.callers[context.entry_layer] = None
 
 
 def is_graph_model(layer):

@@ -152,7 +152,8 @@ def find_model(layers, variables, optimizer=None):
     Args:
         layers: List of built plastic layers.
         variables: List of variables, all of which the model must have.
-        optimizer: Optimizer. A model compiled with it is preferred.
+        optimizer: Optimizer. A model compiled with it is preferred; else, of
+            several models that share the variables, the one called last.
 
     Returns:
         `keras.Model` or other layer; `None` if none was seen.
@@ -173,7 +174,7 @@ def find_model(layers, variables, optimizer=None):
         for part in keras_compat.sublayers(caller)
     }
     outermost = [caller for caller in callers if id(caller) not in parts]
-    return outermost[0] if outermost else None
+    return outermost[-1] if outermost else None
 
 
 def _uses(model, optimizer):

@@ -55,8 +55,9 @@ class UnitStatistics(keras.layers.Layer):
     Attributes:
         feature_maps: Tuple of a `FeatureMap` for each layer whose units are
             read here. Known once an optimizer that needs them is built.
-        callers: Set of the models, or other layers, of which the owner was
-            seen to be a part when they were called.
+        callers: Mapping whose keys are the models, or other layers, of which
+            the owner was seen to be a part when they were called; the one
+            called last is the last.
     """
 
     def __init__(self, owner, units, features, **kwargs):
@@ -67,7 +68,8 @@ class UnitStatistics(keras.layers.Layer):
         self.units = units
         self.features = features
         self.feature_maps = ()
-        self.callers = weakref.WeakSet()
+        # A set of weak references would have no order.
+        self.callers = weakref.WeakKeyDictionary()
 
     def build(self):
         for name in _UNIT_STATISTICS:

@@ -296,6 +296,17 @@ def test_the_model_compiled_with_the_optimizer_is_preferred():
     assert graph.find_model(layers, variables, model.optimizer) is model
 
 
+def test_of_models_that_share_their_layers_the_last_called_is_preferred():
+    inputs = keras.Input((5,))
+    h = Dense(4, name="hidden")(inputs)
+    model = keras.Model(inputs, Dense(2, name="last")(h))
+    watching = [keras.Model(inputs, [h, model.output]) for _ in range(5)]
+    layers = _plastic_layers(model)
+    for each in (*watching, model, *watching, model):
+        each(keras.ops.zeros((1, 5)))
+        assert graph.find_model(layers, model.trainable_variables) is each
+
+
 def _sequential(*layers):
     return keras.Sequential([keras.Input((5,)), *layers])
 
