@@ -12,3 +12,12 @@ if keras.backend.backend() == "torch":
 def _same_random_numbers():
     """Every test draws the same numbers, alone or among others."""
     keras.utils.set_random_seed(42)
+
+
+@pytest.fixture(autouse=True)
+def _same_terminal(monkeypatch):
+    """What is printed does not depend on where the tests are run."""
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")

@@ -26,15 +26,22 @@ def _start(path, name, *arguments):
         + [json.dumps(argument) for argument in arguments],
         cwd=_ROOT,
         env=environment,
-        stdout=subprocess.PIPE,
+        # Not a pipe: nobody reads those of all workers at once.
+        stdout=open(f"{path}.log", "w"),
         stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
 def _finish(process, path):
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    try:
+        status = process.wait(timeout=240)
+        assert status == 0, f"exit status {status}"
+    except Exception as e:
+        logs = sorted(path.parent.glob("*.log"))
+        e.add_note("\n".join(log.read_text() for log in logs))
+        raise
+    finally:
+        process.kill()
     with np.load(path) as data:
         return {key: data[key] for key in data.files}
 
@@ -89,9 +96,11 @@ def test_multi_worker_mirrored_strategy(tmp_path):
         _start(path, "multi_worker", worker, ports)
         for worker, path in enumerate(paths)
     ]
-    first, second = (
-        _finish(worker, path) for worker, path in zip(workers, paths)
-    )
+    try:
+        first, second = map(_finish, workers, paths)
+    finally:
+        for worker in workers:
+            worker.kill()
     assert first["devices"] == 2
     path = tmp_path / "single.npz"
     single = _finish(_start(path, "one_device"), path)

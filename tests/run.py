@@ -56,6 +56,17 @@ def require(*command, **environment):
         sys.exit(f"Failed with exit status {status}: {' '.join(command)}")
 
 
+def install(python, *packages):
+    """Installs packages, again where a download breaks off."""
+    command = (python, "-m", "pip", "install", "-q", *packages)
+    for _ in range(2):
+        if run(*command)[0] == 0:
+            return
+        print("Failed; once more in 10 seconds.", flush=True)
+        time.sleep(10)
+    require(*command)
+
+
 def test(python, backend, arguments, slow, cache):
     """Runs the suite on one backend; returns whether it passed, and a line."""
     start = time.monotonic()
@@ -114,10 +125,8 @@ def main():
         print(f"$ python3 -m venv {arguments.environment}", flush=True)
         venv.create(environment, with_pip=True)
     python = str(environment / "bin" / "python")
-    require(python, "-m", "pip", "install", "-q", TORCH)
-    require(
-        python, "-m", "pip", "install", "-q", "-e", ".[jax,torch,figures,test]"
-    )
+    install(python, TORCH)
+    install(python, "-e", ".[jax,torch,figures,test]")
     require(python, "-m", "ruff", "check", ".")
     require(python, "-m", "ruff", "format", "--check", ".")
 

@@ -89,9 +89,9 @@ def test_a_killed_run_goes_on(tmp_path):
     while not checkpoint.exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert whole.wait() == 0
-    assert start(tmp_path / "killed", "--resume").wait() == 0
+    killed.wait(timeout=60)
+    assert whole.wait(timeout=600) == 0
+    assert start(tmp_path / "killed", "--resume").wait(timeout=600) == 0
     summaries = [
         json.loads((tmp_path / name / "summary.json").read_text())
         for name in ("whole", "killed")

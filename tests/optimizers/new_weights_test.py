@@ -16,17 +16,17 @@ _INITIALIZERS = {
     "glorot_normal": keras.initializers.GlorotNormal(seed=1),
     "glorot_uniform": keras.initializers.GlorotUniform(seed=1),
     "he_normal": keras.initializers.HeNormal(seed=1),
-    "he_uniform": keras.initializers.HeUniform(),
-    "lecun_normal": keras.initializers.LecunNormal(),
-    "lecun_uniform": keras.initializers.LecunUniform(),
+    "he_uniform": keras.initializers.HeUniform(seed=1),
+    "lecun_normal": keras.initializers.LecunNormal(seed=1),
+    "lecun_uniform": keras.initializers.LecunUniform(seed=1),
     "variance_scaling_fan_out": keras.initializers.VarianceScaling(
-        2.0, "fan_out", "untruncated_normal"
+        2.0, "fan_out", "untruncated_normal", seed=1
     ),
     "variance_scaling_fan_avg": keras.initializers.VarianceScaling(
-        0.5, "fan_avg", "uniform"
+        0.5, "fan_avg", "uniform", seed=1
     ),
     "variance_scaling_truncated": keras.initializers.VarianceScaling(
-        0.5, "fan_avg", "truncated_normal"
+        0.5, "fan_avg", "truncated_normal", seed=1
     ),
 }
 

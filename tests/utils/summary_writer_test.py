@@ -232,8 +232,8 @@ def test_a_run_that_goes_on_forgets_later_steps(tmp_path):
 
 def test_files_begun_in_one_second_are_read_in_their_order(tmp_path):
     # Two names that TensorBoard would read after any name of this second.
-    for ahead in range(2):
-        second = int(time.time()) + ahead
+    now = int(time.time())
+    for second in (now, now + 1):
         (tmp_path / f"events.out.tfevents.{second}.~.1.1").touch()
     before = max(os.listdir(tmp_path))
     with summary_writer.SummaryWriter(tmp_path) as writer:
