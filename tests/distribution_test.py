@@ -21,15 +21,16 @@ def _start(path, name, *arguments):
         "KERAS_BACKEND": _BACKEND,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.distributed", str(path), name]
-        + [json.dumps(argument) for argument in arguments],
-        cwd=_ROOT,
-        env=environment,
-        # Not a pipe: nobody reads those of all workers at once.
-        stdout=open(f"{path}.log", "w"),
-        stderr=subprocess.STDOUT,
-    )
+    # Not a pipe: nobody reads those of all workers at once.
+    with open(f"{path}.log", "w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed", str(path), name]
+            + [json.dumps(argument) for argument in arguments],
+            cwd=_ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def _finish(process, path):
