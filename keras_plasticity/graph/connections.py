@@ -10,8 +10,8 @@ import numpy as np
 from keras_plasticity import keras_compat
 from keras_plasticity.graph import rules
 from keras_plasticity.graph import trace
-from keras_plasticity.layers.feature_map import FeatureMap
 from keras_plasticity.layers.plastic_layer import PlasticLayer
+from keras_plasticity.units.feature_map import FeatureMap
 
 _OUTPUTS = "outputs of the model"
 _UNREAD = "read by no layer"

@@ -1,7 +1,7 @@
 import keras
 
 from keras_plasticity.layers.plastic_layer import PlasticLayer
-from keras_plasticity.layers.weight_view import WeightView
+from keras_plasticity.units.weight_view import WeightView
 
 
 class _ChannelLayer(PlasticLayer):

@@ -3,7 +3,7 @@ import re
 import keras
 
 from keras_plasticity.layers.plastic_layer import PlasticLayer
-from keras_plasticity.layers.weight_view import WeightView
+from keras_plasticity.units.weight_view import WeightView
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")

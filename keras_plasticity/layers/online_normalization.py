@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
-from keras_plasticity.layers import backward_pass
+from keras_plasticity.units import backward_pass
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")

@@ -3,8 +3,8 @@
 import keras
 
 from keras_plasticity import keras_compat
-from keras_plasticity.layers.unit_statistics import UnitStatistics
-from keras_plasticity.layers.weight_view import WeightView
+from keras_plasticity.units.unit_statistics import UnitStatistics
+from keras_plasticity.units.weight_view import WeightView
 
 
 class PlasticLayer:

@@ -10,7 +10,6 @@ from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity import graph
 from keras_plasticity import keras_compat
-from keras_plasticity.layers.weight_view import WeightView
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.new_weights import part_initializer
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
@@ -19,6 +18,7 @@ from keras_plasticity.optimizers.optimizer_wrapper import is_number
 from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
 from keras_plasticity.optimizers.optimizer_wrapper import wrapped
 from keras_plasticity.types import Tensor
+from keras_plasticity.units.weight_view import WeightView
 
 _UTILITIES = {
     "contribution": functional.contribution,

@@ -12,7 +12,7 @@ import threading
 
 import keras
 
-from keras_plasticity.layers.weight_view import WeightView
+from keras_plasticity.units.weight_view import WeightView
 
 # Who listens changes the class of all optimizers: one thread at a time.
 _LISTENING = threading.RLock()

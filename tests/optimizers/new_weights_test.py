@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_plasticity.layers.weight_view import WeightView
 from keras_plasticity.optimizers.new_weights import part_initializer
+from keras_plasticity.units.weight_view import WeightView
 from tests.helpers import to_numpy
 
 _INITIALIZERS = {

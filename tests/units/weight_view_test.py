@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_plasticity import backend
-from keras_plasticity.layers.weight_view import WeightView
+from keras_plasticity.units.weight_view import WeightView
 from tests.helpers import to_numpy
 
 # Shape of the weight, shape it is seen in, and the axes that are counted.

@@ -4,8 +4,8 @@ import pytest
 from keras import ops
 
 from keras_plasticity import backend
-from keras_plasticity.layers.feature_map import FeatureMap
-from keras_plasticity.layers.weight_view import WeightView
+from keras_plasticity.units.feature_map import FeatureMap
+from keras_plasticity.units.weight_view import WeightView
 from tests.helpers import to_numpy
 
 # The unit of each feature, and the number of units.

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
-from keras_plasticity.layers import backward_pass
+from keras_plasticity.units import backward_pass
 
 _UNIT_STATISTICS = ("utility", "age", "mean_activation")
 _INPUT_STATISTICS = (

@@ -1,0 +1,1 @@
+"""How units lie in weights and features, and the statistics kept of them."""
