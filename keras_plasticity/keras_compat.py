@@ -4,6 +4,7 @@ Tested with Keras 3.15.1.
 """
 
 import contextlib
+import threading
 
 import keras
 from keras.src.backend.common import global_state
@@ -132,3 +133,60 @@ def build_for_training(model, x, y):
         y: Array, one batch of targets.
     """
     model._symbolic_build(data_batch=(x, y))
+
+
+# Whoever listens changes the class of all optimizers: one thread at a time.
+_LISTENING = threading.RLock()
+
+
+@contextlib.contextmanager
+def listen_to_slots(note_variable, note_slot):
+    """Context in which the variables that optimizers add are noted.
+
+    All optimizers: a `MultiOptimizer` may make others while it builds. A
+    listener must not add variables to an optimizer.
+
+    Args:
+        note_variable: Function `(optimizer, variable)`, called after each
+            `add_variable`.
+        note_slot: Function `(optimizer, slot, reference_variable,
+            initializer)`, called after each `add_variable_from_reference`.
+    """
+    kind = keras.optimizers.Optimizer
+
+    def add_variable(optimizer, *args, **kwargs):
+        variable = super(kind, optimizer).add_variable(*args, **kwargs)
+        note_variable(optimizer, variable)
+        return variable
+
+    def add_slot(optimizer, reference_variable, name=None, initializer="zeros"):
+        slot = super(kind, optimizer).add_variable_from_reference(
+            reference_variable, name=name, initializer=initializer
+        )
+        note_slot(optimizer, slot, reference_variable, initializer)
+        return slot
+
+    with _LISTENING:
+        kind.add_variable = add_variable
+        kind.add_variable_from_reference = add_slot
+        try:
+            yield
+        finally:
+            # What they hid was inherited.
+            del kind.add_variable
+            del kind.add_variable_from_reference
+
+
+def slots_that_copy(optimizer):
+    """The slots of one of Keras' optimizers that start as copies of weights.
+
+    Keras does not declare them: they are the moving averages of the weights,
+    which the first step copies, and the iterate of `ScheduleFreeAdamW`.
+    """
+    slots = []
+    if optimizer.use_ema:
+        slots += optimizer._model_variables_moving_average
+    schedule_free = getattr(keras.optimizers, "ScheduleFreeAdamW", ())
+    if isinstance(optimizer, schedule_free):
+        slots += optimizer._momentums
+    return [slot for slot in slots if slot is not None]

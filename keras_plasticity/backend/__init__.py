@@ -13,6 +13,7 @@ that replaces units needs a few things which `keras.ops` cannot say:
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on a part of
   the same batch.
+- `sum_over_replicas(values)`: sums over the same devices.
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
 - `row_magnitudes(matrix)`: sums of absolute values over the columns.
 - `gradients(loss_function, variables)`: gradients of what `loss_function()`
@@ -46,3 +47,4 @@ mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
+sum_over_replicas = _active.sum_over_replicas

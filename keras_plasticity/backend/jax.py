@@ -104,6 +104,10 @@ def mean_over_replicas(values):
     return values  # A sharded batch is one array.
 
 
+def sum_over_replicas(values):
+    return values
+
+
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return _magnitudes(matrix, 0)

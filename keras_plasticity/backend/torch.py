@@ -40,6 +40,10 @@ def mean_over_replicas(values):
     return values  # Keras trains on one device.
 
 
+def sum_over_replicas(values):
+    return values
+
+
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
     return matrix.abs().sum(dim=0)

@@ -7,10 +7,10 @@ from keras_plasticity.functional.replacement import count_digits as count_digits
 from keras_plasticity.functional.replacement import (
     least_useful_unit as least_useful_unit,
 )
-from keras_plasticity.functional.running_mean import gain as gain
 from keras_plasticity.functional.running_mean import (
     running_mean as running_mean,
 )
+from keras_plasticity.functional.running_mean import step_size as step_size
 from keras_plasticity.functional.utility import adaptation as adaptation
 from keras_plasticity.functional.utility import contribution as contribution
 from keras_plasticity.functional.utility import (
@@ -27,11 +27,11 @@ __all__ = [
     "advance_count",
     "contribution",
     "count_digits",
-    "gain",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",
     "overall",
     "running_mean",
+    "step_size",
     "weight_magnitude",
 ]

@@ -35,12 +35,12 @@ def count_digits(
     Example:
 
     >>> keras_plasticity.functional.count_digits(1e-4, units=2000)
-    (0, (10,), 100000)
+    (0, (100,), 1000000)
     """
-    places = 1
-    while 10 ** (places + 1) * (units + 2) < 2**31:
-        places += 1
-    base = 10**places
+    decimal_places = 1
+    while 10 ** (decimal_places + 1) * (units + 2) < 2**31:
+        decimal_places += 1
+    base = 10**decimal_places
     rate = Decimal(repr(float(replacement_rate)))
     whole = int(rate)
     rest = int((rate - whole) * 10**_DECIMALS)
@@ -68,11 +68,11 @@ def advance_count(
         Tuple `(due, count)`: the int32 number of whole units now due, and the
         fraction that remains.
     """
-    whole, places, base = digits
+    whole, fraction, base = digits
     carry = ops.zeros_like(mature)
     remaining = []
-    for i in reversed(range(len(places))):
-        total = count[i] + places[i] * mature + carry
+    for i in reversed(range(len(fraction))):
+        total = count[i] + fraction[i] * mature + carry
         carry = total // base
         remaining.append(total - carry * base)
     if remaining:

@@ -5,11 +5,11 @@ An exponential running mean `m <- decay * m + (1 - decay) * x` that starts at
 `1 - decay**age`. Dividing at every step gives the recursion used here, on the
 corrected mean itself:
 
-    corrected <- corrected + gain * (x - corrected),
-    gain = (1 - decay) / (1 - decay**age).
+    corrected <- corrected + step_size * (x - corrected),
+    step_size = (1 - decay) / (1 - decay**age).
 
-At age 1 the gain is 1, and it falls towards `1 - decay`. There is nothing to
-correct when the mean is read.
+At age 1 the step size is 1, and it falls towards `1 - decay`. There is nothing
+to correct when the mean is read.
 """
 
 import math
@@ -19,7 +19,7 @@ from keras import ops
 from keras_plasticity.types import Tensor
 
 
-def gain(age: Tensor, decay_rate: float) -> Tensor:
+def step_size(age: Tensor, decay_rate: float) -> Tensor:
     """Step size of the bias-corrected running mean.
 
     Args:
@@ -33,7 +33,7 @@ def gain(age: Tensor, decay_rate: float) -> Tensor:
 
     Example:
 
-    >>> ops.convert_to_numpy(keras_plasticity.functional.gain(
+    >>> ops.convert_to_numpy(keras_plasticity.functional.step_size(
     ...     ops.convert_to_tensor([1.0, 2.0]), decay_rate=0.5))
     array([1.       , 0.6666667], dtype=float32)
     """
@@ -44,15 +44,15 @@ def gain(age: Tensor, decay_rate: float) -> Tensor:
     return (1.0 - decay_rate) / remaining
 
 
-def running_mean(mean: Tensor, value: Tensor, gain: Tensor) -> Tensor:
+def running_mean(mean: Tensor, value: Tensor, step_size: Tensor) -> Tensor:
     """One step of the bias-corrected running mean.
 
     Args:
         mean: Tensor, the corrected mean before this observation.
         value: Tensor, the observation.
-        gain: Tensor, the step size: see `keras_plasticity.functional.gain`.
+        step_size: Tensor, as `keras_plasticity.functional.step_size` gives it.
 
     Returns:
         Tensor, the corrected mean with this observation in it.
     """
-    return mean + gain * (value - mean)
+    return mean + step_size * (value - mean)

@@ -27,7 +27,7 @@ class _Conv(_ChannelLayer):
         shape = shape[:-1] + (self.groups, shape[-1] // self.groups)
         return WeightView(self.kernel, shape, (rank - 1, rank - 2))
 
-    def add_constant(self, feature, constant):
+    def fold_constant_into_bias(self, feature, constant):
         view = self.feature_view()
         outgoing = keras.ops.sum(
             view.take(feature), axis=tuple(range(self.rank))
@@ -49,7 +49,7 @@ class _ConvTranspose(_ChannelLayer):
     def feature_view(self):
         return super().unit_view()
 
-    def check_takes_constants(self, producer):
+    def check_folds_constants(self, producer):
         raise ValueError(
             f"`transfer_mean=True` is not defined for layer '{self.name}': "
             "what a constant input contributes to a transposed convolution "
@@ -66,7 +66,7 @@ class _DepthwiseConv(_ChannelLayer):
     def unit_initializer(self):
         return self.depthwise_initializer
 
-    def add_constant(self, feature, constant):
+    def fold_constant_into_bias(self, feature, constant):
         view = self.feature_view()
         outgoing = keras.ops.sum(
             view.take(feature), axis=tuple(range(self.rank))
@@ -91,7 +91,10 @@ class _SeparableConv(_ChannelLayer):
     def unit_initializer(self):
         return self.pointwise_initializer
 
-    def add_constant(self, feature, constant):
+    def fold_variables(self):
+        return [*super().fold_variables(), self.pointwise_kernel]
+
+    def fold_constant_into_bias(self, feature, constant):
         depthwise = keras.ops.sum(
             self.feature_view().take(feature), axis=tuple(range(self.rank))
         )

@@ -101,7 +101,7 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
             labels.outputs, labels.unit, len(outputs.shape)
         )
 
-    def add_constant(self, feature, constant):
+    def fold_constant_into_bias(self, feature, constant):
         outgoing = self.feature_view().take(feature)
         constant = keras.ops.cast(constant, outgoing.dtype)
         view = self.bias_view()

@@ -97,8 +97,8 @@ class PlasticLayer:
         """The axis of the outputs that counts the units, not negative."""
         return len(outputs.shape) - 1
 
-    def check_takes_constants(self, producer):
-        """Raises a `ValueError` if `add_constant` is not possible."""
+    def check_folds_constants(self, producer):
+        """Raises a `ValueError` if constants cannot be folded into the bias."""
         if self.bias_view() is None:
             raise ValueError(
                 "`transfer_mean=True` moves the mean contribution of the units "
@@ -107,7 +107,12 @@ class PlasticLayer:
                 "`use_bias=True`, or set `transfer_mean=False`."
             )
 
-    def add_constant(self, feature, constant):
+    def fold_variables(self) -> list[keras.Variable]:
+        """The variables that `fold_constant_into_bias` reads or assigns."""
+        bias = [] if self.bias is None else [self.bias]
+        return [self.feature_view().variable, *bias]
+
+    def fold_constant_into_bias(self, feature, constant):
         """Adds to the bias what a constant input feature would contribute.
 
         Args:

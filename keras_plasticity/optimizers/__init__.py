@@ -3,17 +3,29 @@
 from keras_plasticity.optimizers.continual_backprop import (
     ContinualBackprop as ContinualBackprop,
 )
+from keras_plasticity.optimizers.hidden_units import HiddenUnits as HiddenUnits
+from keras_plasticity.optimizers.hidden_units import Outgoing as Outgoing
 from keras_plasticity.optimizers.l2 import L2 as L2
+from keras_plasticity.optimizers.optimizer_wrapper import (
+    OptimizerWrapper as OptimizerWrapper,
+)
 from keras_plasticity.optimizers.shrink_and_perturb import (
     ShrinkAndPerturb as ShrinkAndPerturb,
 )
 from keras_plasticity.optimizers.shrink_and_perturb import (
     ShrinkAndPerturbByInitializer as ShrinkAndPerturbByInitializer,
 )
+from keras_plasticity.optimizers.unit_reset_optimizer import (
+    UnitResetOptimizer as UnitResetOptimizer,
+)
 
 __all__ = [
     "ContinualBackprop",
+    "HiddenUnits",
     "L2",
+    "OptimizerWrapper",
+    "Outgoing",
     "ShrinkAndPerturb",
     "ShrinkAndPerturbByInitializer",
+    "UnitResetOptimizer",
 ]

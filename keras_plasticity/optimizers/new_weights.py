@@ -1,4 +1,4 @@
-"""Fresh draws of one unit's weights from a layer's own initializer."""
+"""Draws of one unit's weights from a layer's own initializer."""
 
 import math
 
@@ -27,40 +27,52 @@ _VARIANCE_SCALING = (
 _TRUNCATED_STDDEV = 0.87962566103423978
 
 
-def part_initializer(initializer, view, seed_generator):
-    """Makes a function that draws one unit's part of a weight.
+class PartInitializer:
+    """Draws one unit's part of a weight.
 
     The initializer is copied with `seed_generator` for its seed: a seeded
     Keras initializer returns the same numbers at every call.
 
+    A draw costs as much as the numbers of one unit, except for initializers
+    whose numbers depend on each other or on their position (orthogonal,
+    identity, an array, a function): these draw the whole weight, of which the
+    unit's own part is taken.
+
     Args:
         initializer: A Keras initializer, or a function `(shape, dtype)`.
-        view: `WeightView` that counts units.
-        seed_generator: `keras.random.SeedGenerator` to draw from.
-
-    Returns:
-        Function `(shape, dtype) -> tensor`, where `shape` is that of a part
-        of the view. It costs as much as that many numbers, except for
-        initializers that cannot be drawn in parts (orthogonal, identity, a
-        function of one's own): these draw the whole weight, of which the last
-        unit's part is taken.
+        shape: Tuple, of the whole weight.
+        seed_generator: `keras.random.SeedGenerator` to draw from. By default
+            the initializer's own seed is used.
     """
-    whole = tuple(view.variable.shape)
-    independent = independent_initializer(initializer, whole, seed_generator)
-    if independent is not None:
-        return independent
-    if isinstance(initializer, keras.initializers.Initializer):
-        initializer = _reseed(initializer, seed_generator)
 
-    def draw_whole(shape, dtype):
-        weights = keras.ops.reshape(initializer(whole, dtype), view.shape)
-        last = tuple(
-            -1 if axis in view.axes else slice(None)
-            for axis in range(len(view.shape))
+    def __init__(self, initializer, shape, seed_generator=None):
+        self._shape = shape
+        independent = independent_initializer(
+            initializer, shape, seed_generator
         )
-        return keras.ops.reshape(weights[last], shape)
+        self._draws_whole = independent is None
+        if independent is not None:
+            initializer = independent
+        elif isinstance(initializer, keras.initializers.Initializer):
+            initializer = _reseed(initializer, seed_generator)
+        self._initializer = initializer
 
-    return draw_whole
+    def __call__(self, view, index, dtype=None):
+        """Draws the part of a weight that belongs to one index of a view.
+
+        Args:
+            view: `WeightView` of the weight.
+            index: Integer scalar tensor.
+            dtype: String. Defaults to that of the weight.
+
+        Returns:
+            Tensor of shape `view.part_shape`.
+        """
+        dtype = view.variable.dtype if dtype is None else dtype
+        if self._draws_whole:
+            whole = self._initializer(self._shape, dtype)
+            return view.take_from(keras.ops.convert_to_tensor(whole), index)
+        return self._initializer(view.part_shape, dtype)
 
 
 def independent_initializer(initializer, shape, seed_generator=None):
@@ -91,7 +103,7 @@ def _is_scalar(value):
 
 def _reseed(initializer, seed_generator):
     config = initializer.get_config()
-    if "seed" not in config:
+    if "seed" not in config or seed_generator is None:
         return initializer
     return type(initializer)(**{**config, "seed": seed_generator})
 

@@ -1,4 +1,4 @@
-"""What all optimizer wrappers share."""
+"""Base class of optimizers that wrap another optimizer."""
 
 import copy
 import math
@@ -15,14 +15,53 @@ from keras_plasticity.types import Tensor
 class OptimizerWrapper(keras.optimizers.Optimizer):
     """Base class of optimizers that add something to another optimizer's step.
 
+    It is the base class for regularizers, projections and noise: methods that
+    change the gradients before the inner optimizer's step, or the weights
+    after it. (Methods that replace units derive from
+    `keras_plasticity.optimizers.UnitResetOptimizer`.)
+
     Whatever a Keras optimizer offers (learning rate, clipping, weight decay,
     gradient accumulation, moving averages, loss scaling) is set on the inner
     optimizer, and works. A subclass overrides `make_step`, which calls
-    `apply_inner`.
+    `apply_inner`; `build`, if it has variables; and `get_config`.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
         name: String, the optimizer's name.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_package")
+    class L2Init(keras_plasticity.optimizers.OptimizerWrapper):
+        # Pulls all weights towards their initial values.
+
+        def __init__(self, inner_optimizer, strength=1e-3, **kwargs):
+            super().__init__(inner_optimizer, **kwargs)
+            self.strength = strength
+
+        def build(self, variables):
+            if self.built:
+                return
+            super().build(variables)
+            self._initial = {
+                v.path: self.add_copy(v, "initial")
+                for v in variables
+                if not self.is_statistic(v)
+            }
+
+        def make_step(self, grads, variables):
+            grads = [
+                g
+                if g is None or self.is_statistic(v)
+                else g + self.strength * (v.value - self._initial[v.path].value)
+                for g, v in zip(grads, variables)
+            ]
+            self.apply_inner(grads, variables)
+
+        def get_config(self):
+            return {**super().get_config(), "strength": self.strength}
+    ```
     """
 
     # A subclass that draws random numbers sets it. Its state is among the
@@ -49,6 +88,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             )
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
+        # The ids of the variables of `add_copy`.
+        self.copy_ids = set()
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -77,6 +118,43 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             + ([] if seeds is None else [seeds.state])
             + self.inner_optimizer.variables
         )
+
+    def add_copy(
+        self, reference_variable: keras.Variable, name: str = "copy"
+    ) -> keras.Variable:
+        """Adds a variable that starts as a copy of a model variable.
+
+        Where a unit is replaced, the copy's entries start again as copies of
+        the new weights. (Variables of `add_variable_from_reference` return to
+        their initializer's values.) To be called in `build`.
+
+        Args:
+            reference_variable: `keras.Variable` of the model.
+            name: String, the end of the new variable's name.
+
+        Returns:
+            `keras.Variable` of the same shape and dtype.
+        """
+        copy = self.add_variable_from_reference(reference_variable, name=name)
+        copy.assign(reference_variable)
+        self.copy_ids.add(id(copy))
+        return copy
+
+    @staticmethod
+    def is_statistic(variable: keras.Variable) -> bool:
+        """Whether a trainable variable is no weight.
+
+        The statistics of plastic layers are among the trainable variables of
+        a model, but the "gradient" of such a variable is its new value. They
+        are handed on to the inner optimizer as they are.
+
+        Args:
+            variable: `keras.Variable` of the model.
+
+        Returns:
+            Boolean.
+        """
+        return is_overwritten(variable)
 
     def apply(
         self,

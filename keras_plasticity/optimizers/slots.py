@@ -1,4 +1,4 @@
-"""The inner optimizer's slots: which belong to a variable, and how they begin.
+"""Maps each model variable to its optimizer slots and their initial values.
 
 Keras optimizers keep their momenta and the like in lists by position, under
 names of their own. But every slot is made by `add_variable_from_reference`, a
@@ -8,14 +8,13 @@ optimizer builds finds the slots of any optimizer, without knowing it.
 
 import contextlib
 import dataclasses
-import threading
 
 import keras
 
+from keras_plasticity import keras_compat
+from keras_plasticity.optimizers.new_weights import PartInitializer
+from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.units.weight_view import WeightView
-
-# Who listens changes the class of all optimizers: one thread at a time.
-_LISTENING = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +25,13 @@ class Slot:
         variable: `keras.Variable`, the slot.
         axes: Tuple, for each axis of the slot the axis of the model variable
             it belongs to.
-        initializer: Keras initializer of the slot; `None` if it starts as a
+        initializer: `PartInitializer` of the slot; `None` if it starts as a
             copy of the model variable.
     """
 
     variable: keras.Variable
     axes: tuple
-    initializer: object
+    initializer: PartInitializer | None
 
     def reset(self, view, index, value):
         """Sets the entries of one unit or feature back to their beginning.
@@ -47,7 +46,7 @@ class Slot:
             if view is None:
                 return
         if self.initializer is not None:
-            value = self.initializer(view.part_shape, self.variable.dtype)
+            value = self.initializer(view, index, self.variable.dtype)
         view.assign_in(self.variable, index, value)
 
     def _view_of_factor(self, view):
@@ -57,8 +56,7 @@ class Slot:
         (axis,) = view.axes
         if axis not in self.axes:
             return None
-        shape = tuple(self.variable.shape)
-        return WeightView(self.variable, shape, (self.axes.index(axis),))
+        return WeightView.of(self.variable, self.axes.index(axis))
 
 
 class SlotTable:
@@ -73,65 +71,58 @@ class SlotTable:
 
     @contextlib.contextmanager
     def listen(self):
-        """Context in which the slots that optimizers make are noted.
-
-        All optimizers: a `MultiOptimizer` may make others while it builds.
-        """
-        kind = keras.optimizers.Optimizer
+        """Context in which the slots that optimizers make are noted."""
+        optimizers = {}
         # Adafactor makes the two factors of its second moment, which have the
         # shape of the variable less one axis, just before its full-shape slot.
         unclaimed = {}
 
-        def note_variable(optimizer, *args, **kwargs):
-            variable = super(kind, optimizer).add_variable(*args, **kwargs)
+        def note_variable(optimizer, variable):
             unclaimed.setdefault(id(optimizer), []).append(variable)
-            return variable
 
-        def note_slot(
-            optimizer, reference_variable, name=None, initializer="zeros"
-        ):
+        def note_slot(optimizer, slot, reference, initializer):
+            optimizers[id(optimizer)] = optimizer
             before = unclaimed.pop(id(optimizer), [])
-            slot = super(kind, optimizer).add_variable_from_reference(
-                reference_variable, name=name, initializer=initializer
-            )
-            unclaimed.pop(id(optimizer), None)
-            if _starts_as_copy(optimizer, name):
-                initializer = None
-            else:
-                initializer = keras.initializers.get(initializer)
-            rank = len(reference_variable.shape)
-            found = [Slot(slot, tuple(range(rank)), initializer)]
-            zeros = keras.initializers.Zeros()
-            found += [
-                Slot(factor, axes, zeros)
-                for factor, axes in zip(before, _factor_axes(rank))
-                if tuple(factor.shape)
-                == tuple(reference_variable.shape[i] for i in axes)
+            # A slot is made by `add_variable`, too.
+            factors = [each for each in before if each is not slot]
+            shape = tuple(reference.shape)
+            found = [
+                Slot(
+                    slot,
+                    tuple(range(len(shape))),
+                    PartInitializer(keras.initializers.get(initializer), shape),
+                )
             ]
-            self._slots.setdefault(id(reference_variable), []).extend(found)
-            return slot
+            found += [
+                Slot(
+                    factor,
+                    axes,
+                    PartInitializer(
+                        keras.initializers.Zeros(), tuple(factor.shape)
+                    ),
+                )
+                for factor, axes in zip(factors, _factor_axes(len(shape)))
+                if tuple(factor.shape) == tuple(shape[i] for i in axes)
+            ]
+            self._slots.setdefault(id(reference), []).extend(found)
 
-        with _LISTENING:
-            kind.add_variable = note_variable
-            kind.add_variable_from_reference = note_slot
-            try:
-                yield
-            finally:
-                # What they hid was inherited.
-                del kind.add_variable
-                del kind.add_variable_from_reference
+        with keras_compat.listen_to_slots(note_variable, note_slot):
+            yield
+        copies = set().union(*map(_copies, optimizers.values()))
+        for slots in self._slots.values():
+            slots[:] = [
+                dataclasses.replace(slot, initializer=None)
+                if id(slot.variable) in copies
+                else slot
+                for slot in slots
+            ]
 
 
-def _starts_as_copy(optimizer, name):
-    """Whether a slot begins as a copy of its variable.
-
-    Moving averages of the weights do (their first step copies), and the
-    iterate that ScheduleFreeAdamW keeps under the name of a momentum.
-    """
-    schedule_free = getattr(keras.optimizers, "ScheduleFreeAdamW", ())
-    return name == "average" or (
-        name == "momentum" and isinstance(optimizer, schedule_free)
-    )
+def _copies(optimizer):
+    """The ids of the slots that start as copies of their variables."""
+    if isinstance(optimizer, OptimizerWrapper):
+        return optimizer.copy_ids
+    return {id(slot) for slot in keras_compat.slots_that_copy(optimizer)}
 
 
 def _factor_axes(rank):

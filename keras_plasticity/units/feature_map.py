@@ -80,8 +80,8 @@ class FeatureMap:
             return values
         return ops.where(is_unit, values, other)
 
-    def places(self, view, unit):
-        """Where in a weight that counts features those of a unit lie.
+    def slices(self, view, unit):
+        """The slices of a weight that belong to the features of one unit.
 
         Args:
             view: `WeightView` that counts features.

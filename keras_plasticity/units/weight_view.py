@@ -30,6 +30,11 @@ class WeightView:
     shape: tuple
     axes: tuple
 
+    @classmethod
+    def of(cls, variable, axis):
+        """The view of a variable in its own shape that counts one axis."""
+        return cls(variable, tuple(variable.shape), (axis,))
+
     @property
     def size(self):
         """How many there are to count."""
@@ -53,17 +58,21 @@ class WeightView:
         magnitude = ops.mean(abs(ops.cast(weights, "float32")), axis=others)
         # What is left has its axes in the order of the weight.
         order = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        places = [order.index(i) for i in range(len(order))]
-        if places != list(range(len(places))):
-            magnitude = ops.transpose(magnitude, places)
+        axes = [order.index(i) for i in range(len(order))]
+        if axes != list(range(len(axes))):
+            magnitude = ops.transpose(magnitude, axes)
         return ops.reshape(magnitude, (self.size,))
 
     def take(self, index):
         """The entries of one index, of shape `part_shape`."""
-        part = ops.reshape(ops.convert_to_tensor(self.variable), self.shape)
-        places = self._places(index)
-        for axis, place in sorted(zip(self.axes, places), reverse=True):
-            part = ops.take(part, place, axis=axis)
+        return self.take_from(ops.convert_to_tensor(self.variable), index)
+
+    def take_from(self, values, index):
+        """The entries of one index of a tensor of the weight's own shape."""
+        part = ops.reshape(values, self.shape)
+        indices = self._indices(index)
+        for axis, i in sorted(zip(self.axes, indices), reverse=True):
+            part = ops.take(part, i, axis=axis)
         return part
 
     def assign(self, index, value):
@@ -73,17 +82,17 @@ class WeightView:
     def assign_in(self, variable, index, value):
         """Writes into another variable of the weight's own shape."""
         backend.assign_part(
-            variable, self.shape, self.axes, self._places(index), value
+            variable, self.shape, self.axes, self._indices(index), value
         )
 
-    def _places(self, index):
-        """An index as one integer for each axis."""
-        places = []
+    def _indices(self, index):
+        """An index as one integer for each counted axis."""
+        indices = []
         for axis in reversed(self.axes):
             size = self.shape[axis]
-            places.append(index if axis == self.axes[0] else index % size)
+            indices.append(index if axis == self.axes[0] else index % size)
             index = index // size
-        return tuple(reversed(places))
+        return tuple(reversed(indices))
 
     def split(self, axis_sizes, counted):
         """The view in which a single counted axis is split in two.

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_plasticity.optimizers.new_weights import part_initializer
+from keras_plasticity.optimizers.new_weights import PartInitializer
 from keras_plasticity.units.weight_view import WeightView
 from tests.helpers import to_numpy
 
@@ -34,10 +34,9 @@ _INITIALIZERS = {
 def _draw(initializer, shape, times):
     variable = keras.Variable(np.zeros(shape))
     view = WeightView(variable, shape, (len(shape) - 1,))
-    draw = part_initializer(initializer, view, keras.random.SeedGenerator(3))
-    return np.stack(
-        [to_numpy(draw(view.part_shape, "float32")) for _ in range(times)]
-    )
+    draw = PartInitializer(initializer, shape, keras.random.SeedGenerator(3))
+    unit = keras.ops.convert_to_tensor(1)
+    return np.stack([to_numpy(draw(view, unit)) for _ in range(times)])
 
 
 # Of a dense layer, and of a convolution.
@@ -83,13 +82,18 @@ def test_function():
             keras.ops.arange(np.prod(shape), dtype=dtype), shape
         )
 
-    np.testing.assert_array_equal(_draw(ramp, (3, 4), 1)[0], [3, 7, 11])
+    np.testing.assert_array_equal(_draw(ramp, (3, 4), 1)[0], [1, 5, 9])
 
 
-def test_constant_array_gives_its_last_column():
-    value = np.arange(6.0).reshape(3, 2)
-    parts = _draw(keras.initializers.Constant(value), (3, 2), 1)
-    np.testing.assert_array_equal(parts[0], [1, 3, 5])
+def test_constant_array_gives_the_units_own_column():
+    value = np.arange(9.0).reshape(3, 3)
+    parts = _draw(keras.initializers.Constant(value), (3, 3), 1)
+    np.testing.assert_array_equal(parts[0], [1, 4, 7])
+
+
+def test_identity_gives_the_units_own_column():
+    parts = _draw(keras.initializers.Identity(), (4, 3), 2)
+    np.testing.assert_array_equal(parts, [[0, 1, 0, 0]] * 2)
 
 
 @pytest.mark.parametrize("initializer", ["zeros", "ones"])

@@ -73,7 +73,7 @@ def test_to_features(units_of_features, units):
     [(name, 1) for name in _MAPS]
     + [(name, 2) for name, (units, _) in _MAPS.items() if len(units) % 2 == 0],
 )
-def test_places(name, groups):
+def test_slices(name, groups):
     units_of_features, units = _MAPS[name]
     features = len(units_of_features)
     # The kernel of a convolution at two positions, with two units.
@@ -84,9 +84,9 @@ def test_places(name, groups):
     for unit in range(units):
         kernel = keras.Variable(np.ones((2, features // groups, 2)))
         view = WeightView(kernel, shape, axes)
-        places = feature_map.places(view, ops.convert_to_tensor(unit))
+        slices = feature_map.slices(view, ops.convert_to_tensor(unit))
         with backend.no_gradient():
-            for each, index in places:
+            for each, index in slices:
                 each.assign(index, ops.zeros(each.part_shape))
         # All entries of the unit's features are zero, and no others.
         for feature in range(features):

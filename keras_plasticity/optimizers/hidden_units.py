@@ -1,0 +1,269 @@
+"""The replaceable units of one layer, and all that belongs to them."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_plasticity import functional
+from keras_plasticity.layers.plastic_layer import PlasticLayer
+from keras_plasticity.optimizers.new_weights import PartInitializer
+from keras_plasticity.optimizers.observations import ConsumerInputs
+from keras_plasticity.types import Tensor
+from keras_plasticity.units.feature_map import FeatureMap
+from keras_plasticity.units.weight_view import WeightView
+
+
+class Outgoing(NamedTuple):
+    """The connection from a layer's units to one layer that consumes them.
+
+    Attributes:
+        consumer: The plastic layer that reads the units.
+        inputs: `ConsumerInputs`, what the consumer observes of its inputs.
+        feature_map: `FeatureMap` from the consumer's input features to units.
+        view: `WeightView` of the consumer's weights, which counts features.
+    """
+
+    consumer: PlasticLayer
+    inputs: ConsumerInputs
+    feature_map: FeatureMap
+    view: WeightView
+
+    @property
+    def weights_per_unit(self):
+        """How many of the consumer's weights belong to one unit."""
+        features_per_unit = self.feature_map.features / self.feature_map.units
+        return features_per_unit * math.prod(self.view.part_shape)
+
+
+class HiddenUnits:
+    """The units of one plastic layer that an optimizer may replace.
+
+    A `UnitResetOptimizer` makes one for each layer whose units are read by
+    other plastic layers, and hands it to its methods. All quantities are
+    tensors or variables of shape `(size,)`, one entry for each unit.
+
+    Attributes:
+        layer: The plastic layer.
+        size: Integer, the number of units.
+        outgoing: List of `Outgoing`, one for each layer that reads the units.
+        age: `keras.Variable`, float32: updates since each unit was created.
+        utility: `keras.Variable`, float32: what `layer.utility` shows.
+        mean_activation: `keras.Variable`, float32.
+        variables: List of all variables that belong to the units, those of
+            `add_variable` included.
+    """
+
+    def __init__(self, optimizer, connections, inputs_of, slots):
+        statistics = connections.layer.statistics
+        self.layer = connections.layer
+        self.size = statistics.units
+        self.age = statistics.age
+        self.utility = statistics.utility
+        self.mean_activation = statistics.mean_activation
+        self.outgoing = []
+        for consumer, feature_map in connections.consumers.items():
+            inputs = inputs_of[id(consumer)]
+            inputs.add_producer(self, feature_map)
+            self.outgoing.append(
+                Outgoing(consumer, inputs, feature_map, consumer.feature_view())
+            )
+        self._optimizer = optimizer
+        self._slots = slots
+        self._slots_to_reset = optimizer.slots_to_reset()
+        seed_generator = optimizer._seed_generator
+
+        def part_initializer(initializer, variable):
+            shape = tuple(variable.shape)
+            return PartInitializer(initializer, shape, seed_generator)
+
+        self._unit_view = self.layer.unit_view()
+        self._draw_kernel = part_initializer(
+            self.layer.unit_initializer(), self._unit_view.variable
+        )
+        self._bias_view = self.layer.bias_view()
+        if self._bias_view is not None:
+            self._draw_bias = part_initializer(
+                self.layer.bias_initializer, self._bias_view.variable
+            )
+        # Such as the gamma and beta of a normalization layer.
+        self._parameters = [
+            (
+                WeightView.of(parameter.variable, parameter.axis),
+                parameter.feature_map,
+                part_initializer(parameter.initializer, parameter.variable),
+            )
+            for parameter in connections.parameters
+        ]
+        self._path = self.layer.path.replace("/", "_")
+        # Variables that begin again with a new unit, and how.
+        self._restarting = [
+            (variable, ops.zeros)
+            for variable in (self.utility, self.age, self.mean_activation)
+        ]
+        self.variables = [variable for variable, _ in self._restarting]
+        self.num_replaced = self.add_variable("num_replaced", (), "int32")
+
+    def add_variable(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        dtype: str = "float32",
+        initializer: str | keras.initializers.Initializer = "zeros",
+        restarts: bool = False,
+    ) -> keras.Variable:
+        """Adds a variable of the optimizer that belongs to these units.
+
+        Args:
+            name: String, unique among the variables of these units.
+            shape: Tuple of integers. Defaults to `(size,)`.
+            dtype: String. Defaults to `"float32"`.
+            initializer: Keras initializer or its name. Defaults to `"zeros"`.
+            restarts: Boolean, whether the entry of a replaced unit returns to
+                its initial value. The first axis has to count units then.
+                Defaults to `False`.
+
+        Returns:
+            `keras.Variable`, saved and restored with the optimizer.
+        """
+        initializer = keras.initializers.get(initializer)
+        variable = self._optimizer.add_variable(
+            shape=(self.size,) if shape is None else shape,
+            dtype=dtype,
+            initializer=initializer,
+            name=f"{self._path}_{name}",
+        )
+        self.variables.append(variable)
+        if restarts:
+            self._restarting.append((variable, initializer))
+        return variable
+
+    def incoming_magnitude(self) -> Tensor:
+        """Mean absolute incoming weight of each unit."""
+        return self._unit_view.mean_magnitude()
+
+    def activation_magnitude(self) -> Tensor:
+        """Mean |activation| of each unit in this update.
+
+        The mean is over the examples, over all positions, and over the layers
+        that read the unit. `"activation_magnitude"` has to be observed.
+        """
+        return self.mean_over_consumers(
+            lambda outgoing: outgoing.inputs.statistics.input_magnitude.value
+        )
+
+    def fired(self) -> Tensor:
+        """Whether each unit fired in this update: a boolean tensor.
+
+        A unit fires if it is active (its pre-activation is positive) for at
+        least one example, at one position, as one of the layers that read it
+        receives it. `"firing"` has to be observed.
+        """
+        firing = self.mean_over_consumers(
+            lambda outgoing: outgoing.inputs.statistics.input_firing.value
+        )
+        return firing > 0.0
+
+    def num_examples(self) -> Tensor:
+        """Examples in this update: an int32 scalar tensor.
+
+        `"num_examples"` has to be observed.
+        """
+        statistics = self.outgoing[0].inputs.statistics
+        number = ops.reshape(statistics.num_examples.value, ())
+        return ops.cast(ops.round(number), "int32")
+
+    def mean_over_consumers(
+        self,
+        function: Callable[[Outgoing], Tensor],
+        by_weights: bool = False,
+    ) -> Tensor:
+        """Mean of what the layers that read the units say of them.
+
+        Args:
+            function: Function of an `Outgoing` that returns a tensor of shape
+                `(features,)`, one entry for each input feature.
+            by_weights: Boolean, whether a layer's word counts by the number of
+                weights that leave a unit for it. Defaults to `False`: by the
+                number of layers.
+
+        Returns:
+            Tensor of shape `(size,)`.
+        """
+        values = [
+            outgoing.feature_map.to_units(function(outgoing))
+            for outgoing in self.outgoing
+        ]
+        if len(values) == 1:
+            return values[0]
+        if not by_weights:
+            return sum(value * (1.0 / len(values)) for value in values)
+        weights = [outgoing.weights_per_unit for outgoing in self.outgoing]
+        total = sum(weights)
+        return sum(v * (w / total) for v, w in zip(values, weights))
+
+    def touched_variables(self):
+        """The variables that replacing a unit reads or assigns, each once."""
+        weights = [self._unit_view.variable]
+        if self._bias_view is not None:
+            weights.append(self._bias_view.variable)
+        weights += [outgoing.view.variable for outgoing in self.outgoing]
+        weights += [view.variable for view, _, _ in self._parameters]
+        variables = self.variables + weights
+        for outgoing in self.outgoing:
+            variables.append(outgoing.inputs.statistics.input_offset)
+            variables += outgoing.consumer.fold_variables()
+        if self._slots is not None:
+            for weight in weights:
+                variables += [s.variable for s in self._slots.of(weight)]
+        return each_once(variables)
+
+    def replace(self, unit: Tensor):
+        """Gives one unit a new start.
+
+        Its incoming weights, its bias and the parameters of normalization on
+        its way are drawn again by their initializers, its outgoing weights
+        become zero, and so do its statistics.
+
+        Args:
+            unit: Integer scalar tensor, the unit's index.
+        """
+        self._draw("incoming", self._unit_view, unit, self._draw_kernel)
+        if self._bias_view is not None:
+            self._draw("bias", self._bias_view, unit, self._draw_bias)
+        for view, feature_map, draw in self._parameters:
+            for each, index in feature_map.slices(view, unit):
+                self._draw("bias", each, index, draw)
+        for outgoing in self.outgoing:
+            for view, index in outgoing.feature_map.slices(outgoing.view, unit):
+                self._assign(
+                    "outgoing",
+                    view,
+                    index,
+                    ops.zeros(view.part_shape, view.variable.dtype),
+                )
+            offset = WeightView.of(outgoing.inputs.statistics.input_offset, 0)
+            for view, index in outgoing.feature_map.slices(offset, unit):
+                view.assign(index, ops.zeros(view.part_shape))
+        for variable, initializer in self._restarting:
+            view = WeightView.of(variable, 0)
+            view.assign(unit, initializer(view.part_shape, variable.dtype))
+
+    def _draw(self, kind, view, index, draw):
+        self._assign(kind, view, index, draw(view, index))
+
+    def _assign(self, kind, view, index, value):
+        view.assign(index, value)
+        if self._slots is not None and kind in self._slots_to_reset:
+            for slot in self._slots.of(view.variable):
+                slot.reset(view, index, value)
+
+    def next_step_size(self, decay_rate):
+        """Step sizes of the running means at the next update."""
+        return functional.step_size(self.age.value + 1.0, decay_rate)
+
+
+def each_once(objects):
+    return list({id(each): each for each in objects}.values())

@@ -1,0 +1,479 @@
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_plasticity import backend
+from keras_plasticity import graph
+from keras_plasticity import keras_compat
+from keras_plasticity.optimizers import slots
+from keras_plasticity.optimizers.hidden_units import HiddenUnits
+from keras_plasticity.optimizers.hidden_units import each_once
+from keras_plasticity.optimizers.observations import ConsumerInputs
+from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.optimizer_wrapper import innermost
+from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
+from keras_plasticity.optimizers.optimizer_wrapper import wrapped
+from keras_plasticity.types import Tensor
+from keras_plasticity.units.unit_statistics import OBSERVATIONS
+
+
+class UnitResetOptimizer(OptimizerWrapper):
+    """Base class of optimizers that give some hidden units a new start.
+
+    After each update by the inner optimizer, for each layer whose units other
+    plastic layers read, a method decides which units to replace. All that
+    methods have in common is done here: who reads whom is found from the
+    model, the layers are told what to observe, replaced units get new incoming
+    weights from the layer's own initializers, zero outgoing weights, and fresh
+    entries in the inner optimizer's slots.
+
+    A method names the observations it needs in `observed`, and overrides
+
+    - `add_state(units)`: adds variables, when the optimizer is built;
+    - `update_statistics(units)`: takes in an update's observations;
+    - either, in `update_statistics`, calls `self.mark(units, mask)` with the
+        units to be replaced in this update,
+    - or overrides `num_due(units)` and `choose(units)`: how many units are due
+        now, and the index of the next one of them.
+
+    Statistics of all layers are updated before any unit is replaced. Then
+    units are replaced layer by layer, in the order of the model.
+
+    One update is one step that the inner optimizer makes: with gradient
+    accumulation, units age once per accumulated step, on what was observed
+    since the last one; a step that loss scaling skips counts for nothing.
+    Layers with `trainable=False` are never changed: neither their units nor
+    those that they read are replaced.
+
+    All methods are traced and compiled: they compute with `keras.ops` on the
+    values of variables, and assign to variables.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap, not yet
+            built.
+        reset_optimizer_state: Boolean, whether the entries of a replaced unit
+            in the slots of the inner optimizer (momentum, velocity, ...)
+            return to their initial values. Defaults to `True`.
+        seed: Integer, of the new weights. Drawn at random by default.
+        name: String, the optimizer's name.
+
+    Attributes:
+        observed: Tuple of strings, what the method needs to know of the units
+            in each update: any of `"activation_mean"`,
+            `"activation_magnitude"`, `"activation_deviation"` (from the
+            running mean), `"firing"` and `"num_examples"`. See
+            `keras_plasticity.optimizers.HiddenUnits`.
+        decay_rate: Float in [0, 1), of the running mean activation. Of use
+            with `"activation_mean"` or `"activation_deviation"`.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_package")
+    class ReplaceSilent(keras_plasticity.optimizers.UnitResetOptimizer):
+        # Replaces units that have not fired for `patience` updates.
+
+        observed = ("firing",)
+
+        def __init__(self, inner_optimizer, patience=1000, **kwargs):
+            super().__init__(inner_optimizer, **kwargs)
+            self.patience = patience
+
+        def add_state(self, units):
+            units.silence = units.add_variable("silence", restarts=True)
+
+        def update_statistics(self, units):
+            silence = ops.where(units.fired(), 0.0, units.silence.value + 1.0)
+            units.silence.assign(silence)
+            self.mark(units, silence >= self.patience)
+
+        def get_config(self):
+            return {**super().get_config(), "patience": self.patience}
+    ```
+    """
+
+    observed: tuple[str, ...] = ()
+    decay_rate = 0.99
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        reset_optimizer_state: bool = True,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        _check_not_nested(self, inner_optimizer)
+        self.reset_optimizer_state = reset_optimizer_state
+        self.seed = seed
+        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._network = _Network()
+
+    def add_state(self, units: HiddenUnits):
+        """Adds the method's variables for the units of one layer.
+
+        Args:
+            units: `HiddenUnits`. A variable of `units.add_variable` may be
+                kept as an attribute of `units`.
+        """
+
+    def update_statistics(self, units: HiddenUnits):
+        """Takes in what was observed of the units of one layer in an update.
+
+        Their age has been counted up already.
+
+        Args:
+            units: `HiddenUnits`.
+        """
+        raise NotImplementedError
+
+    def mark(self, units: HiddenUnits, mask: Tensor):
+        """Says which units are to be replaced in this update.
+
+        Args:
+            units: `HiddenUnits`.
+            mask: Boolean tensor of shape `(units.size,)`.
+        """
+        units.marks.assign(ops.cast(mask, "int32"))
+
+    def num_due(self, units: HiddenUnits) -> Tensor:
+        """Number of units to be replaced in this update.
+
+        Args:
+            units: `HiddenUnits`.
+
+        Returns:
+            Int32 scalar tensor, or the integer 0 if there can never be any. By
+            default the number of units marked.
+        """
+        return ops.sum(units.marks.value)
+
+    def choose(self, units: HiddenUnits) -> Tensor:
+        """The next unit to be replaced, of those that are due.
+
+        It is called once for each unit due, after the one before was replaced.
+
+        Args:
+            units: `HiddenUnits`.
+
+        Returns:
+            Integer scalar tensor. By default the first unit marked.
+        """
+        return ops.argmax(ops.convert_to_tensor(units.marks))
+
+    def before_replacement(self, units: HiddenUnits, unit: Tensor):
+        """Called before a unit loses its weights.
+
+        Args:
+            units: `HiddenUnits`.
+            unit: Integer scalar tensor, the unit's index.
+        """
+
+    def replacement_order(self, hidden: list[HiddenUnits]) -> list[HiddenUnits]:
+        """The order in which the layers' units are replaced.
+
+        It decides about a weight from one replaced unit to another. In the
+        order of the model (the default), the weight is a new draw; in the
+        reverse order it is zero.
+
+        Args:
+            hidden: List of `HiddenUnits`, in the order of the model.
+
+        Returns:
+            List of the same.
+        """
+        return hidden
+
+    def slots_to_reset(self) -> tuple[str, ...]:
+        """Whose slots start again with a unit, if slots are reset at all.
+
+        Returns:
+            Tuple of any of `"incoming"`, `"outgoing"` (weights) and `"bias"`
+            (which counts gamma and beta of a normalization layer as well).
+            Defaults to all three.
+        """
+        return ("incoming", "bias", "outgoing")
+
+    def build(self, variables: list[keras.Variable]):
+        """Creates the inner optimizer's variables and finds who reads whom.
+
+        Args:
+            variables: List of the trainable variables of one model.
+
+        Raises:
+            ValueError: If the model has no plastic layer, or one whose units
+                cannot be followed to plastic consumers.
+        """
+        if self.built:
+            return
+        self._check_observed()
+        if innermost(self.inner_optimizer).built:
+            raise ValueError(
+                "`inner_optimizer` is already built, for this or for another "
+                f"model. A `{type(self).__name__}` has to see its slots being "
+                "made: give it a new optimizer. Received: "
+                f"inner_optimizer={self.inner_optimizer}"
+            )
+        slot_table = slots.SlotTable()
+        with slot_table.listen():
+            super().build(variables)
+        if not self.reset_optimizer_state:
+            slot_table = None
+        self._network.build(self, variables, slot_table)
+
+    def _check_observed(self):
+        unknown = [name for name in self.observed if name not in OBSERVATIONS]
+        if unknown:
+            raise ValueError(
+                f"`observed` of `{type(self).__name__}` must be a tuple of any "
+                f"of {', '.join(OBSERVATIONS)}. "
+                f"Received: observed={self.observed}"
+            )
+
+    def build_inner(self, variables):
+        super().build_inner([v for v in variables if not is_unit_statistic(v)])
+
+    def make_step(self, grads, variables):
+        observations = {}
+        inner_grads = []
+        inner_variables = []
+        for gradient, variable in zip(grads, variables):
+            if is_unit_statistic(variable):
+                observations[id(variable)] = gradient
+            else:
+                inner_grads.append(gradient)
+                inner_variables.append(variable)
+        self._network.check_known(self, observations)
+        inner_grads = backend.after_backward(inner_grads)
+
+        if self.always_updates:
+            self.apply_inner(inner_grads, inner_variables)
+            with backend.no_gradient():
+                self._update(observations)
+            return
+        scaler = loss_scaler(self.inner_optimizer)
+        finite = None if scaler is None else scaler.check_finite(inner_grads)
+        is_update = self.apply_inner_and_tell(inner_grads, inner_variables)
+        with backend.no_gradient():
+            self._network.accumulate(observations, finite)
+            backend.repeat(
+                ops.cast(is_update, "int32"),
+                lambda: self._update(observations),
+                self._network.touched_variables()
+                + [self._seed_generator.state],
+            )
+            self._network.reset_accumulators(is_update)
+
+    def _update(self, observations):
+        """All that follows an update of the weights."""
+        inputs, hidden = self._network.taking_part(observations)
+        for each in inputs:
+            each.store(observations)
+        for units in hidden:
+            units.age.assign(units.age.value + 1.0)
+            self.update_statistics(units)
+        for units in self.replacement_order(hidden):
+            self._replace_due(units)
+        for each in inputs:
+            each.set_next_center()
+
+    def _replace_due(self, units):
+        """Replaces the units that are due."""
+
+        def replace_next():
+            unit = self.choose(units)
+            self.before_replacement(units, unit)
+            units.replace(unit)
+
+        due = self.num_due(units)
+        if isinstance(due, int) and due == 0:
+            return
+        units.num_replaced.assign_add(due)
+        backend.repeat(
+            due,
+            replace_next,
+            units.touched_variables() + [self._seed_generator.state],
+        )
+
+    def num_replaced(self) -> dict[str, int]:
+        """Number of units replaced so far.
+
+        Returns:
+            Dict from layer name to integer, for each layer with replaceable
+            units, in the order of the model. Where layers in different parts
+            of a model have the same name, from layer path.
+        """
+        names = [units.layer.name for units in self._network.hidden]
+        return {
+            units.layer.name
+            if names.count(units.layer.name) == 1
+            else units.layer.path: int(ops.convert_to_numpy(units.num_replaced))
+            for units in self._network.hidden
+        }
+
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(
+            [v for v in var_list if not is_unit_statistic(v)]
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "seed": self.seed}
+
+
+class _Network:
+    """The hidden units of a model, and the inputs of those who read them.
+
+    An object of its own, and not two lists on the optimizer: a Keras optimizer
+    takes every variable it finds in its attributes for one of its own, and a
+    JAX step would be handed the model's weights twice.
+
+    Attributes:
+        hidden: List of `HiddenUnits`, in the order of the model.
+    """
+
+    def __init__(self):
+        self.hidden = []
+        self._inputs = {}
+        self._statistics = set()
+        self._accumulated_steps = None
+
+    def build(self, optimizer, variables, slot_table):
+        self._statistics = {id(v) for v in variables if is_unit_statistic(v)}
+        layers = each_once(
+            v.plastic_layer() for v in variables if is_unit_statistic(v)
+        )
+        if not layers:
+            raise ValueError(
+                "There is no plastic layer among the model's trainable "
+                f"variables, so `{type(optimizer).__name__}` would have "
+                "nothing to do. Build the model from "
+                "`keras_plasticity.layers`, or use the inner optimizer alone. "
+                f"Received the variables: {[v.path for v in variables]}"
+            )
+        model = graph.find_model(layers, variables, optimizer)
+        if model is not None:
+            # A part of it may have become plastic after it was built.
+            keras_compat.track_new_variables(model)
+        known = {id(v) for v in variables}
+        found = graph.find_connections(layers, model, variables=variables)
+        graph.check(found)
+        found = [each for each in found if _is_replaceable(each, known)]
+        self._inputs = {
+            id(consumer): ConsumerInputs(consumer, optimizer)
+            for connections in found
+            for consumer in connections.consumers
+        }
+        for connections in found:
+            units = HiddenUnits(
+                optimizer, connections, self._inputs, slot_table
+            )
+            if type(optimizer).choose is UnitResetOptimizer.choose:
+                units.marks = units.add_variable(
+                    "marks", dtype="int32", restarts=True
+                )
+            optimizer.add_state(units)
+            self.hidden.append(units)
+        inner = innermost(optimizer.inner_optimizer)
+        self._accumulated_steps = inner.gradient_accumulation_steps
+        if self._accumulated_steps is not None:
+            for inputs in self._inputs.values():
+                inputs.add_accumulators(optimizer)
+
+    def check_known(self, optimizer, observations):
+        for key in observations:
+            if key not in self._statistics:
+                raise ValueError(
+                    f"This `{type(optimizer).__name__}` was built on another "
+                    "model. Use a new optimizer for each model."
+                )
+
+    def touched_variables(self):
+        """All variables that an update reads or assigns, each once."""
+        variables = []
+        for each in [*self.hidden, *self._inputs.values()]:
+            variables += each.touched_variables()
+        return each_once(variables)
+
+    def taking_part(self, observations):
+        """Those of whom something was observed.
+
+        A layer that took no part in a step (a branch of the model that the
+        loss does not reach) is left as it is.
+
+        Returns:
+            Tuple of a list of `ConsumerInputs` and a list of `HiddenUnits`.
+        """
+        inputs = [
+            each
+            for each in self._inputs.values()
+            if each.is_observed(observations)
+        ]
+        hidden = [
+            units
+            for units in self.hidden
+            if all(outgoing.inputs in inputs for outgoing in units.outgoing)
+        ]
+        return inputs, hidden
+
+    def accumulate(self, observations, finite):
+        if self._accumulated_steps is None:
+            return
+        for inputs in self._inputs.values():
+            inputs.accumulate(observations, self._accumulated_steps, finite)
+
+    def reset_accumulators(self, is_update):
+        for inputs in self._inputs.values():
+            inputs.reset_accumulators(is_update)
+
+
+def is_unit_statistic(variable):
+    """Whether a variable is a statistic of a plastic layer."""
+    return hasattr(variable, "plastic_layer")
+
+
+def _is_replaceable(connections, known):
+    """Whether the units of a layer can be replaced by this optimizer.
+
+    Args:
+        connections: `Connections`, from which consumers and parameters that
+            the optimizer does not train are removed.
+        known: Set of the ids of the optimizer's variables.
+    """
+    layer = connections.layer
+    consumers = list(connections.consumers)
+    if connections.left_alone is not None:
+        return False
+    if not all(each.trainable for each in [layer, *consumers]):
+        return False
+    strangers = [
+        consumer
+        for consumer in consumers
+        if id(consumer.feature_view().variable) not in known
+    ]
+    for stranger in strangers:
+        # A model may have a part that this optimizer does not train.
+        del connections.consumers[stranger]
+    if not connections.consumers:
+        raise ValueError(
+            f"The units of layer '{layer.name}' are read by layer "
+            f"'{strangers[0].name}', whose weights are not among the "
+            "variables of this optimizer. Build it on "
+            "`model.trainable_variables`, all of them."
+        )
+    connections.parameters = [
+        p for p in connections.parameters if id(p.variable) in known
+    ]
+    return True
+
+
+def _check_not_nested(outer, inner_optimizer):
+    for optimizer in wrapped(inner_optimizer):
+        if isinstance(optimizer, UnitResetOptimizer):
+            raise ValueError(
+                f"`inner_optimizer` of a `{type(outer).__name__}` must not "
+                f"itself be or hold a `{type(optimizer).__name__}`: units "
+                "would be replaced twice, and both would keep their books in "
+                f"the same statistics. Received: inner_optimizer={optimizer!r}"
+            )
