@@ -5,8 +5,11 @@ that replaces units needs a few things which `keras.ops` cannot say:
 
 - `repeat(times, body, variables)`: run `body()` a number of times that is
   only known while the step runs, where `body` reads and assigns `variables`.
+- `run_if(condition, body, variables)`: the same, once or not at all.
 - `assign_part(variable, shape, axes, places, value)`: write one row, column or
   channel of a variable, seen in another shape, without a pass over the rest.
+- `add_to_rows(variable, columns, amount)`: add a number to each row of a
+  matrix, in a column of its own, without a pass over the rest.
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compute_now()`: a context in which operations compute at once, also while a
   step is being traced.
@@ -38,6 +41,7 @@ if keras.backend.backend() not in _BACKENDS:
 
 _active = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
 
+add_to_rows = _active.add_to_rows
 after_backward = _active.after_backward
 assign_part = _active.assign_part
 column_magnitudes = _active.column_magnitudes
@@ -48,3 +52,8 @@ no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
+
+
+def run_if(condition, body, variables):
+    """Runs `body()` if a boolean scalar tensor is true; see `repeat`."""
+    repeat(keras.ops.cast(condition, "int32"), body, variables)

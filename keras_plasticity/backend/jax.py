@@ -68,6 +68,13 @@ def assign_part(variable, shape, axes, places, value):
     variable.assign(jnp.reshape(new, old.shape))
 
 
+def add_to_rows(variable, columns, amount):
+    """Adds a number to each row of a matrix; XLA does so in place."""
+    old = keras.ops.convert_to_tensor(variable)
+    rows = jnp.arange(old.shape[0])
+    variable.assign(old.at[rows, columns].add(amount))
+
+
 def after_backward(gradients):
     """Orders the update of each weight after back-propagation has read it.
 

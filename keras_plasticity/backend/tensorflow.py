@@ -57,6 +57,13 @@ def assign_part(variable, shape, axes, places, value):
     _on_this_replica(variable).scatter_nd_update(indices, value)
 
 
+def add_to_rows(variable, columns, amount):
+    """Adds a number to each row of a matrix, in place."""
+    indices = tf.stack([tf.range(variable.shape[0]), columns], axis=1)
+    amounts = tf.fill(columns.shape, tf.cast(amount, variable.dtype))
+    _on_this_replica(variable).scatter_nd_add(indices, amounts)
+
+
 def _on_this_replica(variable):
     """A replica's own copy of a variable. All replicas make the same writes."""
     variable = variable.value

@@ -32,6 +32,12 @@ def assign_part(variable, shape, axes, places, value):
     target.copy_(value.reshape(target.shape))
 
 
+def add_to_rows(variable, columns, amount):
+    """Adds a number to each row of a matrix, in place."""
+    rows = torch.arange(len(columns), device=columns.device)
+    variable.value[rows, columns.long()] += amount
+
+
 def after_backward(gradients):
     return gradients  # Eager operations are in order.
 

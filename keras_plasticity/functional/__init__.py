@@ -1,5 +1,12 @@
 """Pure formulas, tensor in and tensor out, on any Keras backend."""
 
+from keras_plasticity.functional.age_histogram import age_bin as age_bin
+from keras_plasticity.functional.age_histogram import (
+    age_quantile as age_quantile,
+)
+from keras_plasticity.functional.age_histogram import (
+    num_age_bins as num_age_bins,
+)
 from keras_plasticity.functional.replacement import (
     advance_count as advance_count,
 )
@@ -13,6 +20,7 @@ from keras_plasticity.functional.running_mean import (
 from keras_plasticity.functional.running_mean import step_size as step_size
 from keras_plasticity.functional.utility import adaptation as adaptation
 from keras_plasticity.functional.utility import contribution as contribution
+from keras_plasticity.functional.utility import dormancy_score as dormancy_score
 from keras_plasticity.functional.utility import (
     mean_corrected_contribution as mean_corrected_contribution,
 )
@@ -25,11 +33,15 @@ from keras_plasticity.functional.utility import (
 __all__ = [
     "adaptation",
     "advance_count",
+    "age_bin",
+    "age_quantile",
     "contribution",
     "count_digits",
+    "dormancy_score",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",
+    "num_age_bins",
     "overall",
     "running_mean",
     "step_size",

@@ -141,3 +141,16 @@ def weight_magnitude(outgoing_magnitude: Tensor) -> Tensor:
         Float32 tensor of shape `(units,)`.
     """
     return outgoing_magnitude
+
+
+def dormancy_score(activation_magnitude: Tensor) -> Tensor:
+    """`mean |h| / mean over units of mean |h|`: the score of ReDo.
+
+    Args:
+        activation_magnitude: Float32 tensor of shape `(units,)`, the mean of
+            |h| over the batch.
+
+    Returns:
+        Float32 tensor of shape `(units,)`. If all units are dead it is 0.
+    """
+    return activation_magnitude / (ops.mean(activation_magnitude) + 1e-9)

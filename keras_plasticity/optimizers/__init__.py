@@ -9,6 +9,10 @@ from keras_plasticity.optimizers.l2 import L2 as L2
 from keras_plasticity.optimizers.optimizer_wrapper import (
     OptimizerWrapper as OptimizerWrapper,
 )
+from keras_plasticity.optimizers.redo import ReDo as ReDo
+from keras_plasticity.optimizers.self_normalized_resets import (
+    SelfNormalizedResets as SelfNormalizedResets,
+)
 from keras_plasticity.optimizers.shrink_and_perturb import (
     ShrinkAndPerturb as ShrinkAndPerturb,
 )
@@ -25,6 +29,8 @@ __all__ = [
     "L2",
     "OptimizerWrapper",
     "Outgoing",
+    "ReDo",
+    "SelfNormalizedResets",
     "ShrinkAndPerturb",
     "ShrinkAndPerturbByInitializer",
     "UnitResetOptimizer",

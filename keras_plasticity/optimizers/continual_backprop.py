@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import functional
+from keras_plasticity.optimizers.optimizer_wrapper import check_fraction
 from keras_plasticity.optimizers.optimizer_wrapper import is_number
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.types import Tensor
@@ -118,8 +119,10 @@ class ContinualBackprop(UnitResetOptimizer):
         super().__init__(
             inner_optimizer, reset_optimizer_state, seed, name, **kwargs
         )
-        _check_fraction("replacement_rate", replacement_rate, "[0, 1]")
-        _check_fraction("decay_rate", decay_rate, "[0, 1)")
+        self.replacement_rate = check_fraction(
+            "replacement_rate", replacement_rate, "[0, 1]"
+        )
+        self.decay_rate = check_fraction("decay_rate", decay_rate, "[0, 1)")
         if (
             not is_number(maturity_threshold)
             or not 0 <= maturity_threshold < _LARGEST_AGE
@@ -129,9 +132,7 @@ class ContinualBackprop(UnitResetOptimizer):
                 f"[0, {_LARGEST_AGE}). "
                 f"Received: maturity_threshold={maturity_threshold}"
             )
-        self.replacement_rate = replacement_rate
         self.maturity_threshold = maturity_threshold
-        self.decay_rate = decay_rate
         self.utility = utility
         self.transfer_mean = transfer_mean
         self._utility_function, self._utility_arguments = _get_utility(utility)
@@ -225,18 +226,9 @@ class ContinualBackprop(UnitResetOptimizer):
                 )
 
     def get_config(self) -> dict[str, Any]:
-        utility = self.utility
-        if not isinstance(utility, str):
-            utility = keras.saving.serialize_keras_object(utility)
-        return {
-            **super().get_config(),
-            "replacement_rate": self.replacement_rate,
-            "maturity_threshold": self.maturity_threshold,
-            "decay_rate": self.decay_rate,
-            "utility": utility,
-            "transfer_mean": self.transfer_mean,
-            "reset_optimizer_state": self.reset_optimizer_state,
-        }
+        names = ["replacement_rate", "maturity_threshold", "decay_rate"]
+        names += ["utility", "transfer_mean", "reset_optimizer_state"]
+        return {**super().get_config(), **self.settings(*names)}
 
 
 def _get_utility(utility):
@@ -261,15 +253,3 @@ def _get_utility(utility):
             f"Received: utility={utility} with the arguments {arguments}"
         )
     return function, arguments
-
-
-def _check_fraction(name, value, interval):
-    includes_one = interval.endswith("]")
-    if (
-        not is_number(value)
-        or not 0 <= value <= 1
-        or (value == 1 and not includes_one)
-    ):
-        raise ValueError(
-            f"`{name}` must be a number in {interval}. Received: {name}={value}"
-        )

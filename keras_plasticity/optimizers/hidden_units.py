@@ -52,6 +52,9 @@ class HiddenUnits:
         age: `keras.Variable`, float32: updates since each unit was created.
         utility: `keras.Variable`, float32: what `layer.utility` shows.
         mean_activation: `keras.Variable`, float32.
+        num_updates: `keras.Variable`, int32 scalar: updates that the units
+            took part in, the present one included.
+        num_replaced: `keras.Variable`, int32 scalar: units replaced so far.
         variables: List of all variables that belong to the units, those of
             `add_variable` included.
     """
@@ -72,7 +75,7 @@ class HiddenUnits:
             )
         self._optimizer = optimizer
         self._slots = slots
-        self._slots_to_reset = optimizer.slots_to_reset()
+        self._slots_to_reset = optimizer.slots_to_reset
         seed_generator = optimizer._seed_generator
 
         def part_initializer(initializer, variable):
@@ -104,6 +107,7 @@ class HiddenUnits:
             for variable in (self.utility, self.age, self.mean_activation)
         ]
         self.variables = [variable for variable, _ in self._restarting]
+        self.num_updates = self.add_variable("num_updates", (), "int32")
         self.num_replaced = self.add_variable("num_replaced", (), "int32")
 
     def add_variable(
@@ -111,7 +115,7 @@ class HiddenUnits:
         name: str,
         shape: tuple[int, ...] | None = None,
         dtype: str = "float32",
-        initializer: str | keras.initializers.Initializer = "zeros",
+        initializer: str | float | keras.initializers.Initializer = "zeros",
         restarts: bool = False,
     ) -> keras.Variable:
         """Adds a variable of the optimizer that belongs to these units.
@@ -120,7 +124,8 @@ class HiddenUnits:
             name: String, unique among the variables of these units.
             shape: Tuple of integers. Defaults to `(size,)`.
             dtype: String. Defaults to `"float32"`.
-            initializer: Keras initializer or its name. Defaults to `"zeros"`.
+            initializer: Keras initializer, its name, or a number. Defaults to
+                `"zeros"`.
             restarts: Boolean, whether the entry of a replaced unit returns to
                 its initial value. The first axis has to count units then.
                 Defaults to `False`.
@@ -128,6 +133,8 @@ class HiddenUnits:
         Returns:
             `keras.Variable`, saved and restored with the optimizer.
         """
+        if isinstance(initializer, (int, float)):
+            initializer = keras.initializers.Constant(initializer)
         initializer = keras.initializers.get(initializer)
         variable = self._optimizer.add_variable(
             shape=(self.size,) if shape is None else shape,
@@ -167,13 +174,11 @@ class HiddenUnits:
         return firing > 0.0
 
     def num_examples(self) -> Tensor:
-        """Examples in this update: an int32 scalar tensor.
+        """Number of examples in this update: a float32 tensor of shape `(1,)`.
 
         `"num_examples"` has to be observed.
         """
-        statistics = self.outgoing[0].inputs.statistics
-        number = ops.reshape(statistics.num_examples.value, ())
-        return ops.cast(ops.round(number), "int32")
+        return self.outgoing[0].inputs.statistics.num_examples.value
 
     def mean_over_consumers(
         self,

@@ -22,7 +22,7 @@ class ConsumerInputs:
     def __init__(self, consumer, optimizer):
         self.statistics = statistics = consumer.statistics
         self._observed = statistics.observe_only(optimizer.observed)
-        self._tracks_mean = statistics.input_mean in self._observed
+        self._tracks_mean = "activation_mean" in optimizer.observed
         self._decay_rate = optimizer.decay_rate
         self._producers = []  # Pairs of `HiddenUnits` and a `FeatureMap`.
         self._accumulators = {}

@@ -295,6 +295,21 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             "name": self.name,
         }
 
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Arguments of the constructor, for the config of a subclass.
+
+        Args:
+            *names: Strings, names of arguments that are attributes of the
+                same name.
+
+        Returns:
+            Dict from name to value, serialized.
+        """
+        return {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in names
+        }
+
     @classmethod
     def from_config(cls, config, custom_objects=None):
         # Deeply: Keras' LossScaleOptimizer empties the config it is given.
@@ -342,8 +357,45 @@ def is_number(value):
 
 
 def check_not_negative(name, value):
+    """Returns a value, or raises a `ValueError` if it is negative."""
     if not is_number(value) or value < 0:
         raise ValueError(
             f"`{name}` must be a number that is not negative. "
             f"Received: {name}={value}"
         )
+    return value
+
+
+def check_fraction(name, value, interval):
+    """Returns a value, or raises a `ValueError` if it is not in an interval.
+
+    Args:
+        name: String, the argument's name.
+        value: Its value.
+        interval: `"[0, 1]"`, or with `(` or `)` without the end.
+
+    Returns:
+        `value`.
+    """
+    if (
+        not is_number(value)
+        or not 0 <= value <= 1
+        or (value == 0 and interval.startswith("("))
+        or (value == 1 and interval.endswith(")"))
+    ):
+        raise ValueError(
+            f"`{name}` must be a number in {interval}. Received: {name}={value}"
+        )
+    return value
+
+
+def check_integer(name, value, smallest=1, largest=None):
+    """Returns a value, or raises a `ValueError` if it is no such integer."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < smallest or (largest and value > largest):
+        end = "" if largest is None else f" and at most {largest}"
+        raise ValueError(
+            f"`{name}` must be an integer, at least {smallest}{end}. "
+            f"Received: {name}={value}"
+        )
+    return value

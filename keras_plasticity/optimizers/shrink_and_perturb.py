@@ -129,8 +129,8 @@ class _PerturbingOptimizer(OptimizerWrapper):
             return
         is_update = self.apply_inner_and_tell(grads, variables)
         with backend.no_gradient():
-            backend.repeat(
-                ops.cast(is_update, "int32"),
+            backend.run_if(
+                is_update,
                 lambda: self._change_weights(weights),
                 weights + self._noise_variables(),
             )
@@ -145,8 +145,8 @@ class _PerturbingOptimizer(OptimizerWrapper):
         position, scale = None, self._perturb
         if self._table is not None:
             position = ops.convert_to_tensor(self._position)
-            backend.repeat(
-                ops.cast(ops.equal(position[0], 0), "int32"),
+            backend.run_if(
+                ops.equal(position[0], 0),
                 self._refresh,
                 self._noise_variables(),
             )

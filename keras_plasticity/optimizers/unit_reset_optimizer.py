@@ -66,6 +66,13 @@ class UnitResetOptimizer(OptimizerWrapper):
             `keras_plasticity.optimizers.HiddenUnits`.
         decay_rate: Float in [0, 1), of the running mean activation. Of use
             with `"activation_mean"` or `"activation_deviation"`.
+        replaces_last_layer_first: Boolean, which decides about a weight from
+            one replaced unit to another. By default (`False`) it is a new
+            draw; where the last layer's units are replaced first, it is zero.
+        slots_to_reset: Tuple of strings, whose slots return to their initial
+            values: any of `"incoming"`, `"outgoing"` (weights) and `"bias"`
+            (which gamma and beta of a normalization layer count as). Defaults
+            to all three.
 
     Example:
 
@@ -95,6 +102,8 @@ class UnitResetOptimizer(OptimizerWrapper):
 
     observed: tuple[str, ...] = ()
     decay_rate = 0.99
+    replaces_last_layer_first = False
+    slots_to_reset = ("incoming", "bias", "outgoing")
 
     def __init__(
         self,
@@ -171,31 +180,6 @@ class UnitResetOptimizer(OptimizerWrapper):
             unit: Integer scalar tensor, the unit's index.
         """
 
-    def replacement_order(self, hidden: list[HiddenUnits]) -> list[HiddenUnits]:
-        """The order in which the layers' units are replaced.
-
-        It decides about a weight from one replaced unit to another. In the
-        order of the model (the default), the weight is a new draw; in the
-        reverse order it is zero.
-
-        Args:
-            hidden: List of `HiddenUnits`, in the order of the model.
-
-        Returns:
-            List of the same.
-        """
-        return hidden
-
-    def slots_to_reset(self) -> tuple[str, ...]:
-        """Whose slots start again with a unit, if slots are reset at all.
-
-        Returns:
-            Tuple of any of `"incoming"`, `"outgoing"` (weights) and `"bias"`
-            (which counts gamma and beta of a normalization layer as well).
-            Defaults to all three.
-        """
-        return ("incoming", "bias", "outgoing")
-
     def build(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables and finds who reads whom.
 
@@ -258,8 +242,8 @@ class UnitResetOptimizer(OptimizerWrapper):
         is_update = self.apply_inner_and_tell(inner_grads, inner_variables)
         with backend.no_gradient():
             self._network.accumulate(observations, finite)
-            backend.repeat(
-                ops.cast(is_update, "int32"),
+            backend.run_if(
+                is_update,
                 lambda: self._update(observations),
                 self._network.touched_variables()
                 + [self._seed_generator.state],
@@ -273,14 +257,56 @@ class UnitResetOptimizer(OptimizerWrapper):
             each.store(observations)
         for units in hidden:
             units.age.assign(units.age.value + 1.0)
+            units.num_updates.assign_add(1)
             self.update_statistics(units)
-        for units in self.replacement_order(hidden):
-            self._replace_due(units)
+        self.replace_due(hidden)
         for each in inputs:
             each.set_next_center()
 
+    def observe(self, model: keras.Model, x: Any) -> list[HiddenUnits]:
+        """Observes a batch of examples outside of training.
+
+        Args:
+            model: The `keras.Model` that the optimizer was built on.
+            x: Inputs of the model.
+
+        Returns:
+            List of the `HiddenUnits` of which something was observed.
+
+        Raises:
+            ValueError: If the optimizer is not built yet.
+        """
+        if not self.built:
+            raise ValueError(
+                f"This `{type(self).__name__}` is not built yet, so it does "
+                "not know the model's units. Train first, or call "
+                "`optimizer.build(model.trainable_variables)`."
+            )
+
+        def sum_of_outputs():
+            outputs = keras.tree.flatten(model(x, training=False))
+            return sum(ops.sum(ops.cast(y, "float32")) for y in outputs)
+
+        statistics = self._network.input_statistics()
+        observations = backend.gradients(sum_of_outputs, statistics)
+        observations = dict(zip(map(id, statistics), observations))
+        inputs, hidden = self._network.taking_part(observations)
+        for each in inputs:
+            each.store(observations)
+        return hidden
+
+    def replace_due(self, hidden: list[HiddenUnits]):
+        """Replaces the units that are due.
+
+        Args:
+            hidden: List of `HiddenUnits`, in the order of the model.
+        """
+        if self.replaces_last_layer_first:
+            hidden = hidden[::-1]
+        for units in hidden:
+            self._replace_due(units)
+
     def _replace_due(self, units):
-        """Replaces the units that are due."""
 
         def replace_next():
             unit = self.choose(units)
@@ -395,6 +421,14 @@ class _Network:
         for each in [*self.hidden, *self._inputs.values()]:
             variables += each.touched_variables()
         return each_once(variables)
+
+    def input_statistics(self):
+        """The statistics of all inputs, observed or not."""
+        return [
+            variable
+            for inputs in self._inputs.values()
+            for variable in inputs.statistics.input_variables()
+        ]
 
     def taking_part(self, observations):
         """Those of whom something was observed.

@@ -117,6 +117,10 @@ class UnitStatistics(keras.layers.Layer):
         self._forget_producers()
         return [getattr(self, _OBSERVATIONS[name]) for name in names]
 
+    def input_variables(self):
+        """The variables that hold observations."""
+        return [getattr(self, name) for name in _OBSERVATIONS.values()]
+
     def add_feature_map(self, feature_map, activation):
         """Notes whose units the layer reads.
 

@@ -1,0 +1,135 @@
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_plasticity import backend
+from keras_plasticity import functional
+from keras_plasticity.optimizers.optimizer_wrapper import check_integer
+from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
+from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_plasticity")
+class ReDo(UnitResetOptimizer):
+    """Optimizer wrapper that recycles dormant units.
+
+    The score of a hidden unit is its mean absolute activation, relative to the
+    mean of its layer:
+
+    `score[i] = mean(|h[i]|) / (mean over units of mean(|h|) + 1e-9)`,
+
+    over the examples and, in a convolution, over all positions. Units whose
+    score is at most `threshold` are dormant. After every `period` updates all
+    dormant units of all layers are replaced: their incoming weights and biases
+    are drawn from the layer's initializers, their outgoing weights are zero.
+    Where both ends of a weight are replaced it is zero.
+
+    Checks follow update `period + 1`, `2 * period + 1`, and so on, as in the
+    authors' code. The entries of the replaced units in the slots of the inner
+    optimizer (momentum, velocity, ...) return to their initial values for
+    kernels; the slots of biases, and counts of steps, stay as they are.
+
+    The authors take scores from a separate batch of 256 examples, after the
+    update. Here they come from the batches that the network was trained on, as
+    the consumers of the units received them: from the batch of the checked
+    update, or from those of the last `score_updates` updates. A score needs
+    some hundred examples, or units that merely had nothing to do are taken for
+    dormant: with batches of less, raise `score_updates`. `recycle` makes a
+    check on examples of a separate batch, exactly as the authors do. They draw
+    new weights from Xavier's uniform distribution, whatever the network began
+    with, and set biases to zero.
+
+    `layer.utility` holds the scores of the last check.
+
+    Args:
+        inner_optimizer: The `keras.optimizers.Optimizer` to wrap, not yet
+            built.
+        threshold: Float, not negative, the largest score of a dormant unit.
+            Defaults to `0.025`.
+        period: Positive integer, the number of updates between two checks.
+            Defaults to `1000`.
+        score_updates: Integer in [1, `period`], the number of updates before
+            a check over which scores are averaged. Defaults to `1`.
+        seed: Integer, of the new weights. Drawn at random by default.
+        name: String, the optimizer's name.
+
+    Example:
+
+    ```python
+    optimizer = keras_plasticity.optimizers.ReDo(
+        keras.optimizers.Adam(1e-3), threshold=0.1, period=100
+    )
+    model.compile(optimizer=optimizer, loss="mse")
+    model.fit(x, y, batch_size=256)
+    optimizer.num_replaced()  # {"dense": 4, "dense_1": 0}
+    ```
+
+    References:
+
+    - [Sokar et al., 2023](https://arxiv.org/abs/2302.12902)
+    """
+
+    observed = ("activation_magnitude",)
+    # All incoming weights are drawn before any outgoing ones become zero.
+    replaces_last_layer_first = True
+    slots_to_reset = ("incoming", "outgoing")
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        threshold: float = 0.025,
+        period: int = 1000,
+        score_updates: int = 1,
+        seed: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
+        self.threshold = check_not_negative("threshold", threshold)
+        self.period = check_integer("period", period)
+        self.score_updates = check_integer(
+            "score_updates", score_updates, 1, period
+        )
+
+    def add_state(self, units):
+        units.magnitude = units.add_variable("magnitude")
+
+    def update_statistics(self, units):
+        number = units.num_updates.value
+        # From 1 to `period`, at which the check is.
+        position = (number - 2) % self.period + 1
+        in_mean = ops.maximum(position - self.period + self.score_updates, 1)
+        magnitude = functional.running_mean(
+            units.magnitude.value,
+            units.activation_magnitude(),
+            1.0 / ops.cast(in_mean, "float32"),
+        )
+        units.magnitude.assign(magnitude)
+        is_check = (position == self.period) & (number > 1)
+        self._mark_dormant(units, magnitude, is_check)
+
+    def _mark_dormant(self, units, magnitude, is_check=True):
+        score = functional.dormancy_score(magnitude)
+        units.utility.assign(ops.where(is_check, score, units.utility.value))
+        self.mark(units, is_check & (score <= self.threshold))
+
+    def recycle(self, model: keras.Model, x: Any):
+        """Replaces the units that are dormant on a batch of examples.
+
+        Args:
+            model: The `keras.Model` that the optimizer was built on.
+            x: Inputs of the model. They are not trained on.
+
+        Raises:
+            ValueError: If the optimizer is not built yet.
+        """
+        with backend.no_gradient():
+            hidden = self.observe(model, x)
+            for units in hidden:
+                self._mark_dormant(units, units.activation_magnitude())
+            self.replace_due(hidden)
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("threshold", "period", "score_updates")
+        return {**super().get_config(), **self.settings(*names)}

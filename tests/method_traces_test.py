@@ -1,0 +1,249 @@
+"""Step by step against runs of other methods' own public code.
+
+Each `data/redo_*.npz` and `data/snr_*.npz` is one recorded run; its `config`
+names the repository and says in words what was done. Weights that a method
+drew are in the file, so that no random generator has to agree.
+"""
+
+import glob
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_plasticity
+from tests.gradients import loss_and_gradients
+from tests.helpers import to_numpy
+
+_DATA = os.path.join(os.path.dirname(__file__), "data")
+
+
+def traces(prefix):
+    """The names of the traces of a method, for `parametrize`."""
+    paths = sorted(glob.glob(os.path.join(_DATA, f"{prefix}_*.npz")))
+    return [os.path.splitext(os.path.basename(path))[0] for path in paths]
+
+
+class RecordedDraws(keras.initializers.Initializer):
+    """Gives a kernel the values that a trace says it was redrawn with."""
+
+    def __init__(self):
+        self.value = None
+
+    def __call__(self, shape, dtype=None):
+        if self.value is None:  # While the layer is built.
+            return ops.zeros(shape, dtype)
+        # Not NaN: the unit that is taken has numbers only.
+        return ops.convert_to_tensor(np.nan_to_num(self.value), dtype)
+
+    def get_config(self):
+        return {}
+
+
+class Trace:
+    """One recorded run, and the same network and loss in Keras."""
+
+    def __init__(self, name):
+        with np.load(os.path.join(_DATA, f"{name}.npz")) as data:
+            self.data = {key: data[key] for key in data.files}
+        self.config = json.loads(str(self.data["config"]))
+        self.settings = self.config["hyperparameters"]
+        self.num_layers = sum(
+            key.startswith("init_kernel_") for key in self.data
+        )
+        self.draws = [RecordedDraws() for _ in range(self.num_layers)]
+        self.model = self._build_model()
+        self.layers = [layer for layer in self.model.layers if layer.weights]
+        for i, layer in enumerate(self.layers):
+            layer.kernel.assign(self.data[f"init_kernel_{i}"])
+            layer.bias.assign(self.data[f"init_bias_{i}"])
+        self.loss = keras.losses.MeanSquaredError()
+        if "cross-entropy" in self.config["loss"]:
+            self.loss = keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True
+            )
+
+    def _build_model(self):
+        layers = [keras.Input(self.data["x"].shape[2:])]
+        for i in range(self.num_layers):
+            kernel = self.data[f"init_kernel_{i}"]
+            is_last = i == self.num_layers - 1
+            arguments = {
+                "activation": None if is_last else "relu",
+                "kernel_initializer": self.draws[i],
+            }
+            units = kernel.shape[-1]
+            if kernel.ndim == 4:
+                layers.append(
+                    keras_plasticity.layers.Conv2D(
+                        units, kernel.shape[:2], **arguments
+                    )
+                )
+                continue
+            if i > 0 and self.data[f"init_kernel_{i - 1}"].ndim == 4:
+                layers.append(keras.layers.Flatten())
+            layers.append(keras_plasticity.layers.Dense(units, **arguments))
+        return keras.Sequential(layers)
+
+    def set_draws(self, step):
+        for i, draw in enumerate(self.draws[:-1]):
+            draw.value = self.data[f"new_kernel_{i}"][step]
+
+    def gradients(self, step):
+        loss, gradients = loss_and_gradients(
+            self.model, self.loss, self.data["x"][step], self.data["y"][step]
+        )
+        np.testing.assert_allclose(
+            loss, self.data["losses"][step], rtol=1e-3, err_msg=f"loss {step}"
+        )
+        return gradients
+
+    def train(self, optimizer, after_step):
+        """Trains on the recorded batches and compares the weights."""
+        optimizer.build(self.model.trainable_variables)
+        snapshots = self.data["snap_steps"].tolist()
+        for step in range(len(self.data["x"])):
+            self.set_draws(step)
+            gradients = self.gradients(step)
+            optimizer.apply_gradients(
+                zip(gradients, self.model.trainable_variables)
+            )
+            after_step(step)
+            if step + 1 in snapshots:
+                self._compare_weights(snapshots.index(step + 1))
+        assert step + 1 == self.config["steps"]
+        self._compare_weights()
+
+    def _compare_weights(self, snapshot=None):
+        for i, layer in enumerate(self.layers):
+            for name in ("kernel", "bias"):
+                expected = self.data[f"final_{name}_{i}"]
+                if snapshot is not None:
+                    expected = self.data[f"{name}_{i}_t"][snapshot]
+                np.testing.assert_allclose(
+                    to_numpy(getattr(layer, name)),
+                    expected,
+                    # The authors' code of both is in JAX.
+                    rtol=0,
+                    atol=1e-4,
+                    err_msg=f"{name} {i}, snapshot {snapshot}",
+                )
+
+
+def _inner_optimizer(description):
+    """The Keras optimizer that a trace's config describes."""
+    kind, *words = description.replace("optax ", "").split()
+    values = dict(zip(words[::2], map(float, words[1::2])))
+    if kind == "sgd":
+        return keras.optimizers.SGD(values["lr"])
+    # optax divides by sqrt(v / (1 - beta_2^t)) + epsilon; so does this.
+    return OptaxAdam(
+        values["lr"],
+        values.get("b1", 0.9),
+        values.get("b2", 0.999),
+        values.get("eps", 1e-8),
+    )
+
+
+class OptaxAdam(keras.optimizers.Adam):
+    """Adam with its epsilon beside the corrected second moment.
+
+    Keras' own has it beside the uncorrected one, which is another number in
+    the first updates.
+    """
+
+    def __init__(self, learning_rate, beta_1, beta_2, epsilon):
+        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        m, v = self._momentums[index], self._velocities[index]
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        m.assign(m + (1 - self.beta_1) * (gradient - m))
+        v.assign(v + (1 - self.beta_2) * (gradient**2 - v))
+        corrected_m = m / (1 - self.beta_1**step)
+        corrected_v = v / (1 - self.beta_2**step)
+        variable.assign_sub(
+            ops.cast(learning_rate, variable.dtype)
+            * corrected_m
+            / (ops.sqrt(corrected_v) + self.epsilon)
+        )
+
+
+@pytest.mark.parametrize("name", traces("redo"))
+def test_redo(name):
+    trace = Trace(name)
+    optimizer = keras_plasticity.optimizers.ReDo(
+        _inner_optimizer(trace.config["optimizer"]),
+        threshold=trace.settings["dead_neurons_threshold"],
+        # Its own checks, on the batches trained on, are not what is recorded.
+        period=10**6,
+    )
+    checks = []
+
+    def check(step):
+        if not trace.data["check"][step]:
+            return
+        optimizer.recycle(trace.model, trace.data["x_statistics"][len(checks)])
+        checks.append(step)
+        for i, layer in enumerate(trace.layers[:-1]):
+            reset = trace.data[f"reset_{i}"][step]
+            score = to_numpy(layer.utility)
+            np.testing.assert_array_equal(score == 0, reset | (score == 0))
+            np.testing.assert_allclose(
+                score[~reset],
+                trace.data[f"score_{i}"][step][~reset],
+                rtol=1e-3,
+                atol=1e-5,
+            )
+            age = to_numpy(layer.age)
+            np.testing.assert_array_equal(age == 0, reset, f"step {step}")
+
+    trace.train(optimizer, check)
+    assert len(checks) == trace.data["check"].sum() > 0
+    total = sum(
+        int(trace.data[f"reset_{i}"].sum()) for i in range(trace.num_layers - 1)
+    )
+    assert sum(optimizer.num_replaced().values()) == total > 0
+
+
+@pytest.mark.parametrize("name", traces("snr"))
+def test_self_normalized_resets(name):
+    trace = Trace(name)
+    settings = trace.settings
+    optimizer = keras_plasticity.optimizers.SelfNormalizedResets(
+        _inner_optimizer(trace.config["optimizer"]),
+        quantile=settings["eta"],
+        min_threshold=settings["smallest_threshold"],
+        max_threshold=settings["tau_max"],
+        initial_threshold=settings["initial_threshold"],
+        threshold_period=settings["threshold_update_every_updates"],
+    )
+
+    def compare(step):
+        variables = {v.name: to_numpy(v) for v in optimizer.variables}
+        for i, layer in enumerate(trace.layers[:-1]):
+            path = layer.path.replace("/", "_")
+            for name, key in (
+                ("silence", f"age_{i}"),
+                ("threshold", f"threshold_after_{i}"),
+            ):
+                np.testing.assert_array_equal(
+                    variables[f"{path}_{name}"],
+                    trace.data[key][step],
+                    f"{name} {i}, step {step}",
+                )
+            np.testing.assert_array_equal(
+                to_numpy(layer.age) == 0,
+                trace.data[f"reset_{i}"][step],
+                f"step {step}",
+            )
+
+    trace.train(optimizer, compare)
+    total = sum(
+        int(trace.data[f"reset_{i}"].sum()) for i in range(trace.num_layers - 1)
+    )
+    assert sum(optimizer.num_replaced().values()) == total > 0
