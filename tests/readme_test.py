@@ -76,3 +76,25 @@ def test_models_that_were_tried():
     source = inspect.getsource(make_plastic_test)
     for name in names - applications:
         assert f"keras_hub.models.{name}(" in source
+
+
+def _code(heading):
+    """The Python code in one section of README."""
+    with open(_README, encoding="utf-8") as file:
+        section = file.read().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+
+
+def test_write_your_own_method(capsys):
+    code = _code("Write your own method")
+    assert len(code.splitlines()) < 60
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    replaced = names["optimizer"].num_replaced()
+    assert printed.strip() == str(replaced)
+    assert sum(replaced.values()) > 30
+    # The table names what there is.
+    optimizers = keras_plasticity.optimizers
+    for name in ("mark", "num_due", "choose", "add_state", "observe"):
+        assert callable(getattr(optimizers.UnitResetOptimizer, name))

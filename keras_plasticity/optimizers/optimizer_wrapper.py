@@ -12,6 +12,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity.types import Tensor
 
 
+@keras.saving.register_keras_serializable(package="keras_plasticity")
 class OptimizerWrapper(keras.optimizers.Optimizer):
     """Base class of optimizers that add something to another optimizer's step.
 

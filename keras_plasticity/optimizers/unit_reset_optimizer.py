@@ -18,6 +18,7 @@ from keras_plasticity.types import Tensor
 from keras_plasticity.units.unit_statistics import OBSERVATIONS
 
 
+@keras.saving.register_keras_serializable(package="keras_plasticity")
 class UnitResetOptimizer(OptimizerWrapper):
     """Base class of optimizers that give some hidden units a new start.
 

@@ -1,0 +1,179 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_plasticity
+from keras_plasticity.optimizers import ReDo
+from tests.helpers import make_data
+from tests.helpers import make_model
+from tests.helpers import to_numpy
+from tests.helpers import train
+
+
+def _hidden_activations(model, x):
+    result = []
+    for layer in model.layers[:-1]:
+        x = to_numpy(layer(x))
+        result.append(x)
+    return result
+
+
+def test_score_is_that_of_the_batch_before_its_update():
+    model = make_model(activation="relu")
+    x, y = make_data(8)
+    expected = []
+    for h in _hidden_activations(model, x):
+        magnitude = np.abs(h).mean(axis=0)
+        expected.append(magnitude / (magnitude.mean() + 1e-9))
+    model.compile(ReDo(keras.optimizers.SGD(0.0), period=1), "mse")
+    for _ in range(2):  # The first update is not checked.
+        model.train_on_batch(x, y)
+    for layer, score in zip(model.layers, expected):
+        kept = to_numpy(layer.age) == 2
+        assert 0 < kept.sum()
+        np.testing.assert_allclose(
+            to_numpy(layer.utility)[kept], score[kept], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("score_updates", [1, 2, 4])
+def test_score_is_the_mean_of_the_last_updates(score_updates):
+    model = make_model((4, 6, 3), activation="relu")
+    x, y = make_data(5 * 8)
+    model.compile(
+        ReDo(
+            keras.optimizers.SGD(0.0),
+            threshold=0,
+            period=4,
+            score_updates=score_updates,
+        ),
+        "mse",
+    )
+    model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    (h,) = _hidden_activations(model, x[(5 - score_updates) * 8 :])
+    magnitude = np.abs(h).mean(axis=0)
+    np.testing.assert_allclose(
+        to_numpy(model.layers[0].utility),
+        magnitude / (magnitude.mean() + 1e-9),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+class TestRecycle:
+    def _built(self, **kwargs):
+        model = make_model((4, 12, 10, 3), activation="relu")
+        optimizer = ReDo(keras.optimizers.Adam(0.01), seed=1, **kwargs)
+        train(model, optimizer, make_data(16))
+        return model, optimizer
+
+    def test_dormant_units_are_replaced_at_once(self):
+        model, optimizer = self._built(threshold=0.5)
+        x, _ = make_data(50, seed=7)
+        dormant = []
+        for h in _hidden_activations(model, x):
+            magnitude = np.abs(h).mean(axis=0)
+            dormant.append(magnitude <= 0.5 * (magnitude.mean() + 1e-9))
+        assert all(0 < d.sum() < len(d) for d in dormant)
+        optimizer.recycle(model, x)
+        assert list(optimizer.num_replaced().values()) == [
+            d.sum() for d in dormant
+        ]
+        for i, mask in enumerate(dormant):
+            layer, consumer = model.layers[i : i + 2]
+            np.testing.assert_array_equal(to_numpy(layer.age) == 0, mask)
+            np.testing.assert_array_equal(
+                np.all(to_numpy(consumer.kernel) == 0, axis=1), mask
+            )
+
+    def test_nothing_else_changes(self):
+        model, optimizer = self._built(threshold=0)
+        before = [to_numpy(v) for v in model.trainable_variables]
+        x, _ = make_data(50, seed=7)
+        # Every unit is active for some of them.
+        assert all(np.all(h.any(axis=0)) for h in _hidden_activations(model, x))
+        optimizer.recycle(model, x)
+        assert sum(optimizer.num_replaced().values()) == 0
+        statistics = ("utility", "input_magnitude")
+        for value, variable in zip(before, model.trainable_variables):
+            if not variable.path.endswith(statistics):
+                np.testing.assert_array_equal(
+                    value, to_numpy(variable), variable.path
+                )
+
+    def test_training_continues(self):
+        model, optimizer = self._built(threshold=0.5)
+        x, y = make_data(50, seed=7)
+        optimizer.recycle(model, x)
+        replaced = optimizer.num_replaced()
+        model.fit(x, y, batch_size=10, verbose=0)
+        assert optimizer.num_replaced() == replaced
+        assert np.all(np.any(to_numpy(model.layers[1].kernel) != 0, axis=1))
+
+    def test_before_it_is_built(self):
+        optimizer = ReDo(keras.optimizers.SGD())
+        with pytest.raises(ValueError, match="`ReDo` is not built yet.*Train"):
+            optimizer.recycle(make_model(), make_data(2)[0])
+
+
+def test_all_units_of_a_dead_layer_are_replaced():
+    model = make_model((4, 6, 3), activation="relu", kernel_initializer="ones")
+    model.layers[0].bias.assign(np.full(6, -100.0))
+    optimizer = ReDo(keras.optimizers.SGD(0.1), period=1)
+    train(model, optimizer, make_data(8))
+    assert optimizer.num_replaced() == {"layer_0": 6}
+    np.testing.assert_array_equal(to_numpy(model.layers[0].kernel), 1.0)
+    np.testing.assert_array_equal(to_numpy(model.layers[0].bias), 0.0)
+
+
+def test_config():
+    optimizer = ReDo(
+        keras.optimizers.SGD(),
+        threshold=0.5,
+        period=7,
+        score_updates=3,
+        seed=4,
+        name="other",
+    )
+    twin = ReDo.from_config(optimizer.get_config())
+    assert twin.get_config() == optimizer.get_config()
+    assert (twin.threshold, twin.period, twin.score_updates) == (0.5, 7, 3)
+    assert (twin.seed, twin.name) == (4, "other")
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("threshold", -0.1, "must be a number that is not negative"),
+        ("threshold", float("nan"), "must be a number that is not negative"),
+        ("threshold", float("inf"), "must be a number that is not negative"),
+        ("threshold", "low", "must be a number that is not negative"),
+        ("threshold", None, "must be a number that is not negative"),
+        ("threshold", True, "must be a number that is not negative"),
+        ("period", 0, "must be an integer, at least 1"),
+        ("period", -5, "must be an integer, at least 1"),
+        ("period", 2.0, "must be an integer, at least 1"),
+        ("period", True, "must be an integer, at least 1"),
+        ("period", "task", "must be an integer, at least 1"),
+        ("score_updates", 0, "must be an integer, at least 1 and at most 1000"),
+        ("score_updates", 1001, "must be an integer, at least 1 and at most"),
+        ("score_updates", 1.5, "must be an integer, at least 1 and at most"),
+    ],
+)
+def test_bad_argument(name, value, message):
+    with pytest.raises(
+        ValueError, match=f"`{name}` {message}.*Received: {name}={value}"
+    ):
+        ReDo(keras.optimizers.SGD(), **{name: value})
+
+
+def test_in_another_reset_method():
+    inner = keras_plasticity.optimizers.ContinualBackprop(
+        keras.optimizers.SGD()
+    )
+    with pytest.raises(
+        ValueError,
+        match="`inner_optimizer` of a `ReDo` must not itself be or hold a "
+        "`ContinualBackprop`: units would be replaced twice",
+    ):
+        ReDo(keras.optimizers.LossScaleOptimizer(inner))
