@@ -81,3 +81,21 @@ def compiled_step(model, optimizer, loss_fn):
         return float(loss)
 
     return run
+
+
+def read_when_run(function, shape):
+    """What `function()` returns when a step runs, not when it is traced.
+
+    Args:
+        function: Function that returns a float32 array.
+        shape: Tuple, the array's shape.
+
+    Returns:
+        Tensor.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        result = jax.ShapeDtypeStruct(shape, "float32")
+        return jax.pure_callback(function, result)
+    return keras.ops.convert_to_tensor(function())

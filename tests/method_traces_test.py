@@ -15,7 +15,9 @@ import pytest
 from keras import ops
 
 import keras_plasticity
+from tests.gradients import compiled_step
 from tests.gradients import loss_and_gradients
+from tests.gradients import read_when_run
 from tests.helpers import to_numpy
 
 _DATA = os.path.join(os.path.dirname(__file__), "data")
@@ -36,8 +38,11 @@ class RecordedDraws(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None):
         if self.value is None:  # While the layer is built.
             return ops.zeros(shape, dtype)
+        return read_when_run(self._read, shape)
+
+    def _read(self):
         # Not NaN: the unit that is taken has numbers only.
-        return ops.convert_to_tensor(np.nan_to_num(self.value), dtype)
+        return np.nan_to_num(self.value).astype("float32")
 
     def get_config(self):
         return {}
@@ -92,24 +97,25 @@ class Trace:
         for i, draw in enumerate(self.draws[:-1]):
             draw.value = self.data[f"new_kernel_{i}"][step]
 
-    def gradients(self, step):
-        loss, gradients = loss_and_gradients(
-            self.model, self.loss, self.data["x"][step], self.data["y"][step]
-        )
-        np.testing.assert_allclose(
-            loss, self.data["losses"][step], rtol=1e-3, err_msg=f"loss {step}"
-        )
-        return gradients
-
     def train(self, optimizer, after_step):
         """Trains on the recorded batches and compares the weights."""
-        optimizer.build(self.model.trainable_variables)
+        model = self.model
+        optimizer.build(model.trainable_variables)
         snapshots = self.data["snap_steps"].tolist()
-        for step in range(len(self.data["x"])):
+        compiled = None
+        if keras.backend.backend() == "jax":
+            compiled = compiled_step(model, optimizer, self.loss)
+        for step, (x, y) in enumerate(zip(self.data["x"], self.data["y"])):
             self.set_draws(step)
-            gradients = self.gradients(step)
-            optimizer.apply_gradients(
-                zip(gradients, self.model.trainable_variables)
+            if compiled is not None:
+                loss = compiled(x, y)
+            else:
+                loss, gradients = loss_and_gradients(model, self.loss, x, y)
+                optimizer.apply_gradients(
+                    zip(gradients, model.trainable_variables)
+                )
+            np.testing.assert_allclose(
+                loss, self.data["losses"][step], rtol=1e-3, err_msg=str(step)
             )
             after_step(step)
             if step + 1 in snapshots:
