@@ -71,6 +71,8 @@ OTHER_METHODS = (
     "batch_norm",
     "online_norm",
 )
+# Other methods that replace units.
+RESETS = ("redo", "self_normalized_resets")
 
 
 def cell(problem, method, mode, learners=1, **changes):
@@ -123,7 +125,7 @@ def table_cells(table, backend):
         return [
             cell(problem, method, "engine")
             for problem in list(PROBLEMS)[1:4]
-            for method in ("bp", *OTHER_METHODS)
+            for method in ("bp", *OTHER_METHODS, *RESETS)
         ]
     if table == "convolutions":
         return [
@@ -302,7 +304,11 @@ def build_model(spec):
         optimizer = keras.optimizers.SGD(0.003, momentum=0.9)
     elif method == "adam":
         optimizer = keras.optimizers.Adam(1e-4)
-    if not plain:
+    elif method == "redo":
+        optimizer = optimizers.ReDo(optimizer, score_updates=100, seed=0)
+    elif method == "self_normalized_resets":
+        optimizer = optimizers.SelfNormalizedResets(optimizer, seed=0)
+    elif not plain:
         optimizer = optimizers.ContinualBackprop(
             optimizer,
             replacement_rate=spec["rate"],

@@ -26,14 +26,11 @@ def test_ages_beyond_the_largest_are_in_bin_0():
 
 def test_age_is_known_to_within_a_fifth_of_a_percent():
     max_age = 8_000_000
-    ages = np.concatenate(
-        [np.arange(5000), np.random.default_rng(0).integers(0, max_age, 5000)]
-    )
+    rng = np.random.default_rng(0)
+    ages = np.concatenate([np.arange(1000, 1100), rng.integers(1, max_age, 50)])
     for age, index in zip(ages.tolist(), _bins(ages, max_age)):
         histogram = np.zeros((1, index + 1), "float32")
         histogram[0, index] = 1
-        if age == 0:
-            continue
         (found,) = to_numpy(
             functional.age_quantile(ops.convert_to_tensor(histogram), 0.5)
         )
