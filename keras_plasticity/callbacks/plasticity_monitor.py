@@ -8,11 +8,11 @@ import keras
 import numpy as np
 
 from keras_plasticity import backend
+from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
-from keras_plasticity import metrics
 from keras_plasticity.callbacks import probe
+from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.graph import activations
-from keras_plasticity.metrics.rank import several_ranks
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import optimizer_wrapper
 from keras_plasticity.training import TaskCallback
@@ -63,7 +63,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     Each measure is taken of each layer and in total:
 
     - `effective_rank`, `approximate_rank`, `absolute_approximate_rank`,
-        `stable_rank`, `hard_rank`: see `keras_plasticity.metrics`. Total: mean.
+        `stable_rank`, `hard_rank`: see `keras_plasticity.diagnostics`. Total:
+        mean.
     - `dead_units`, `dormant_units`, `inactive_units`: likewise, with their
         default thresholds. Total: sum.
     - `saturated_units`, `saturated_fraction`: likewise, of layers with a
@@ -299,12 +300,12 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         if self._wants("weight_magnitude"):
             kernels = _kernels(model)
             measured["weight_magnitude"] = _of_each_and_all(
-                metrics.weight_magnitude, kernels
+                diagnostics.weight_magnitude, kernels
             )
         if self._wants("gradient_norm") and y is not None:
             gradients = _gradients(model, x, y, self._batch_size)
             measured["gradient_norm"] = _of_each_and_all(
-                metrics.gradient_norm, gradients
+                diagnostics.gradient_norm, gradients
             )
         return _if_finite(measured)
 
@@ -366,7 +367,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             )
         if "kernels" in after:
             changes["weight_change"] = _of_each_and_all(
-                lambda pairs: metrics.weight_change(*zip(*pairs)),
+                lambda pairs: diagnostics.weight_change(*zip(*pairs)),
                 {
                     layer: list(zip(before["kernels"][layer], kernels))
                     for layer, kernels in after["kernels"].items()

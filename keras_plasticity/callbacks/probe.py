@@ -4,9 +4,9 @@ import keras
 import numpy as np
 
 from keras_plasticity import keras_compat
+from keras_plasticity.diagnostics.units import UnitActivity
 from keras_plasticity.graph import activations
 from keras_plasticity.graph import trace
-from keras_plasticity.metrics.units import UnitActivity
 
 # The values that a non-linearity does not exceed.
 _EXTREMES = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_plasticity.metrics.validation import check_features
+from keras_plasticity.diagnostics.features import check_features
 
 
 def dead_units(features: np.ndarray) -> int:
@@ -45,7 +45,7 @@ def inactive_units(features: np.ndarray, threshold: float = 0.01) -> int:
 
     These are the "dormant" units of the experiments with CIFAR-100 in Dohare
     et al. (2024), where a feature map's positions count as examples. For
-    those of ReDo, see `keras_plasticity.metrics.dormant_units`.
+    those of ReDo, see `keras_plasticity.diagnostics.dormant_units`.
 
     Args:
         features: Array of shape `(examples, units)`.
@@ -133,7 +133,7 @@ def saturated_fraction(
     Args:
         features: Array of shape `(examples, units)`.
         extremes: Tuple of floats, as in
-            `keras_plasticity.metrics.saturated_units`.
+            `keras_plasticity.diagnostics.saturated_units`.
         tolerance: Float, likewise.
 
     Returns:

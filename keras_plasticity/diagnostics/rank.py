@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_plasticity.metrics.validation import check_features
+from keras_plasticity.diagnostics.features import check_features
 
 # Activations are float32 at best, whatever type they come in.
 _RELATIVE_PRECISION = np.finfo("float32").eps
@@ -92,7 +92,7 @@ def stable_rank(features: np.ndarray) -> float:
     """Squared Frobenius norm over squared spectral norm.
 
     For the "stable rank" of the papers on loss of plasticity, see
-    `keras_plasticity.metrics.absolute_approximate_rank`.
+    `keras_plasticity.diagnostics.absolute_approximate_rank`.
 
     Args:
         features: Array of shape `(examples, units)`.
