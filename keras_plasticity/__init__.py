@@ -1,6 +1,7 @@
 """Keras layers and optimizers that keep neural networks able to learn."""
 
 from keras_plasticity import callbacks as callbacks
+from keras_plasticity import datasets as datasets
 from keras_plasticity import diagnostics as diagnostics
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
@@ -16,6 +17,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "connect",
+    "datasets",
     "diagnostics",
     "functional",
     "inspect",

@@ -17,8 +17,6 @@ the middle of the stream.
 from keras_plasticity.streams.continual_pairs import (
     ContinualPairs as ContinualPairs,
 )
-from keras_plasticity.streams.imagenet import load_imagenet as load_imagenet
-from keras_plasticity.streams.mnist import load_mnist as load_mnist
 from keras_plasticity.streams.online_permuted_images import (
     OnlinePermutedImages as OnlinePermutedImages,
 )
@@ -30,6 +28,4 @@ __all__ = [
     "ContinualPairs",
     "OnlinePermutedImages",
     "SlowlyChangingRegression",
-    "load_imagenet",
-    "load_mnist",
 ]

@@ -49,7 +49,7 @@ class ContinualPairs:
     Example:
 
     ```python
-    images, labels = keras_plasticity.streams.load_imagenet()
+    images, labels = keras_plasticity.datasets.load_imagenet()
     stream = keras_plasticity.streams.ContinualPairs(images, labels)
     for index in range(len(stream)):
         x, y = stream.task(index)

@@ -38,7 +38,7 @@ class OnlinePermutedImages:
     Example:
 
     ```python
-    images, labels = keras_plasticity.streams.load_mnist()
+    images, labels = keras_plasticity.datasets.load_mnist()
     stream = keras_plasticity.streams.OnlinePermutedImages(images, labels)
     for index in range(len(stream)):
         x, y = stream.task(index)

@@ -3,8 +3,8 @@ import pathlib
 
 import numpy as np
 
-from keras_plasticity.streams import image_cache
-from keras_plasticity.streams import prepared_data
+from keras_plasticity.datasets import image_cache
+from keras_plasticity.datasets import prepared_data
 
 _RESOLUTIONS = (8, 16, 32, 64)
 _BATCH_SIZE = 1000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from keras_plasticity.streams import image_cache
+from keras_plasticity.datasets import image_cache
 
 _SHAPE = (2, 3, 1)
 _LABELS = np.array([3, 0, 7, 0, 3, 3, 7, 0, 0, 3, 7, 7, 0, 3, 0, 7, 3, 3, 0, 7])

@@ -1,6 +1,6 @@
 import numpy as np
 
-from keras_plasticity.streams import prepared_data
+from keras_plasticity.datasets import prepared_data
 
 
 def load_mnist(data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray]:
