@@ -200,7 +200,7 @@ def main(argv):
         images, labels = datasets.load_imagenet(DATA_DIR.value, CACHE_DIR.value)
 
         def build_stream(seed):
-            return streams.ContinualPairs(
+            return streams.BinaryClassPairs(
                 images,
                 labels,
                 num_tasks=NUM_TASKS.value,
@@ -221,7 +221,7 @@ def main(argv):
         num_tasks=NUM_TASKS.value,
         batch_size=BATCH_SIZE.value,
         epochs=EPOCHS.value,
-        task_callbacks=[callbacks.ZeroLayers(["head"])],
+        task_callbacks=[callbacks.ZeroWeights(["head"])],
     )
 
 

@@ -14,8 +14,8 @@ task before is trained on, and a run that goes on from a checkpoint starts in
 the middle of the stream.
 """
 
-from keras_plasticity.streams.continual_pairs import (
-    ContinualPairs as ContinualPairs,
+from keras_plasticity.streams.binary_class_pairs import (
+    BinaryClassPairs as BinaryClassPairs,
 )
 from keras_plasticity.streams.online_permuted_images import (
     OnlinePermutedImages as OnlinePermutedImages,
@@ -25,7 +25,7 @@ from keras_plasticity.streams.slowly_changing_regression import (
 )
 
 __all__ = [
-    "ContinualPairs",
+    "BinaryClassPairs",
     "OnlinePermutedImages",
     "SlowlyChangingRegression",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 from keras_plasticity.training import TaskCallback
 
 
-class ZeroLayers(TaskCallback):
+class ZeroWeights(TaskCallback):
     """Sets the weights of some layers to zero when a task begins.
 
     The network's last layer has to start anew where the classes of the task
@@ -23,7 +23,7 @@ class ZeroLayers(TaskCallback):
 
     ```python
     trainer.fit(
-        stream, callbacks=[keras_plasticity.callbacks.ZeroLayers(["head"])]
+        stream, callbacks=[keras_plasticity.callbacks.ZeroWeights(["head"])]
     )
     ```
 

@@ -5,7 +5,7 @@ from keras_plasticity.streams import validation
 SCALES = ("unit", "raw", "centered")
 
 
-class ContinualPairs:
+class BinaryClassPairs:
     """A stream of binary tasks: to tell the images of two classes apart.
 
     The classes are put into a random order, which depends on `seed` alone and
@@ -50,7 +50,7 @@ class ContinualPairs:
 
     ```python
     images, labels = keras_plasticity.datasets.load_imagenet()
-    stream = keras_plasticity.streams.ContinualPairs(images, labels)
+    stream = keras_plasticity.streams.BinaryClassPairs(images, labels)
     for index in range(len(stream)):
         x, y = stream.task(index)
         for epoch in range(250):
