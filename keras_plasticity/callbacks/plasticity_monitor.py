@@ -10,6 +10,7 @@ import numpy as np
 from keras_plasticity import backend
 from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
 from keras_plasticity.callbacks import probe
 from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.graph import activations
@@ -144,12 +145,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         max_rows: int = 2000,
     ):
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("max_rows", max_rows)):
-            if not _is_positive_integer(value):
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value}"
-                )
+        validation.check_positive_integer("batch_size", batch_size)
+        validation.check_positive_integer("max_rows", max_rows)
         self.history = []
         self._num_examples, self._x, self._y = _check_probe(probe_data)
         has_targets = self._num_examples is not None or self._y is not None
@@ -553,7 +550,7 @@ def _if_finite(measured):
 def _check_probe(probe_data):
     """Returns the number of examples, or the inputs and the targets."""
     if isinstance(probe_data, (int, np.integer)):
-        if not _is_positive_integer(probe_data):
+        if not validation.is_integer(probe_data) or probe_data < 1:
             raise ValueError(
                 "`probe_data` must be a positive number of examples, an array "
                 "of inputs, or a tuple (x, y). "
@@ -618,8 +615,3 @@ def _check_layers(layers):
             f"all hidden layers. Received: layers={layers!r}"
         )
     return layers
-
-
-def _is_positive_integer(value):
-    is_integer = isinstance(value, (int, np.integer))
-    return is_integer and not isinstance(value, bool) and value > 0

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.training import TaskCallback
 
 
@@ -43,14 +44,8 @@ class ShrinkAndPerturbTasks(TaskCallback):
                 "task's index that returns a model. "
                 f"Received: build_model={build_model!r}"
             )
-        if not 0 <= shrink <= 1:
-            raise ValueError(
-                f"`shrink` must be in [0, 1]. Received: shrink={shrink}"
-            )
-        if not 0 <= perturb < float("inf"):
-            raise ValueError(
-                f"`perturb` must be in [0, inf). Received: perturb={perturb}"
-            )
+        validation.check_in_interval("shrink", shrink, "[0, 1]")
+        validation.check_in_interval("perturb", perturb, "[0, inf)")
         self.build_model = build_model
         self.shrink = shrink
         self.perturb = perturb

@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.datasets import image_cache
 from keras_plasticity.datasets import prepared_data
 
@@ -56,11 +57,7 @@ def load_imagenet(
         OSError: If the cache cannot be written.
         ValueError: If there are no images of this resolution.
     """
-    if resolution not in _RESOLUTIONS:
-        raise ValueError(
-            f"`resolution` must be one of {_RESOLUTIONS}. "
-            f"Received: resolution={resolution}"
-        )
+    validation.check_choice("resolution", resolution, _RESOLUTIONS)
     size = f"{resolution}x{resolution}"
     # The data of 64 x 64 pixels is downloaded in two parts.
     part = "_part1" if resolution == 64 else ""

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.diagnostics.features import check_features
 
 # Activations are float32 at best, whatever type they come in.
@@ -185,10 +186,7 @@ def _singular_values(features):
 
 
 def _count_until(values, threshold):
-    if not 0.0 < threshold <= 1.0:
-        raise ValueError(
-            f"`threshold` must be in (0, 1]. Received: threshold={threshold}"
-        )
+    validation.check_in_interval("threshold", threshold, "(0, 1]")
     sums = np.cumsum(values)
     if sums[-1] == 0.0:
         return 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.diagnostics.features import check_features
 
 
@@ -169,11 +170,7 @@ class UnitActivity:
                 "`extremes` must have at least one value. Received: "
                 f"extremes={extremes}"
             )
-        if not tolerance >= 0.0:
-            raise ValueError(
-                "`tolerance` must not be negative. "
-                f"Received: tolerance={tolerance}"
-            )
+        validation.check_not_negative("tolerance", tolerance)
         self._extremes = extremes
         self._tolerance = tolerance
         self._num_examples = 0
@@ -197,20 +194,12 @@ class UnitActivity:
         return int(np.sum(self._num_nonzero == 0))
 
     def inactive(self, threshold=0.01):
-        if not 0.0 < threshold <= 1.0:
-            raise ValueError(
-                f"`threshold` must be in (0, 1]. Received: "
-                f"threshold={threshold}"
-            )
+        validation.check_in_interval("threshold", threshold, "(0, 1]")
         share = self._num_nonzero / self._num_examples
         return int(np.sum(share < threshold))
 
     def dormant(self, threshold=0.025):
-        if not threshold >= 0.0:
-            raise ValueError(
-                "`threshold` must not be negative. "
-                f"Received: threshold={threshold}"
-            )
+        validation.check_not_negative("threshold", threshold)
         mean = self._magnitude.mean()
         if mean == 0.0:
             return self._magnitude.size

@@ -2,6 +2,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_plasticity import validation
+
 
 def gradient_norm(gradients: Sequence[np.ndarray | None]) -> float:
     """Euclidean norm of all entries of some gradients together.
@@ -52,11 +54,7 @@ def weight_change(
     >>> weight_change([np.array([1.0, 2.0])], [np.array([1.0, 4.0])])
     1.0
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            "`reduction` must be 'mean' or 'sum'. "
-            f"Received: reduction={reduction}"
-        )
+    validation.check_choice("reduction", reduction, ("mean", "sum"))
     before = [np.asarray(array) for array in before]
     after = [np.asarray(array) for array in after]
     shapes = [[array.shape for array in arrays] for arrays in (before, after)]

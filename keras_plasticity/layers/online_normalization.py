@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity import validation
 from keras_plasticity.units import backward_pass
 
 
@@ -138,20 +139,9 @@ class OnlineNormalization(keras.layers.Layer):
                 "`axis` must be an integer, and not that of the batch. "
                 f"Received: axis={axis}"
             )
-        for name, decay in (
-            ("forward_decay", forward_decay),
-            ("backward_decay", backward_decay),
-        ):
-            if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
-                raise ValueError(
-                    f"`{name}` must be a number in [0, 1). "
-                    f"Received: {name}={decay}"
-                )
-        if not isinstance(epsilon, (int, float)) or not epsilon > 0:
-            raise ValueError(
-                "`epsilon` must be a positive number. "
-                f"Received: epsilon={epsilon}"
-            )
+        validation.check_in_interval("forward_decay", forward_decay, "[0, 1)")
+        validation.check_in_interval("backward_decay", backward_decay, "[0, 1)")
+        validation.check_positive("epsilon", epsilon)
         self.axis = axis
         self.forward_decay = forward_decay
         self.backward_decay = backward_decay

@@ -1,6 +1,7 @@
 import numpy as np
 
-from keras_plasticity.streams import validation
+from keras_plasticity import validation
+from keras_plasticity.streams import arguments
 
 SCALES = ("unit", "raw", "centered")
 
@@ -74,7 +75,7 @@ class BinaryClassPairs:
         scale: str = "unit",
         seed: int = 0,
     ):
-        images, labels = validation.labeled_images(images, labels)
+        images, labels = arguments.labeled_images(images, labels)
         for name, value, minimum in (
             ("num_tasks", num_tasks, 1),
             ("train_images_per_class", train_images_per_class, 1),
@@ -82,10 +83,7 @@ class BinaryClassPairs:
             ("seed", seed, 0),
         ):
             validation.check_integer(name, value, minimum)
-        if scale not in SCALES:
-            raise ValueError(
-                f"`scale` must be one of {SCALES}. Received: scale={scale}"
-            )
+        validation.check_choice("scale", scale, SCALES)
         self.num_tasks = num_tasks
         self.train_images_per_class = train_images_per_class
         self.test_images_per_class = test_images_per_class
@@ -155,14 +153,14 @@ class BinaryClassPairs:
             IndexError: If there is no such task.
             ValueError: If `epoch` is no non-negative integer.
         """
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         validation.check_integer("epoch", epoch, minimum=0)
         # A fourth number, lest epoch 0 of task 0 draws as the classes do.
         rng = np.random.default_rng([self.seed, index, epoch, 1])
         return rng.permutation(2 * self.train_images_per_class)
 
     def _examples(self, index, first, number):
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         positions = (2 * index + np.arange(2)) % self.num_classes
         starts = self._starts[self._class_order[positions]] + first
         rows = starts + np.arange(number)[:, None]

@@ -2,7 +2,8 @@ import math
 
 import numpy as np
 
-from keras_plasticity.streams import validation
+from keras_plasticity import validation
+from keras_plasticity.streams import arguments
 
 
 class OnlinePermutedImages:
@@ -58,7 +59,7 @@ class OnlinePermutedImages:
         examples_per_task: int | None = None,
         seed: int = 0,
     ):
-        images, labels = validation.labeled_images(images, labels)
+        images, labels = arguments.labeled_images(images, labels)
         if examples_per_task is None:
             examples_per_task = len(images)
         validation.check_integer("num_tasks", num_tasks, minimum=1)
@@ -91,7 +92,7 @@ class OnlinePermutedImages:
         Raises:
             IndexError: If there is no such task.
         """
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         rng = np.random.default_rng([self.seed, index])
         pixels = rng.permutation(self.num_pixels)
         order = rng.permutation(len(self._images))

@@ -1,6 +1,7 @@
 import numpy as np
 
-from keras_plasticity.streams import validation
+from keras_plasticity import validation
+from keras_plasticity.streams import arguments
 
 
 class SlowlyChangingRegression:
@@ -73,11 +74,7 @@ class SlowlyChangingRegression:
                 "least `num_bits - 62`. Received: "
                 f"num_slow_bits={num_slow_bits}, num_bits={num_bits}"
             )
-        if negatives not in ("code", "paper"):
-            raise ValueError(
-                "`negatives` must be 'code' or 'paper'. "
-                f"Received: negatives={negatives}"
-            )
+        validation.check_choice("negatives", negatives, ("code", "paper"))
         self.num_tasks = num_tasks
         self.examples_per_task = examples_per_task
         self.flip_one = flip_one
@@ -118,7 +115,7 @@ class SlowlyChangingRegression:
             Tuple `(x, y)` of float32 arrays of shapes
             `(examples_per_task, num_bits)` and `(examples_per_task, 1)`.
         """
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         random = np.random.default_rng([self.seed, index])
         slow_bits = self._slow_bits(index, random)
         num_fast_bits = self.num_bits - self.num_slow_bits

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
 from keras_plasticity.training import checkpoint as checkpoints
 from keras_plasticity.training.task_callback import TaskCallback
 from keras_plasticity.training.tasks import TaskLoader
@@ -108,11 +109,7 @@ class OnlineTrainer:
         model: keras.Model | Callable[[int], keras.Model],
         num_learners: int = 1,
     ):
-        if not isinstance(num_learners, int) or num_learners < 1:
-            raise ValueError(
-                "`num_learners` must be a positive integer. "
-                f"Received: num_learners={num_learners}"
-            )
+        validation.check_positive_integer("num_learners", num_learners)
         is_model = isinstance(model, keras.Model)
         if not is_model and not callable(model):
             raise TypeError(
@@ -196,17 +193,9 @@ class OnlineTrainer:
             ValueError: If a stream returns data that cannot be used, or a
                 checkpoint is of another run.
         """
-        for name, value in (("batch_size", batch_size), ("epochs", epochs)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value}"
-                )
-        if on_nan not in ("stop", "continue"):
-            raise ValueError(
-                "`on_nan` must be 'stop' or 'continue'. "
-                f"Received: on_nan={on_nan}"
-            )
+        validation.check_positive_integer("batch_size", batch_size)
+        validation.check_positive_integer("epochs", epochs)
+        validation.check_choice("on_nan", on_nan, ("stop", "continue"))
         streams = self._get_streams(stream)
         lengths = [len(each) for each in streams]
         length = min(lengths)
