@@ -29,6 +29,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from keras_plasticity.files import atomic_write
 from keras_plasticity.progress_bar import ProgressBar
 
 try:
@@ -163,8 +164,11 @@ def _start(folder, source, progress):
         parts.append(part.astype("int32"))
         progress.advance(bar, len(part))
     labels = np.concatenate(parts)
-    _replace(folder / _LABELS, lambda path: np.save(path, labels, False))
-    _replace(folder / _IMAGES, lambda path: _make_room(path, source))
+    with atomic_write(folder / _LABELS) as temporary:
+        with open(temporary, "wb") as file:
+            np.save(file, labels, allow_pickle=False)
+    with atomic_write(folder / _IMAGES) as temporary:
+        _reserve_space(temporary, source)
     record = {
         "format": _FORMAT,
         "source": source.fingerprint,
@@ -263,7 +267,7 @@ def _open_images(folder, source):
     return np.load(folder / _IMAGES, mmap_mode="r+")
 
 
-def _make_room(path, source):
+def _reserve_space(path, source):
     shape = (source.num_images, *source.image_shape)
     np.lib.format.open_memmap(path, "w+", "uint8", shape).flush()
     size = path.stat().st_size
@@ -273,7 +277,6 @@ def _make_room(path, source):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        path.unlink()
         raise OSError(
             error.errno,
             f"The cache of {source.title} needs {size / 1e9:.1f} GB of free "
@@ -284,16 +287,8 @@ def _make_room(path, source):
 
 
 def _write_record(folder, record):
-    _replace(folder / _RECORD, lambda path: path.write_text(json.dumps(record)))
-
-
-def _replace(path, write):
-    """Writes a file so that it is there whole or not at all."""
-    part = path.with_name(f"part-{path.name}")
-    write(part)
-    with open(part, "r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with atomic_write(folder / _RECORD) as temporary:
+        temporary.write_text(json.dumps(record))
 
 
 def _size_and_time(path):

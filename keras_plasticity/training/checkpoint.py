@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_plasticity.files import atomic_write
+
 _FORMAT = 1
 
 
@@ -32,8 +34,7 @@ class Checkpoint:
     def save(self, path: str):
         """Writes the file.
 
-        At any instant there is the old file or the new one, whole: it is
-        written aside, and takes the other's name when it is on the disk.
+        At any instant there is the old file or the new one, whole.
 
         Args:
             path: String, the file.
@@ -50,17 +51,8 @@ class Checkpoint:
             arrays[f"results/{name}"] = values
         for number, values in enumerate(self.state):
             arrays[f"state/{number}"] = _to_standard_dtype(values)
-        # One name: what a killed process left is written over.
-        aside = f"{path}.tmp"
-        try:
-            with open(aside, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            if os.path.exists(aside):
-                os.remove(aside)
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
 
 
 def load(path: str) -> Checkpoint:
