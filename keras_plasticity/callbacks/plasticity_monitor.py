@@ -11,12 +11,13 @@ from keras_plasticity import backend
 from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
+from keras_plasticity.callbacks import activations
 from keras_plasticity.callbacks import probe
 from keras_plasticity.diagnostics.rank import several_ranks
-from keras_plasticity.graph import activations
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import optimizer_wrapper
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.weights import trainable_weights
 
 _RANKS = (
     "effective_rank",
@@ -458,9 +459,7 @@ def _kernels(model):
 
 def _gradients(model, x, y, batch_size):
     """Dict from layer to its gradients of the loss on a probe, as arrays."""
-    variables = [
-        v for v in model.trainable_variables if not v.overwrite_with_gradient
-    ]
+    variables = trainable_weights(model)
     num_examples = len(y)
     sums = {}
     for start in range(0, num_examples, batch_size):

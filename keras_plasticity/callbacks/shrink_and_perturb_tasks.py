@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_plasticity import validation
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.weights import trainable_weights
 
 
 class ShrinkAndPerturbTasks(TaskCallback):
@@ -56,9 +57,9 @@ class ShrinkAndPerturbTasks(TaskCallback):
             self._is_first = False
             return
         for learner in range(self.trainer.num_learners):
-            fresh = _weights(self.build_model(learner, task))
+            fresh = trainable_weights(self.build_model(learner, task))
             with self.trainer.edit(learner) as model:
-                weights = _weights(model)
+                weights = trainable_weights(model)
                 expected, received = _shapes(weights), _shapes(fresh)
                 if received != expected:
                     raise ValueError(
@@ -76,15 +77,6 @@ class ShrinkAndPerturbTasks(TaskCallback):
 
     def set_state(self, state: bool):
         self._is_first = state
-
-
-def _weights(model):
-    """Trainable weights and biases, without the statistics of units."""
-    return [
-        variable
-        for variable in model.trainable_variables
-        if not variable.overwrite_with_gradient
-    ]
 
 
 def _shapes(variables):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.weights import trainable_weights
 
 
 class ZeroWeights(TaskCallback):
@@ -52,14 +53,5 @@ class ZeroWeights(TaskCallback):
                         for name in self.layers
                     ]
                 for position in positions:
-                    for variable in _weights(model.layers[position]):
+                    for variable in trainable_weights(model.layers[position]):
                         variable.assign(keras.ops.zeros(variable.shape))
-
-
-def _weights(layer):
-    """The layer's trainable weights, without the statistics of its units."""
-    return [
-        variable
-        for variable in layer.trainable_variables
-        if not variable.overwrite_with_gradient
-    ]
