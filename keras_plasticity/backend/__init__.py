@@ -5,7 +5,7 @@ that replaces units needs a few things which `keras.ops` cannot say:
 
 - `repeat(times, body, variables)`: run `body()` a number of times that is
   only known while the step runs, where `body` reads and assigns `variables`.
-- `assign_part(variable, shape, axes, places, value)`: write one row, column or
+- `assign_part(variable, shape, axes, indices, value)`: write one row, column or
   channel of a variable, seen in another shape, without a pass over the rest.
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compute_now()`: a context in which operations compute at once, also while a

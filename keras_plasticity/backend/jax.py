@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-# The bits of a float32 that is not a number, with a payload that no
-# computation makes.
+# Bit pattern of a NaN whose payload no computation produces.
 _NEVER = np.int32(0x7FC5A3E1)
 # Between these numbers of entries, slices of a matrix are faster to sum: with
 # fewer there is nothing to gain, more are not in the cache.
@@ -53,13 +52,13 @@ def repeat(times, body, variables):
         variable.assign(value)
 
 
-def assign_part(variable, shape, axes, places, value):
-    """Writes `value` at `places` of `axes`; XLA does so in place."""
+def assign_part(variable, shape, axes, indices, value):
+    """Writes `value` at `indices` of `axes`; XLA does so in place."""
     old = keras.ops.convert_to_tensor(variable)
     starts = [0] * len(shape)
     sizes = list(shape)
-    for axis, place in zip(axes, places):
-        starts[axis] = place
+    for axis, index in zip(axes, indices):
+        starts[axis] = index
         sizes[axis] = 1
     value = jnp.reshape(keras.ops.cast(value, old.dtype), sizes)
     new = jax.lax.dynamic_update_slice(
@@ -155,11 +154,6 @@ def _ones_like(values):
     """Ones of which the compiler does not know that they are."""
     bits = jax.lax.bitcast_convert_type(values, "int32")
     return jnp.where(bits == _NEVER, 0.5, 1.0)
-
-
-def _row_block(rows):
-    """The largest divisor of `rows` that one loop body may hold."""
-    return max(n for n in range(1, 51) if rows % n == 0)
 
 
 def gradients(loss_function, variables):

@@ -23,11 +23,11 @@ def repeat(times, body, variables):
         body()
 
 
-def assign_part(variable, shape, axes, places, value):
-    """Writes `value` at `places` of `axes`, in place."""
+def assign_part(variable, shape, axes, indices, value):
+    """Writes `value` at `indices` of `axes`, in place."""
     target = variable.value.view(shape)
-    for axis, place in sorted(zip(axes, places), reverse=True):
-        target = target.select(axis, int(place))
+    for axis, index in sorted(zip(axes, indices), reverse=True):
+        target = target.select(axis, int(index))
     value = torch.as_tensor(value, device=target.device)
     target.copy_(value.reshape(target.shape))
 

@@ -129,7 +129,7 @@ class TrainingLoop:
                 variable.assign(jnp.copy(value))
         return self._model
 
-    def take_in(self, learner):
+    def load_from_model(self, learner):
         """Makes what `model(learner)` was changed to the learner's state."""
         new = _get_state(self._model)
         if self._is_stacked:

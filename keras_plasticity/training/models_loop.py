@@ -36,7 +36,7 @@ class ModelsLoop:
     def model(self, learner):
         return self._models[learner]
 
-    def take_in(self, learner):
+    def load_from_model(self, learner):
         pass
 
     def get_state(self):

@@ -297,7 +297,7 @@ class OnlineTrainer:
         ```
         """
         yield self.model(learner)
-        self._loop.take_in(learner)
+        self._loop.load_from_model(learner)
 
     def _get_streams(self, stream):
         if hasattr(stream, "task"):
