@@ -1,9 +1,10 @@
-"""Every touch of what Keras does not make public, in one place.
+"""All uses of private Keras, and all patches of Keras objects.
 
 Tested with Keras 3.15.1.
 """
 
 import contextlib
+import types
 
 import keras
 from keras.src.backend.common import global_state
@@ -132,3 +133,49 @@ def build_for_training(model, x, y):
         y: Array, one batch of targets.
     """
     model._symbolic_build(data_batch=(x, y))
+
+
+def change_class(layer, kind):
+    """Gives a built layer another class. It keeps its weights and its calls.
+
+    Tested with Keras 3.15.1, which looks up `call` on the class each time, but
+    inspects its arguments only once: they must be those of the old class.
+    `build` and `quantize`, which `Layer.__new__` binds to a layer, remain those
+    of the old class: see `rebind_quantize`.
+    """
+    layer.__class__ = kind
+
+
+def rebind_quantize(layer):
+    """Gives a layer whose class has changed the `quantize` of its new class.
+
+    Tested with Keras 3.15.1, whose `Layer.__new__` stores the method of the
+    first class, wrapped, as an attribute of the layer.
+    """
+    layer.quantize = types.MethodType(type(layer).quantize, layer)
+
+
+@contextlib.contextmanager
+def transform_gradients(optimizer, transform):
+    """Context in which an optimizer's JAX step transforms its gradients first.
+
+    Tested with Keras 3.15.1, whose `train_step` on JAX makes every step by
+    `optimizer.stateless_apply(optimizer_variables, grads,
+    trainable_variables)`.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        transform: Function from the list of gradients to another one.
+    """
+    stateless_apply = optimizer.stateless_apply
+
+    def apply_transformed(optimizer_variables, grads, trainable_variables):
+        return stateless_apply(
+            optimizer_variables, transform(grads), trainable_variables
+        )
+
+    optimizer.stateless_apply = apply_transformed  # Hides the method.
+    try:
+        yield
+    finally:
+        del optimizer.stateless_apply

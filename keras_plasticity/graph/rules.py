@@ -90,8 +90,8 @@ def pass_on(call, units):
         )
     rule = _find_rule(call.operation)
     kind = type(call.operation)
-    twin = getattr(layers, kind.__name__, None)
-    if twin not in (None, kind) and issubclass(twin, kind):
+    plastic_class = getattr(layers, kind.__name__, None)
+    if plastic_class not in (None, kind) and issubclass(plastic_class, kind):
         raise Refusal(
             f"{describe(call.operation)} is not plastic, and the contribution "
             "of a unit is measured by the layer that reads it. Use "

@@ -1,5 +1,4 @@
 import contextlib
-import types
 
 import keras
 
@@ -8,7 +7,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import layers
 from keras_plasticity.layers.einsum_dense import find_labels
 
-_TWINS = {
+_PLASTIC_CLASSES = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
     if hasattr(keras.layers, name)
@@ -74,7 +73,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     plain = {}
     for layer in _find_layers(model):
         plain[id(layer)] = type(layer)
-        layer.__class__ = _TWINS[type(layer)]
+        keras_compat.change_class(layer, _PLASTIC_CLASSES[type(layer)])
     candidates = [
         layer
         for layer in keras_compat.sublayers(model)
@@ -86,7 +85,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     finally:
         for layer in candidates:
             if id(layer) in plain and id(layer) not in wanted:
-                layer.__class__ = plain[id(layer)]
+                keras_compat.change_class(layer, plain[id(layer)])
     for layer in candidates:
         if id(layer) in plain and id(layer) in wanted:
             _finish(layer, replaceable=wanted[id(layer)])
@@ -106,7 +105,7 @@ def _find_layers(model):
         if id(parent) in seen:
             continue
         seen.add(id(parent))
-        if type(parent) in _TWINS:
+        if type(parent) in _PLASTIC_CLASSES:
             if _is_eligible(parent):
                 found[id(parent)] = parent
         elif isinstance(parent, (keras.Model, keras.layers.InputLayer)) or not (
@@ -165,5 +164,4 @@ def _finish(layer, replaceable):
         stack.enter_context(keras_compat.unlocked(layer))
         layer.add_statistics()
     layer.statistics.trainable = layer.trainable
-    # Keras binds this method to each layer when it makes it.
-    layer.quantize = types.MethodType(type(layer).quantize, layer)
+    keras_compat.rebind_quantize(layer)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_plasticity import backend
+from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import ContinualBackprop
 
 # Up to so many weights a CPU trains learners faster side by side: a step of
@@ -302,14 +303,5 @@ def _apply_after_backward(optimizer):
     if isinstance(optimizer, ContinualBackprop):
         yield  # It does so itself.
         return
-    apply = optimizer.stateless_apply
-
-    def apply_after(optimizer_variables, grads, trainable_variables):
-        grads = backend.after_backward(grads)
-        return apply(optimizer_variables, grads, trainable_variables)
-
-    optimizer.stateless_apply = apply_after
-    try:
+    with keras_compat.transform_gradients(optimizer, backend.after_backward):
         yield
-    finally:
-        del optimizer.stateless_apply
