@@ -148,7 +148,7 @@ def _trace(model, batch, layers):
         raise ValueError(
             f"The layers of model '{model.name}' (`{type(model).__name__}`) "
             f"cannot be found: its `call` does not take symbolic inputs of "
-            f"shapes {shapes}: {error.problem}. Give it `probe_data` that fit, "
+            f"shapes {shapes}: {error.reason}. Give it `probe_data` that fit, "
             "write its `call` with layers and `keras.ops` alone, or choose "
             "`measures` of weights only, such as 'weight_magnitude'."
         ) from error

@@ -138,13 +138,13 @@ def _choose(model, inputs, candidates):
     found = graph.find_connections(candidates, model, inputs)
     wanted = {}
     for connections in found:
-        if connections.problem is None and connections.left_alone is None:
+        if connections.error is None and connections.skip_reason is None:
             wanted[id(connections.layer)] = True
             for consumer in connections.consumers:
                 wanted.setdefault(id(consumer), False)
     if not wanted:
         reasons = "; ".join(
-            f"'{each.layer.name}': {each.problem or each.left_alone}"
+            f"'{each.layer.name}': {each.error or each.skip_reason}"
             for each in found
         )
         raise ValueError(

@@ -572,7 +572,7 @@ class _HiddenLayers:
 
     def _add(self, optimizer, connections, known, slot_table):
         layer = connections.layer
-        if connections.left_alone is not None:
+        if connections.skip_reason is not None:
             return
         consumers = list(connections.consumers)
         if not all(each.trainable for each in [layer, *consumers]):

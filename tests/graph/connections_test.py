@@ -30,7 +30,7 @@ def _find(model, called=False):
         result[connections.layer.name] = [
             consumer.name for consumer in connections.consumers
         ]
-        assert (connections.left_alone is None) == bool(connections.consumers)
+        assert (connections.skip_reason is None) == bool(connections.consumers)
     return result
 
 
@@ -107,7 +107,7 @@ def test_hidden_layer_that_is_also_an_output(called):
     (hidden, _) = graph.find_connections(layers, model if called else None)
     # The graph alone has no mark of what a model returns.
     expected = "outputs of the model" if called else None
-    assert hidden.left_alone == expected
+    assert hidden.skip_reason == expected
 
 
 def _nested(kind, last=None):
@@ -212,7 +212,7 @@ def test_subclassed_model():
     (a, b) = graph.find_connections(layers, found)
     assert list(a.consumers) == [model.b]
     assert [p.variable.name for p in a.parameters] == ["gamma", "beta"]
-    assert b.left_alone == "outputs of the model"
+    assert b.skip_reason == "outputs of the model"
     # Tracing leaves no marks.
     assert not model.a._inbound_nodes and not model.b._outbound_nodes
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_traced_has_to_be_stated():
     graph.connect(model.a, model.b)
     (a, _) = graph.find_connections(layers, model)
     graph.check([a])
-    assert list(a.consumers) == [model.b] and a.left_alone is None
+    assert list(a.consumers) == [model.b] and a.skip_reason is None
 
 
 @pytest.mark.parametrize(
@@ -400,10 +400,10 @@ def test_layer_that_is_not_replaceable():
     layer.replaceable = False
     (hidden,) = graph.find_connections(_plastic_layers(model))
     graph.check([hidden])
-    assert "is not plastic" in hidden.left_alone
+    assert "is not plastic" in hidden.skip_reason
     model = _sequential(Dense(4, replaceable=False), Dense(2))
     (hidden, _) = graph.find_connections(_plastic_layers(model))
-    assert hidden.left_alone == "replaceable=False"
+    assert hidden.skip_reason == "replaceable=False"
     model = keras.Sequential.from_config(model.get_config())
     assert not model.layers[0].replaceable and model.layers[1].replaceable
 
