@@ -1,4 +1,4 @@
-"""A file from which an interrupted run goes on as if nothing had happened."""
+"""Checkpoints for bit-exact resumption."""
 
 import dataclasses
 import json
@@ -15,12 +15,12 @@ _FORMAT = 1
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a run is at a task boundary.
+    """The state of a run at a task boundary.
 
     Attributes:
-        settings: Dict of JSON-able values that have to be the same for a run
-            that goes on from here.
-        progress: Dict of JSON-able values: where the run is.
+        settings: Dict of JSON-serializable values, which a run that resumes
+            from here must share.
+        progress: Dict of JSON-serializable values: how far the run has come.
         results: Dict from the name of each metric to an array of shape
             `(tasks, num_learners)`.
         state: List of arrays, the learners' variables.
@@ -96,13 +96,13 @@ def load(path: str) -> Checkpoint:
 
 
 def num_tasks_done(path: str) -> int:
-    """How far the run of a checkpoint has come.
+    """How many tasks the run of a checkpoint has finished.
 
     Args:
-        path: String, the file; there may be none.
+        path: String, the file; it need not exist.
 
     Returns:
-        Integer, the number of tasks that need not be trained on again.
+        Integer, the number of tasks that will not be trained on again.
 
     Raises:
         ValueError: If the file is not a checkpoint, or is damaged.
@@ -111,7 +111,7 @@ def num_tasks_done(path: str) -> int:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What sets the settings of two runs apart.
+    """Compares the settings of two runs.
 
     Args:
         there: Dict, the settings of the earlier run.
@@ -130,6 +130,6 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _to_standard_dtype(values):
-    # NumPy's files know no bfloat16; float32 holds its values exactly.
+    # NumPy's files cannot hold bfloat16; float32 represents it exactly.
     is_standard = values.dtype.kind in "biufc"
     return values if is_standard else values.astype("float32")
