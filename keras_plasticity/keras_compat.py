@@ -19,17 +19,17 @@ def calls(operation):
 
 
 def uses(operation):
-    """The graph nodes that read an output of an operation."""
+    """The graph nodes that take an output of an operation as input."""
     return list(operation._outbound_nodes)
 
 
 def parents(node):
-    """The nodes whose outputs a node reads."""
+    """The nodes whose outputs a node takes as inputs."""
     return list(node.parent_nodes)
 
 
 def producer(tensor):
-    """The node that made a symbolic tensor; `None` for one that none made."""
+    """The node that produced a symbolic tensor; `None` if there is none."""
     history = getattr(tensor, "_keras_history", None)
     if history is None or history.operation is None:
         return None
@@ -43,7 +43,7 @@ def arguments(node):
 
 @contextlib.contextmanager
 def forget_calls(layer):
-    """Context after which a layer's parts do not know they were called."""
+    """Context whose calls leave no trace in a layer and its sublayers."""
     parts = layer._flatten_layers()
     counts = [(len(p._inbound_nodes), len(p._outbound_nodes)) for p in parts]
     try:
@@ -81,7 +81,7 @@ def note_caller(layer):
 
 
 def is_graph_model(layer):
-    """Whether a layer is a model that carries the graph of what it calls.
+    """Whether a layer is a Functional or Sequential model with a graph.
 
     Such a model has `inputs` and `outputs`.
     """
@@ -96,7 +96,7 @@ def is_graph_model(layer):
 
 @contextlib.contextmanager
 def unlocked(layer):
-    """Context in which a built layer takes new sublayers."""
+    """Context in which sublayers can be added to a built layer."""
     layer._tracker.unlock()
     try:
         yield
@@ -105,9 +105,9 @@ def unlocked(layer):
 
 
 def track_new_variables(model):
-    """Shows PyTorch the variables that layers of a built model were given.
+    """Registers variables added to layers of a built model with PyTorch.
 
-    The gradients of those that it does not know are never set back to zero.
+    The gradients of variables that are not registered are never reset to zero.
     """
     if keras.backend.backend() == "torch":
         for layer in model._flatten_layers():

@@ -16,7 +16,7 @@ def compute_now():
 
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
-    del variables  # A resource variable is assigned where it lies.
+    del variables  # Resource variables are assigned in place.
 
     def step(i):
         body()
@@ -100,5 +100,5 @@ def gradients(loss_function, variables):
         tape.watch(tensors)
         loss = loss_function()
     result = tape.gradient(loss, tensors)
-    # An embedding's gradient comes as the rows that were looked up.
+    # The gradient of an embedding is sparse.
     return [g if g is None else tf.convert_to_tensor(g) for g in result]

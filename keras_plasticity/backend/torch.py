@@ -14,11 +14,11 @@ def compute_now():
     return contextlib.nullcontext()
 
 
-# Not for `torch.compile`: how often it runs is only known by its run.
+# Not for `torch.compile`: the number of iterations depends on the data.
 @torch.compiler.disable
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
-    del variables  # An eager tensor is assigned where it lies.
+    del variables  # Eager tensors are assigned in place.
     for _ in range(int(times)):
         body()
 
@@ -52,7 +52,7 @@ def row_magnitudes(matrix):
 
 def gradients(loss_function, variables):
     """See `keras_plasticity.backend`."""
-    # Not the tensors that train: `.grad` of those stays what it is.
+    # Not the variables' own tensors, whose `.grad` must not change.
     tensors = [v.value.detach().requires_grad_() for v in variables]
     scope = keras.StatelessScope(
         state_mapping=list(zip(variables, tensors)), collect_losses=True

@@ -1,4 +1,4 @@
-"""Callbacks: what looks on, or steps in, between the steps of training."""
+"""Callbacks that monitor training or intervene at task boundaries."""
 
 from keras_plasticity.callbacks.plasticity_monitor import (
     PlasticityMonitor as PlasticityMonitor,

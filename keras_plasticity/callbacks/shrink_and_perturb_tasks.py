@@ -9,21 +9,21 @@ from keras_plasticity.weights import trainable_weights
 
 
 class ShrinkAndPerturbTasks(TaskCallback):
-    """Moves all weights towards those of a new network when a task begins.
+    """Moves all weights toward those of a new network when a task begins.
 
     `w <- shrink * w + perturb * fresh`, for all trainable weights and biases,
     from the second task on. This is "shrink and perturb" as it was proposed;
-    the one of the papers on loss of plasticity acts at every step and is
-    `keras_plasticity.optimizers.ShrinkAndPerturb`. The slots of the optimizer
-    (momentum, ...) are left alone.
+    the method of that name in the papers on loss of plasticity acts at every
+    step: see `keras_plasticity.optimizers.ShrinkAndPerturb`. The slots of the
+    optimizer (momentum, ...) are not changed.
 
-    It is a callback of `keras_plasticity.training.OnlineTrainer`.
+    It is a callback for `keras_plasticity.training.OnlineTrainer`.
 
     Args:
-        build_model: Function of a learner's index and the task's index that
+        build_model: Function of a learner's index and a task's index that
             returns a model of the same architecture with fresh weights. For
-            results that can be repeated, the two should decide its seeds; one
-            that ignores the task interpolates to the same network always.
+            reproducible results, seed the model by both; if the seed ignores
+            the task, all tasks use the same network.
         shrink: Float in [0, 1]. Defaults to `0.2`.
         perturb: Float, at least 0. Defaults to `0.8`.
 

@@ -10,15 +10,14 @@ from keras_plasticity.weights import trainable_weights
 class ZeroWeights(TaskCallback):
     """Sets the weights of some layers to zero when a task begins.
 
-    The network's last layer has to start anew where the classes of the task
-    are new ones, as those of Continual ImageNet. The slots of the optimizer
-    (momentum, ...) are left alone, as in the authors' code.
+    The last layer of a network has to be reset where each task has new classes,
+    as in Continual ImageNet. The slots of the optimizer (momentum, ...) are not
+    reset, as in the authors' code.
 
-    It is a callback of `keras_plasticity.training.OnlineTrainer`.
+    It is a callback for `keras_plasticity.training.OnlineTrainer`.
 
     Args:
-        layers: List of names of layers. Where learners are models with
-            different names of layers, as the first one has them.
+        layers: List of names of layers, as in the first learner's model.
 
     Example:
 

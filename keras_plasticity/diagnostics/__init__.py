@@ -1,4 +1,4 @@
-"""Measures of plasticity: NumPy arrays in, numbers out."""
+"""Measures of plasticity: functions of NumPy arrays that return numbers."""
 
 from keras_plasticity.diagnostics.rank import (
     absolute_approximate_rank as absolute_approximate_rank,

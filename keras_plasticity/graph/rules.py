@@ -51,7 +51,7 @@ def mixes_units(activation):
         return False
     if activation in _KNOWN_MIXING:
         return True
-    # A function of a user's own is asked. Row `i` of the second batch differs
+    # A user's function is tried out. Row `i` of the second batch differs
     # from the first batch in unit `i` alone.
     before = np.linspace(-2.0, 2.5, 4, dtype="float32")[None].repeat(4, 0)
     after = before + 0.7 * np.eye(4, dtype="float32")

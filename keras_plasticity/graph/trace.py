@@ -92,13 +92,13 @@ def trace_model(
 
     Args:
         model: A built `keras.Model`, or any built `keras.Layer`.
-        inputs: `keras.KerasTensor`, or list or dict of them, for a model
-            with a `call` of its own. By default they have the shapes that the
-            model was built with.
-        batch_size: Integer, the number of examples that layers with a `call`
-            of their own see, where the inputs do not say.
-        whole_leaves: Boolean, whether a layer without sublayers is one call,
-            whatever its `call` is made of.
+        inputs: `keras.KerasTensor`, or list or dict of them, for a subclassed
+            model. By default they have the shapes that the model was built
+            with.
+        batch_size: Integer, the batch size with which the `call` of custom
+            layers is traced, if the inputs have none.
+        whole_leaves: Boolean, whether a custom layer without sublayers is
+            listed as one call, and not as the operations in its `call`.
 
     Returns:
         A `Trace`.
@@ -281,7 +281,7 @@ class _Tracer:
 
 
 def _has_calls_to_see(operation):
-    """Whether a layer's own `call` has to be looked into."""
+    """Whether the calls inside a layer's `call` have to be listed."""
     if not isinstance(operation, keras.Layer):
         return False
     if isinstance(operation, PlasticLayer):
@@ -289,7 +289,7 @@ def _has_calls_to_see(operation):
     if isinstance(
         operation, (keras.layers.TimeDistributed, OnlineNormalization)
     ):
-        return False  # Has a rule of its own.
+        return False  # Has a rule.
     if any(
         isinstance(part, PlasticLayer)
         for part in keras_compat.sublayers(operation)

@@ -1,4 +1,4 @@
-"""What streams check of their arguments."""
+"""Checks of the arguments of streams."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_index(index: Any, num_tasks: int):
 
 
 def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Takes images and their classes as arrays, if they are such.
+    """Converts images and their classes to arrays, and checks them.
 
     Args:
         images: Array, with one image for each index of its first axis.
@@ -35,8 +35,9 @@ def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         Tuple of both as NumPy arrays.
 
     Raises:
-        ValueError: If there are no images, or values that are neither unsigned
-            8-bit integers nor finite floats, or not one integer for each image.
+        ValueError: If there are no images, if they are neither unsigned 8-bit
+            integers nor finite floats, or if there is not one integer label for
+            each image.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     _check_images(images)

@@ -7,12 +7,12 @@ from keras_plasticity.streams import arguments
 class SlowlyChangingRegression:
     """Regression on bits, most of which change rarely ("bit-flipping").
 
-    An example is `num_bits` bits. The first `num_slow_bits` keep their values
+    An example has `num_bits` bits. The first `num_slow_bits` keep their values
     for a whole task; the others are fair coin flips in every example. The
     target is the output of a fixed network with one hidden layer of
-    `num_target_units` linear threshold units, all of its weights and biases
-    +1 or -1. A learner much smaller than the target network has to track it,
-    for ever.
+    `num_target_units` linear threshold units, whose weights and biases are all
+    +1 or -1. A learner much smaller than the target network has to keep
+    tracking it.
 
     Unit i of the target network fires when its pre-activation exceeds
     `(num_bits + 1) * beta - S_i`. In the paper `S_i` is the number of negative
@@ -26,13 +26,14 @@ class SlowlyChangingRegression:
         examples_per_task: Integer, the number of examples between changes.
             Defaults to 10,000.
         flip_one: Boolean, whether a change flips one slow bit, chosen at
-            random, or draws all of them anew. Defaults to `False`.
-        seed: Non-negative integer. It decides the target network, the slow
+            random, or redraws all of them. Defaults to `False`.
+        seed: Non-negative integer. It determines the target network, the slow
             bits and the examples. Defaults to 0.
         num_bits: Integer. Defaults to 20.
         num_slow_bits: Integer, at most `num_bits`. Defaults to 15.
         num_target_units: Integer. Defaults to 100.
-        beta: Float, how rarely target units fire. Defaults to 0.7.
+        beta: Float, the threshold of target units: the larger, the more rarely
+            they fire. Defaults to 0.7.
         negatives: `"code"` or `"paper"`, the formula for `S_i`.
 
     Example:
@@ -103,6 +104,7 @@ class SlowlyChangingRegression:
         self._flips = random.integers(0, max(1, num_slow_bits), num_tasks)
 
     def __len__(self) -> int:
+        """The number of tasks."""
         return self.num_tasks
 
     def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +122,8 @@ class SlowlyChangingRegression:
         slow_bits = self._slow_bits(index, random)
         num_fast_bits = self.num_bits - self.num_slow_bits
         codes = random.integers(0, 2**num_fast_bits, self.examples_per_task)
-        # Within a task there are only as many different examples as there are
-        # codes: 32 with the defaults.
+        # Within a task there are few distinct examples, 32 with the defaults:
+        # the target is computed once for each.
         codes, which = np.unique(codes, return_inverse=True)
         x = np.empty((len(codes), self.num_bits), "float32")
         x[:, : self.num_slow_bits] = slow_bits
