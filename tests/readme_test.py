@@ -46,7 +46,7 @@ def test_plastic_layers():
     ("part", "kinds"),
     [
         (
-            "between unit and reader",
+            "between unit and consumer",
             _layers_with(rules._elementwise, rules._activation),
         ),
         ("normalization", _layers_with(rules._normalization)),
