@@ -238,43 +238,50 @@ def _movement(call, units):
     """
     if any(value not in units for value in call.inputs):
         raise Skip(f"merged with others by {describe(call.operation)}")
-    labels = {}
-    for value in call.inputs:
-        shape = [1 if value.shape[0] is None else value.shape[0]]
-        shape += [2 if size is None else size for size in value.shape[1:]]
-        label = np.zeros(shape, "float32")
-        if value in units:
-            along = [1] * len(shape)
-            along[units[value].axis] = -1
-            label = label + (units[value].unit + 1.0).reshape(along)
-        labels[value] = label
+    labels = {value: _labels(value, units[value]) for value in call.inputs}
+    try:
+        moved = _run_on_labels(call, labels)
+    except Exception as error:  # A size that only the data would tell.
+        raise Refusal(
+            f"{describe(call.operation)} could not be tried out: {error}"
+        ) from error
+    result = {}
+    for output, label in zip(call.outputs, moved):
+        if np.all(label == 0):
+            continue
+        axis = _axis_of_units(label)
+        if axis is None or output.shape[axis] is None:
+            raise Refusal(f"{describe(call.operation)} takes units apart")
+        unit = np.moveaxis(label, axis, 0).reshape(label.shape[axis], -1)
+        result[output] = Units(axis, unit[:, 0] - 1)
+    return result
+
+
+def _labels(value, units):
+    """Array of the shape of a value: for each element, 1 + its unit."""
+    shape = [1 if value.shape[0] is None else value.shape[0]]
+    shape += [2 if size is None else size for size in value.shape[1:]]
+    along = [1] * len(shape)
+    along[units.axis] = -1
+    unit = (units.unit + 1).astype("float32").reshape(along)
+    return np.broadcast_to(unit, shape).copy()
+
+
+def _run_on_labels(call, labels):
+    """Runs a call's operation on labels; returns those of each output."""
 
     def fill(x):
         if not isinstance(x, type(call.outputs[0])):
             return x
         return ops.convert_to_tensor(labels[x], dtype="float32")
 
-    try:
-        with backend.compute_now():
-            args, kwargs = keras.tree.map_structure(
-                fill, (call.args, call.kwargs)
-            )
-            moved = call.operation.call(*args, **kwargs)
-    except Exception as error:  # A size that only the data would tell.
-        raise Refusal(
-            f"{describe(call.operation)} could not be tried out: {error}"
-        ) from error
-    result = {}
-    for output, label in zip(call.outputs, keras.tree.flatten(moved)):
-        label = np.rint(ops.convert_to_numpy(label)).astype("int32") - 1
-        if np.all(label < 0):
-            continue
-        found = _axis_of_units(label)
-        if found is None or output.shape[found] is None:
-            raise Refusal(f"{describe(call.operation)} takes units apart")
-        unit = np.moveaxis(label, found, 0).reshape(label.shape[found], -1)
-        result[output] = Units(found, unit[:, 0])
-    return result
+    with backend.compute_now():
+        args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
+        moved = call.operation.call(*args, **kwargs)
+    return [
+        np.rint(ops.convert_to_numpy(label)).astype("int32")
+        for label in keras.tree.flatten(moved)
+    ]
 
 
 def _axis_of_units(label):

@@ -86,7 +86,7 @@ def test_cloned_model():
 
 
 @_CALLED
-def test_two_readers(called):
+def test_two_consumers(called):
     inputs = keras.Input((5,))
     h = Dense(4, name="hidden")(inputs)
     outputs = [Dense(2, name="a")(h), Dense(3, name="b")(h)]
@@ -316,10 +316,10 @@ def _shared():
     return _sequential(layer, layer, Dense(2))
 
 
-def _shared_reader():
+def _shared_consumer():
     inputs = keras.Input((5,))
-    first, reader = Dense(4), Dense(4, name="twice")
-    return keras.Model(inputs, reader(reader(first(inputs))))
+    first, consumer = Dense(4), Dense(4, name="twice")
+    return keras.Model(inputs, consumer(consumer(first(inputs))))
 
 
 def _shared_in_two_branches():
@@ -340,7 +340,7 @@ def _shared_in_two_branches():
             ),
             r"'hidden' cannot be followed.*'plain' \(`Dense`\) is not plastic"
             ".*Use `keras_plasticity.layers.Dense` for it too",
-            id="reader_is_not_plastic",
+            id="consumer_is_not_plastic",
         ),
         pytest.param(
             lambda: _sequential(Dense(4), keras.layers.Softmax(), Dense(2)),
@@ -376,7 +376,9 @@ def _shared_in_two_branches():
             id="own_activation",
         ),
         pytest.param(_shared, "'twice' is called 2 times", id="shared"),
-        pytest.param(_shared_reader, "'twice' is called 2 times", id="reader"),
+        pytest.param(
+            _shared_consumer, "'twice' is called 2 times", id="consumer"
+        ),
         pytest.param(
             _shared_in_two_branches,
             "'twice' is called 2 times",
