@@ -1,8 +1,10 @@
 from typing import Protocol
+from typing import runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What `OnlineTrainer` trains on: tasks that are addressed by index.
 

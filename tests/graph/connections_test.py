@@ -423,7 +423,7 @@ def test_last_layer_may_have_any_activation(called):
     assert _find(model, called) == {"last": []}
 
 
-def test_layer_that_is_left_alone_is_reported():
+def test_layer_that_is_skipped_is_reported():
     inputs = keras.Input((5,))
     x = Dense(5, name="hidden")(inputs)
     x = keras.layers.Add(name="sum")([inputs, x])

@@ -24,7 +24,7 @@ class Path:
         consumers: Names of the plastic layers that read the producer.
         parameters: Names of the layers on the way that have parameters for
             each unit.
-        left_alone: Names of the plastic layers whose units are not replaced
+        skipped: Names of the plastic layers whose units are not replaced
             because nobody reads them.
         merged: Names of those whose units are not replaced because they
             cannot be told from others.
@@ -42,7 +42,7 @@ class Path:
     build: Callable
     consumers: tuple = ("head",)
     parameters: tuple = ()
-    left_alone: tuple = ("head",)
+    skipped: tuple = ("head",)
     merged: tuple = ()
     first: bool = False
     axes: dict = dataclasses.field(default_factory=dict)
@@ -594,13 +594,13 @@ _GRAPHS = [
         "two_consumers",
         _two_consumers,
         consumers=("narrow", "wide"),
-        left_alone=("narrow", "wide"),
+        skipped=("narrow", "wide"),
     ),
     Path(
         "consumers_of_different_kinds",
         _consumers_of_different_kinds,
         consumers=("conv", "flat", "pooled"),
-        left_alone=("conv", "flat", "pooled"),
+        skipped=("conv", "flat", "pooled"),
     ),
     *(
         Path(

@@ -345,15 +345,15 @@ def test_that_unit_alone_is_replaced(experiment):
     assert age.tolist() == [float(unit != _UNIT) for unit in range(_UNITS)]
 
 
-def test_output_layers_and_the_like_are_left_alone(experiment):
+def test_output_layers_and_the_like_are_skipped(experiment):
     plastic = {
         name
         for name, layer in experiment.layers.items()
         if isinstance(layer, keras_plasticity.layers.PlasticLayer)
     }
     path = experiment.path
-    left_alone = plastic - set(experiment.num_replaced)
-    assert left_alone == set(path.left_alone + path.merged)
+    skipped = plastic - set(experiment.num_replaced)
+    assert skipped == set(path.skipped + path.merged)
     # That nobody reads the output of a model goes without saying.
     named = {
         name

@@ -34,6 +34,10 @@ def build(request):
     return request.param
 
 
+def test_is_a_stream(build):
+    assert isinstance(build(0), streams.Stream)
+
+
 def test_has_a_length(build):
     assert len(build(0)) == 5
 
