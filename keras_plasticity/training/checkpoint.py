@@ -68,7 +68,11 @@ def load(path: str) -> Checkpoint:
         ValueError: If the file is not a checkpoint, or is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: NumPy would leave a file that it cannot read open.
+        with (
+            open(path, "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             header = json.loads(str(arrays["header"]))
             if header["format"] != _FORMAT:
                 raise KeyError(f"format {header['format']}")

@@ -292,7 +292,7 @@ def test_activations_are_those_of_inference():
     model.fit(x, y, verbose=0)
     found = probe.layer_activations(model, x, None, 7, 100)
     middle = model.get_layer("relu").output
-    expected = keras.Model(model.inputs, middle)(x, training=False)
+    expected = keras.Model(model.inputs[0], middle)(x, training=False)
     np.testing.assert_allclose(
         found["first"].rows(), to_numpy(expected), rtol=1e-5, atol=1e-6
     )
@@ -383,7 +383,7 @@ def test_positions_of_feature_maps_are_examples(data_format):
     found = probe.layer_activations(model, x, None, 4, 1000)
     assert list(found) == ["conv"]
     feature_map = to_numpy(
-        keras.Model(model.inputs, model.get_layer("relu").output)(x)
+        keras.Model(model.inputs[0], model.get_layer("relu").output)(x)
     )
     if data_format == "channels_first":
         feature_map = np.moveaxis(feature_map, 1, -1)
@@ -438,7 +438,7 @@ def test_masks_and_tokens():
     y = np.zeros((11, 1), "float32")
     monitor = PlasticityMonitor((x, y))
     model.fit(x, y, verbose=0, callbacks=[monitor])
-    expected = keras.Model(model.inputs, model.layers[1].output)(x)
+    expected = keras.Model(model.inputs[0], model.layers[1].output)(x)
     found = probe.layer_activations(model, x, None, 100, 100)
     np.testing.assert_allclose(
         found["gru"].rows(), to_numpy(expected), rtol=1e-4, atol=1e-5
