@@ -252,23 +252,24 @@ class OnlineNormalization(keras.layers.Layer):
                 ops.mean(ops.square(deviation), axis=others),
             ]
         )
-        gain = 1.0 - self.forward_decay**size
+        step_size = 1.0 - self.forward_decay**size
         # The variance about the new mean: the batch's second moment about the
         # old mean is corrected for the distance that the mean moves.
         self.moving_variance.assign_add(
-            gain * (square - gain * mean**2 - self.moving_variance.value)
+            step_size
+            * (square - step_size * mean**2 - self.moving_variance.value)
         )
-        self.moving_mean.assign_add(gain * mean)
+        self.moving_mean.assign_add(step_size * mean)
 
     def _control_gradient(self, y, stddev, size, others, along_features):
         """Returns `y`; its backward pass corrects the gradient."""
-        gain = 1.0 - self.backward_decay**size
+        rate = 1.0 - self.backward_decay**size
 
         def backward(upstream, y, values):
             stddev, scale_error, shift_error = values
-            upstream = upstream - along_features(gain * scale_error) * y
+            upstream = upstream - along_features(rate * scale_error) * y
             # The division by the standard deviation is yet to come.
-            result = upstream - along_features(gain * shift_error * stddev)
+            result = upstream - along_features(rate * shift_error * stddev)
             scale_change, shift_change = backend.mean_over_replicas(
                 [
                     ops.mean(upstream * y, axis=others),
