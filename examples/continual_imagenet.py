@@ -33,6 +33,7 @@ from absl import app
 from absl import flags
 
 from keras_plasticity import callbacks
+from keras_plasticity import datasets
 from keras_plasticity import streams
 
 NUM_CLASSES = 2
@@ -196,10 +197,10 @@ def make_problem():
 def main(argv):
     experiment.check_arguments(argv)
     try:
-        images, labels = streams.load_imagenet(DATA_DIR.value, CACHE_DIR.value)
+        images, labels = datasets.load_imagenet(DATA_DIR.value, CACHE_DIR.value)
 
         def build_stream(seed):
-            return streams.ContinualPairs(
+            return streams.BinaryClassPairs(
                 images,
                 labels,
                 num_tasks=NUM_TASKS.value,
@@ -220,7 +221,7 @@ def main(argv):
         num_tasks=NUM_TASKS.value,
         batch_size=BATCH_SIZE.value,
         epochs=EPOCHS.value,
-        task_callbacks=[callbacks.ZeroLayers(["head"])],
+        task_callbacks=[callbacks.ZeroWeights(["head"])],
     )
 
 

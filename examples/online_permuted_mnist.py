@@ -28,6 +28,7 @@ import numpy as np
 from absl import app
 from absl import flags
 
+from keras_plasticity import datasets
 from keras_plasticity import streams
 
 NUM_CLASSES = 10
@@ -159,7 +160,7 @@ def make_problem():
 def main(argv):
     experiment.check_arguments(argv)
     try:
-        images, labels = streams.load_mnist(DATA_DIR.value)
+        images, labels = datasets.load_mnist(DATA_DIR.value)
     except (ImportError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     num_pixels = math.prod(images.shape[1:])

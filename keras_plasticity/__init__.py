@@ -1,9 +1,10 @@
 """Keras layers and optimizers that keep neural networks able to learn."""
 
 from keras_plasticity import callbacks as callbacks
+from keras_plasticity import datasets as datasets
+from keras_plasticity import diagnostics as diagnostics
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
-from keras_plasticity import metrics as metrics
 from keras_plasticity import models as models
 from keras_plasticity import optimizers as optimizers
 from keras_plasticity import streams as streams
@@ -16,10 +17,11 @@ __all__ = [
     "__version__",
     "callbacks",
     "connect",
+    "datasets",
+    "diagnostics",
     "functional",
     "inspect",
     "layers",
-    "metrics",
     "models",
     "optimizers",
     "streams",

@@ -1,10 +1,11 @@
-"""Every touch of what Keras does not make public, in one place.
+"""All uses of private Keras, and all patches of Keras objects.
 
 Tested with Keras 3.15.1.
 """
 
 import contextlib
 import threading
+import types
 
 import keras
 from keras.src.backend.common import global_state
@@ -19,17 +20,17 @@ def calls(operation):
 
 
 def uses(operation):
-    """The graph nodes that read an output of an operation."""
+    """The graph nodes that take an output of an operation as input."""
     return list(operation._outbound_nodes)
 
 
 def parents(node):
-    """The nodes whose outputs a node reads."""
+    """The nodes whose outputs a node takes as inputs."""
     return list(node.parent_nodes)
 
 
 def producer(tensor):
-    """The node that made a symbolic tensor; `None` for one that none made."""
+    """The node that produced a symbolic tensor; `None` if there is none."""
     history = getattr(tensor, "_keras_history", None)
     if history is None or history.operation is None:
         return None
@@ -43,7 +44,7 @@ def arguments(node):
 
 @contextlib.contextmanager
 def forget_calls(layer):
-    """Context after which a layer's parts do not know they were called."""
+    """Context whose calls leave no trace in a layer and its sublayers."""
     parts = layer._flatten_layers()
     counts = [(len(p._inbound_nodes), len(p._outbound_nodes)) for p in parts]
     try:
@@ -81,7 +82,7 @@ def note_caller(layer):
 
 
 def is_graph_model(layer):
-    """Whether a layer is a model that carries the graph of what it calls.
+    """Whether a layer is a Functional or Sequential model with a graph.
 
     Such a model has `inputs` and `outputs`.
     """
@@ -96,7 +97,7 @@ def is_graph_model(layer):
 
 @contextlib.contextmanager
 def unlocked(layer):
-    """Context in which a built layer takes new sublayers."""
+    """Context in which sublayers can be added to a built layer."""
     layer._tracker.unlock()
     try:
         yield
@@ -105,9 +106,9 @@ def unlocked(layer):
 
 
 def track_new_variables(model):
-    """Shows PyTorch the variables that layers of a built model were given.
+    """Registers variables added to layers of a built model with PyTorch.
 
-    The gradients of those that it does not know are never set back to zero.
+    The gradients of variables that are not registered are never reset to zero.
     """
     if keras.backend.backend() == "torch":
         for layer in model._flatten_layers():
@@ -190,3 +191,49 @@ def slots_that_copy(optimizer):
     if isinstance(optimizer, schedule_free):
         slots += optimizer._momentums
     return [slot for slot in slots if slot is not None]
+
+
+def change_class(layer, kind):
+    """Gives a built layer another class. It keeps its weights and its calls.
+
+    Tested with Keras 3.15.1, which looks up `call` on the class each time, but
+    inspects its arguments only once: they must be those of the old class.
+    `build` and `quantize`, which `Layer.__new__` binds to a layer, remain those
+    of the old class: see `rebind_quantize`.
+    """
+    layer.__class__ = kind
+
+
+def rebind_quantize(layer):
+    """Gives a layer whose class has changed the `quantize` of its new class.
+
+    Tested with Keras 3.15.1, whose `Layer.__new__` stores the method of the
+    first class, wrapped, as an attribute of the layer.
+    """
+    layer.quantize = types.MethodType(type(layer).quantize, layer)
+
+
+@contextlib.contextmanager
+def transform_gradients(optimizer, transform):
+    """Context in which an optimizer's JAX step transforms its gradients first.
+
+    Tested with Keras 3.15.1, whose `train_step` on JAX makes every step by
+    `optimizer.stateless_apply(optimizer_variables, grads,
+    trainable_variables)`.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        transform: Function from the list of gradients to another one.
+    """
+    stateless_apply = optimizer.stateless_apply
+
+    def apply_transformed(optimizer_variables, grads, trainable_variables):
+        return stateless_apply(
+            optimizer_variables, transform(grads), trainable_variables
+        )
+
+    optimizer.stateless_apply = apply_transformed  # Hides the method.
+    try:
+        yield
+    finally:
+        del optimizer.stateless_apply

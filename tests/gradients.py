@@ -16,7 +16,7 @@ def loss_and_gradients(model, loss_fn, x, y):
         model.zero_grad()
         loss = loss_fn(keras.ops.convert_to_tensor(y), model(x, training=True))
         loss.backward()
-        return float(loss), [v.value.grad for v in variables]
+        return loss.item(), [v.value.grad for v in variables]
     import jax
 
     def compute_loss(values, other_values, x, y):

@@ -46,8 +46,8 @@ def test_plastic_layers():
     ("part", "kinds"),
     [
         (
-            "between unit and reader",
-            _layers_with(rules._one_by_one, rules._activation),
+            "between unit and consumer",
+            _layers_with(rules._elementwise, rules._activation),
         ),
         ("normalization", _layers_with(rules._normalization)),
         (
@@ -56,7 +56,7 @@ def test_plastic_layers():
                 rules._movement, rules._concatenate, rules._time_distributed
             ),
         ),
-        ("merging", _layers_with(rules._together, rules._product)),
+        ("merging", _layers_with(rules._merge, rules._product)),
     ],
 )
 def test_layers_between(part, kinds):

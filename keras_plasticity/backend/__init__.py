@@ -1,29 +1,29 @@
-"""What Keras leaves to each backend: loops and in-place writes inside a step.
+"""Backend-specific operations: loops and in-place writes within a step.
 
-Every other module that a step runs is written in `keras.ops` alone. A step
-that replaces units needs a few things which `keras.ops` cannot say:
+All other modules that run in a training step use `keras.ops` only. A step that
+replaces units needs a few operations which `keras.ops` does not have:
 
-- `repeat(times, body, variables)`: run `body()` a number of times that is
+- `repeat(times, body, variables)`: runs `body()` a number of times that is
   only known while the step runs, where `body` reads and assigns `variables`.
 - `run_if(condition, body, variables)`: the same, once or not at all.
-- `assign_part(variable, shape, axes, places, value)`: write one row, column or
-  channel of a variable, seen in another shape, without a pass over the rest.
-- `add_to_rows(variable, columns, amount)`: add a number to each row of a
-  matrix, in a column of its own, without a pass over the rest.
+- `assign_part(variable, shape, axes, indices, value)`: writes one row, column
+  or channel of a variable, viewed in another shape, and leaves the rest.
+- `add_to_rows(variable, columns, amount)`: adds a number to each row of a
+  matrix, each in its own column, and leaves the rest.
 - `no_gradient()`: a context in which assignments are not differentiated.
-- `compute_now()`: a context in which operations compute at once, also while a
-  step is being traced.
+- `compute_now()`: a context in which operations are computed eagerly, even
+  while a step is being traced.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
-- `mean_over_replicas(values)`: means over all devices that train on a part of
+- `mean_over_replicas(values)`: means over all devices that train on parts of
   the same batch.
 - `sum_over_replicas(values)`: sums over the same devices.
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
 - `row_magnitudes(matrix)`: sums of absolute values over the columns.
 - `gradients(loss_function, variables)`: gradients of what `loss_function()`
-  returns, outside a step; what it assigns to variables is forgotten. `None`
+  returns, outside a step; its assignments to variables are discarded. `None`
   (on JAX zeros) for a variable that the loss does not depend on.
 
-The file of the active backend is the only place that imports it.
+Only the file of the active backend imports that backend.
 """
 
 import importlib

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-# The bits of a float32 that is not a number, with a payload that no
-# computation makes.
+# Bit pattern of a NaN whose payload no computation produces.
 _NEVER = np.int32(0x7FC5A3E1)
-# Between these numbers of entries, slices of a matrix are faster to sum: with
-# fewer there is nothing to gain, more are not in the cache.
+# Matrices with a number of entries in between are faster to sum in slices:
+# smaller ones gain nothing, larger ones do not fit in the cache.
 _FEWEST_TO_SLICE = 1000
 _MOST_TO_SLICE = 1_500_000
 
@@ -28,8 +27,8 @@ def repeat(times, body, variables):
     """Runs `body()` `times` times inside one `jax.lax.while_loop`.
 
     A `while_loop` and not a `cond`: with zero iterations it touches nothing,
-    also under `vmap`, where a `cond` would compute and then merge both of its
-    branches for every learner.
+    even under `vmap`, where a `cond` would compute both branches for every
+    learner and then select.
 
     Args:
         times: Integer scalar tensor.
@@ -53,13 +52,13 @@ def repeat(times, body, variables):
         variable.assign(value)
 
 
-def assign_part(variable, shape, axes, places, value):
-    """Writes `value` at `places` of `axes`; XLA does so in place."""
+def assign_part(variable, shape, axes, indices, value):
+    """Writes `value` at `indices` of `axes`; XLA does so in place."""
     old = keras.ops.convert_to_tensor(variable)
     starts = [0] * len(shape)
     sizes = list(shape)
-    for axis, place in zip(axes, places):
-        starts[axis] = place
+    for axis, index in zip(axes, indices):
+        starts[axis] = index
         sizes[axis] = 1
     value = jnp.reshape(keras.ops.cast(value, old.dtype), sizes)
     new = jax.lax.dynamic_update_slice(
@@ -78,13 +77,12 @@ def add_to_rows(variable, columns, amount):
 def after_backward(gradients):
     """Orders the update of each weight after back-propagation has read it.
 
-    XLA may order the two as it likes where one does not need the other: the
-    update of a layer's weights, and the product of these weights with a
-    gradient that goes to the layer below. As it cannot tell that the product
-    would come first, it copies all weights at every step. Here the gradient of
-    a matrix is multiplied by a 1 that depends on the gradient before it in the
-    list, which is one of the layer below, and which needs that product. (To
-    depend on all of them would keep all of them in memory at once.)
+    The update of a layer's weights and the product of these weights with the
+    gradient that goes to the layer below do not depend on each other, so XLA
+    may run them in any order, and to be safe copies all weights at every step.
+    Here the gradient of a matrix is multiplied by a 1 that depends on the
+    previous gradient in the list, which belongs to the layer below and needs
+    that product. (Depending on all of them would keep all of them in memory.)
 
     Args:
         gradients: List of tensors or `None`, in the order of the layers.
@@ -96,7 +94,7 @@ def after_backward(gradients):
     before = None
     for gradient in gradients:
         if gradient is None or not isinstance(gradient, jax.core.Tracer):
-            result.append(gradient)  # Nothing is compiled: it is in order.
+            result.append(gradient)  # Eager operations run in order.
             continue
         if before is not None and gradient.ndim > 1:
             one = _ones_like(before[(0,) * before.ndim].astype("float32"))
@@ -128,12 +126,12 @@ def row_magnitudes(matrix):
 def _magnitudes(matrix, axis):
     """Sums of absolute values over one axis.
 
-    XLA's CPU compiler makes a slow loop of a reduction, as it must not change
+    XLA's CPU compiler turns a reduction into a slow loop, as it must not change
     the order in which numbers are added: one number at a time, or with strides
-    through memory. So some twenty slices of the matrix are added first, which
-    is one loop over whole vectors; what is left, a matrix as much smaller, is
-    summed by a product with ones. To take away from XLA that these are ones,
-    of which it would make a reduction again, they depend on the matrix.
+    through memory. So some twenty slices of the matrix are added first, in one
+    loop over whole vectors, and the much smaller result is summed by a product
+    with ones. The ones depend on the matrix, to hide from XLA that they are
+    ones: it would turn the product into a reduction again.
     """
     size = matrix.shape[axis]
     is_sliced = _FEWEST_TO_SLICE <= matrix.size <= _MOST_TO_SLICE
@@ -157,20 +155,15 @@ def _magnitudes(matrix, axis):
 
 
 def _number_of_slices(size):
-    """A number with few remaining, from 16 to 32 where there are as many."""
+    """The number of slices, 16 to 32 if possible, with the least remainder."""
     most = min(size, 32)
     return min(range(min(size, 16), most + 1), key=lambda n: (size % n, -n))
 
 
 def _ones_like(values):
-    """Ones of which the compiler does not know that they are."""
+    """Ones that the compiler cannot tell are ones."""
     bits = jax.lax.bitcast_convert_type(values, "int32")
     return jnp.where(bits == _NEVER, 0.5, 1.0)
-
-
-def _row_block(rows):
-    """The largest divisor of `rows` that one loop body may hold."""
-    return max(n for n in range(1, 51) if rows % n == 0)
 
 
 def gradients(loss_function, variables):

@@ -16,7 +16,7 @@ def compute_now():
 
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
-    del variables  # A resource variable is assigned where it lies.
+    del variables  # Resource variables are assigned in place.
 
     def step(i):
         body()
@@ -30,16 +30,16 @@ def repeat(times, body, variables):
     )
 
 
-def assign_part(variable, shape, axes, places, value):
-    """Writes `value` at `places` of `axes`, in place."""
-    # The position of each element written, counted through the whole weight:
-    # the chosen place on `axes`, all of the grid on the others.
+def assign_part(variable, shape, axes, indices, value):
+    """Writes `value` at `indices` of `axes`, in place."""
+    # Positions in the flattened weight of the elements to write: the given
+    # index along `axes`, every index along the other axes.
     position = tf.zeros((), tf.int32)
     stride = 1
     for axis in reversed(range(len(shape))):
         if axis in axes:
-            place = tf.cast(places[axes.index(axis)], tf.int32)
-            position += place * stride
+            index = tf.cast(indices[axes.index(axis)], tf.int32)
+            position += index * stride
         else:
             steps = tf.range(shape[axis]) * stride
             position = (
@@ -47,14 +47,14 @@ def assign_part(variable, shape, axes, places, value):
             )
         stride *= shape[axis]
     position = tf.reshape(position, (-1,))
-    # By hand: XLA does not know `tf.unravel_index`.
-    indices = []
+    # Unraveled by hand: XLA does not know `tf.unravel_index`.
+    coordinates = []
     for size in reversed(variable.shape):
-        indices.insert(0, position % size)
+        coordinates.insert(0, position % size)
         position //= size
-    indices = tf.stack(indices, axis=1)
+    coordinates = tf.stack(coordinates, axis=1)
     value = tf.reshape(tf.cast(value, variable.dtype), (-1,))
-    _on_this_replica(variable).scatter_nd_update(indices, value)
+    _on_this_replica(variable).scatter_nd_update(coordinates, value)
 
 
 def add_to_rows(variable, columns, amount):
@@ -115,5 +115,5 @@ def gradients(loss_function, variables):
         tape.watch(tensors)
         loss = loss_function()
     result = tape.gradient(loss, tensors)
-    # An embedding's gradient comes as the rows that were looked up.
+    # The gradient of an embedding is sparse.
     return [g if g is None else tf.convert_to_tensor(g) for g in result]

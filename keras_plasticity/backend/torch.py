@@ -14,20 +14,20 @@ def compute_now():
     return contextlib.nullcontext()
 
 
-# Not for `torch.compile`: how often it runs is only known by its run.
+# Not for `torch.compile`: the number of iterations depends on the data.
 @torch.compiler.disable
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
-    del variables  # An eager tensor is assigned where it lies.
+    del variables  # Eager tensors are assigned in place.
     for _ in range(int(times)):
         body()
 
 
-def assign_part(variable, shape, axes, places, value):
-    """Writes `value` at `places` of `axes`, in place."""
+def assign_part(variable, shape, axes, indices, value):
+    """Writes `value` at `indices` of `axes`, in place."""
     target = variable.value.view(shape)
-    for axis, place in sorted(zip(axes, places), reverse=True):
-        target = target.select(axis, int(place))
+    for axis, index in sorted(zip(axes, indices), reverse=True):
+        target = target.select(axis, int(index))
     value = torch.as_tensor(value, device=target.device)
     target.copy_(value.reshape(target.shape))
 
@@ -62,7 +62,7 @@ def row_magnitudes(matrix):
 
 def gradients(loss_function, variables):
     """See `keras_plasticity.backend`."""
-    # Not the tensors that train: `.grad` of those stays what it is.
+    # Not the variables' own tensors, whose `.grad` must not change.
     tensors = [v.value.detach().requires_grad_() for v in variables]
     scope = keras.StatelessScope(
         state_mapping=list(zip(variables, tensors)), collect_losses=True

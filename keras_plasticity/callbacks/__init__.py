@@ -1,4 +1,4 @@
-"""Callbacks: what looks on, or steps in, between the steps of training."""
+"""Callbacks that monitor training or intervene at task boundaries."""
 
 from keras_plasticity.callbacks.plasticity_monitor import (
     PlasticityMonitor as PlasticityMonitor,
@@ -6,6 +6,6 @@ from keras_plasticity.callbacks.plasticity_monitor import (
 from keras_plasticity.callbacks.shrink_and_perturb_tasks import (
     ShrinkAndPerturbTasks as ShrinkAndPerturbTasks,
 )
-from keras_plasticity.callbacks.zero_layers import ZeroLayers as ZeroLayers
+from keras_plasticity.callbacks.zero_weights import ZeroWeights as ZeroWeights
 
-__all__ = ["PlasticityMonitor", "ShrinkAndPerturbTasks", "ZeroLayers"]
+__all__ = ["PlasticityMonitor", "ShrinkAndPerturbTasks", "ZeroWeights"]

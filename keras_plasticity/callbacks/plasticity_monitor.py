@@ -8,14 +8,16 @@ import keras
 import numpy as np
 
 from keras_plasticity import backend
+from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
-from keras_plasticity import metrics
+from keras_plasticity import validation
+from keras_plasticity.callbacks import activations
 from keras_plasticity.callbacks import probe
-from keras_plasticity.graph import activations
-from keras_plasticity.metrics.rank import several_ranks
+from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import optimizer_wrapper
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.weights import trainable_weights
 
 _RANKS = (
     "effective_rank",
@@ -41,82 +43,82 @@ _TAGS = {
     "gradient_norm": "gradients/norm",
 }
 _MEASURES = (*_TAGS, *_HISTOGRAMS)
-# Measures whose total is the mean over the layers; of others it is the sum,
-# unless it is computed from all layers' entries together.
+# Measures aggregated over layers by their mean; the others are summed, or
+# computed on all entries jointly.
 _MEANS = (*_RANKS, "saturated_fraction")
 
 
 class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
-    """Watches a network's plasticity while it trains.
+    """Monitors the plasticity of a network while it trains.
 
-    It is a callback of `model.fit`, for any Keras model, and of
-    `keras_plasticity.training.OnlineTrainer`. Nothing of the model or its
-    training changes.
+    It is a callback for `model.fit`, with any Keras model, and for
+    `keras_plasticity.training.OnlineTrainer`. It changes nothing in the model
+    or its training.
 
     In `fit` it measures before the first epoch (step 0, or `initial_epoch`)
-    and after each epoch (step: epochs done). A further `fit` that starts at an
-    earlier epoch, such as one for each task, counts on from the last step. In
-    the engine it measures each learner before each task (step: the task), and
-    adds at the task's end what has changed in it. Where its learners are models
-    with different names of layers, those of the first learner count.
+    and after each epoch (step: the number of epochs done). A later `fit` that
+    starts at an earlier epoch, such as one for each task, continues from the
+    last step. In `OnlineTrainer` it measures each learner before each task
+    (step: the task), and adds what the task has changed when it ends. Layers
+    go by their names in the first learner's model.
 
-    Each measure is taken of each layer and in total:
+    Each measure has a value for each layer and in total:
 
     - `effective_rank`, `approximate_rank`, `absolute_approximate_rank`,
-        `stable_rank`, `hard_rank`: see `keras_plasticity.metrics`. Total: mean.
+        `stable_rank`, `hard_rank`: see `keras_plasticity.diagnostics`. Total:
+        mean.
     - `dead_units`, `dormant_units`, `inactive_units`: likewise, with their
         default thresholds. Total: sum.
     - `saturated_units`, `saturated_fraction`: likewise, of layers with a
         bounded activation (tanh, sigmoid and their like), within 5 % of its
         range of an extreme. Total: sum, and mean.
     - `weight_magnitude`, `weight_change`: mean absolute entry of the kernels,
-        and of their change since the last measurement (in the engine: in the
-        task). Total: over the entries of all kernels.
+        and of their change since the last measurement (in `OnlineTrainer`:
+        during the task). Total: over the entries of all kernels.
     - `gradient_norm`: norm of the gradient of the loss on the probe, computed
         in inference mode. Total: norm of all weights' gradients. The loss is
-        taken for a mean over examples: with `reduction="sum"`, let
-        `batch_size` be that of the whole probe.
+        assumed to be a mean over examples: with `reduction="sum"`, set
+        `batch_size` to the number of examples of the probe.
     - `replaced_units`: units that `ContinualBackprop` replaced since the last
-        measurement (in the engine: in the task). Total: sum.
+        measurement (in `OnlineTrainer`: during the task). Total: sum.
     - `utility`, `age`: histograms in TensorBoard only, of the first learner.
 
-    The measures of activations are of every hidden layer, which is a layer
-    with a kernel whose outputs lead to another one, after its non-linearity.
-    Those of weights are of every layer with a kernel, the last one too.
-    Positions of a feature map are further examples, its channels the units.
+    Activations are measured in every hidden layer, after its non-linearity: a
+    hidden layer has a kernel, and its outputs lead to another layer with one.
+    Weights are measured in every layer with a kernel, the last one included.
+    The positions of a feature map count as examples, its channels as units.
 
     For three layers of 100 units and 2,000 examples all of this takes less
-    than a tenth of a second. Singular values take longest: of 2,000 examples of
-    2,000 units seconds a layer. Choose `measures` without ranks there, fewer
-    examples, or a smaller `max_rows`.
+    than a tenth of a second. Singular values take most of the time: seconds a
+    layer for 2,000 examples of 2,000 units. In that case choose `measures`
+    without ranks, fewer examples, or a smaller `max_rows`.
 
     Args:
-        probe_data: The examples to measure on. An array of inputs (of a model
+        probe_data: The examples to measure on. An array of inputs (for a model
             with several inputs, a list or dict); a tuple `(x, y)`, which adds
-            the gradient norm; or, in the engine only, an integer: so many
-            examples from the start of the coming task, with their targets (the
-            paper takes 2,000).
-        log_dir: String, where TensorBoard logs go; or an open
-            `keras_plasticity.utils.SummaryWriter`, which is left open.
-            Defaults to no logs.
+            the gradient norm; or, in `OnlineTrainer` only, an integer: that
+            many examples from the start of the coming task, with their targets
+            (the paper takes 2,000).
+        log_dir: String, the folder of the TensorBoard logs; or an open
+            `SummaryWriter` from `keras_plasticity.utils`, which is left open.
+            Defaults to `None`: no logs.
         layers: List of names of the layers whose activations are measured.
             Defaults to all hidden layers.
-        measures: List of names of measures. Defaults to all that there are
-            data for.
-        batch_size: Integer, how many examples are computed at once: fewer
+        measures: List of names of measures. Defaults to all for which there
+            are data.
+        batch_size: Integer, the number of examples computed at once: fewer
             need less memory, and more time. Defaults to 2000.
-        max_rows: Integer, of how many rows (examples, or positions) of a layer
-            singular values are taken, drawn evenly from all of them. Defaults
-            to 2000.
+        max_rows: Integer, the number of rows (examples, or positions) of a
+            layer's activations whose singular values are computed. They are
+            drawn evenly from all rows. Defaults to 2000.
 
     Attributes:
         history: List with a dict for each measurement: `"step"`; for each
             measure a dict from layer, and from `"total"`, to a number, the
             mean over learners; and `"per_learner"`, a dict from measure to the
-            list of the learners' totals. A measure that no layer has is left
-            out, and so is one without any learner that has not diverged. The
-            total of a learner that has diverged is `None`. All of it can be
-            written as JSON.
+            list of the learners' totals. A measure is left out if no layer has
+            it, or if all learners have diverged. The total of a learner that
+            has diverged is `None`. The history can be written as JSON.
 
     Example:
 
@@ -143,12 +145,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         max_rows: int = 2000,
     ):
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("max_rows", max_rows)):
-            if not _is_positive_integer(value):
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value}"
-                )
+        validation.check_positive_integer("batch_size", batch_size)
+        validation.check_positive_integer("max_rows", max_rows)
         self.history = []
         self._num_examples, self._x, self._y = _check_probe(probe_data)
         has_targets = self._num_examples is not None or self._y is not None
@@ -176,8 +174,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         if self._num_examples is not None:
             raise ValueError(
                 "`probe_data` must be an array of inputs, or a tuple (x, y), "
-                "in `fit`: only `OnlineTrainer` knows the tasks that an "
-                "integer takes examples of. "
+                "in `fit`: only `OnlineTrainer` knows the tasks from which an "
+                "integer takes examples. "
                 f"Received: probe_data={self._num_examples}"
             )
         model = self.model
@@ -249,11 +247,10 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             self._writer = None
 
     def get_state(self) -> dict[str, Any]:
-        """What has been measured so far.
+        """The state to resume from.
 
-        Between two tasks, or two calls of `fit`, this is all there is to
-        carry on with: changes are measured from the weights that a learner
-        then has.
+        It is complete between two tasks, or two calls of `fit`: changes are
+        then measured from the weights that a learner has at that time.
 
         Returns:
             Dict that can be written as JSON.
@@ -264,7 +261,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         }
 
     def set_state(self, state: Mapping[str, Any]):
-        """Goes on from what another monitor had measured.
+        """Continues the history of another monitor.
 
         Args:
             state: What its `get_state` returned.
@@ -283,28 +280,28 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             model: The learner's model.
             x: Inputs of the probe.
             y: Targets of the probe, or `None`.
-            names: Dict from the names of this model's layers to those that
-                the user knows, where they are not the same.
+            names: Dict from the names of this model's layers to those of the
+                first learner's, where they differ.
         """
         measured = {}
         if self._wants(*_RANKS, *_UNITS, *_SATURATION):
             layers = self._layers
             if layers is not None and names is not None:
-                own = {known: name for name, known in names.items()}
-                layers = [own.get(name, name) for name in layers]
+                in_this_model = {first: name for name, first in names.items()}
+                layers = [in_this_model.get(name, name) for name in layers]
             try:
                 measured = self._measure_activations(model, x, layers)
             except probe.NotFinite:
                 return None
         if self._wants("weight_magnitude"):
             kernels = _kernels(model)
-            measured["weight_magnitude"] = _of_each_and_all(
-                metrics.weight_magnitude, kernels
+            measured["weight_magnitude"] = _by_layer_and_total(
+                diagnostics.weight_magnitude, kernels
             )
         if self._wants("gradient_norm") and y is not None:
             gradients = _gradients(model, x, y, self._batch_size)
-            measured["gradient_norm"] = _of_each_and_all(
-                metrics.gradient_norm, gradients
+            measured["gradient_norm"] = _by_layer_and_total(
+                diagnostics.gradient_norm, gradients
             )
         return _if_finite(measured)
 
@@ -344,7 +341,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         return measured
 
     def _state(self, model):
-        """What changes are measured from."""
+        """What `_changes` compares: kernels, and counts of replaced units."""
         optimizer = _continual_backprop(model)
         state = {}
         if self._wants("weight_change"):
@@ -365,8 +362,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
                 counts, sum(counts.values())
             )
         if "kernels" in after:
-            changes["weight_change"] = _of_each_and_all(
-                lambda pairs: metrics.weight_change(*zip(*pairs)),
+            changes["weight_change"] = _by_layer_and_total(
+                lambda pairs: diagnostics.weight_change(*zip(*pairs)),
                 {
                     layer: list(zip(before["kernels"][layer], kernels))
                     for layer, kernels in after["kernels"].items()
@@ -381,7 +378,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         """Adds measures to the history and to TensorBoard.
 
         Args:
-            step: Integer. What has been measured at the last step is added to.
+            step: Integer. If it is the last one in the history, its entry is
+                extended.
             measured: Dict from learner to a dict from measure to a dict from
                 layer to number, or to `None`.
             num_learners: Integer.
@@ -430,7 +428,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         if hasattr(self._log_dir, "scalar"):
             self._writer = self._log_dir
         elif self._writer is None:
-            # Imported here: without logs no TensorBoard is needed.
+            # Imported here, so that TensorBoard is only needed for logs.
             from keras_plasticity.utils import SummaryWriter
 
             self._writer = SummaryWriter(self._log_dir, first_step=step)
@@ -438,12 +436,12 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
 
 
 def _names(model):
-    """The names that measures go by: of all layers, and of the model."""
+    """The names under which measures are reported: the layers', the model's."""
     return [*activations.layer_names(model).values(), model.name]
 
 
 def _renamed(measured, names):
-    """Measures with other names of layers; `None` stays `None`."""
+    """Measures under other names of layers; `None` stays `None`."""
     return measured and {
         measure: {names.get(name, name): n for name, n in values.items()}
         for measure, values in measured.items()
@@ -460,9 +458,7 @@ def _kernels(model):
 
 def _gradients(model, x, y, batch_size):
     """Dict from layer to its gradients of the loss on a probe, as arrays."""
-    variables = [
-        v for v in model.trainable_variables if not v.overwrite_with_gradient
-    ]
+    variables = trainable_weights(model)
     num_examples = len(y)
     sums = {}
     for start in range(0, num_examples, batch_size):
@@ -521,8 +517,8 @@ def _continual_backprop(model):
     return None
 
 
-def _of_each_and_all(measure, arrays):
-    """A measure of each layer's arrays, and of those of all together."""
+def _by_layer_and_total(measure, arrays):
+    """A measure of each layer's arrays, and of all arrays jointly."""
     if not arrays:
         return {}
     everything = [array for own in arrays.values() for array in own]
@@ -542,7 +538,7 @@ def _with_total(values, total):
 
 
 def _if_finite(measured):
-    """The same without what no layer has; `None` if a number is not finite."""
+    """Drops measures without layers; `None` if a number is not finite."""
     numbers = [n for values in measured.values() for n in values.values()]
     if not all(map(math.isfinite, numbers)):
         return None
@@ -552,7 +548,7 @@ def _if_finite(measured):
 def _check_probe(probe_data):
     """Returns the number of examples, or the inputs and the targets."""
     if isinstance(probe_data, (int, np.integer)):
-        if not _is_positive_integer(probe_data):
+        if not validation.is_integer(probe_data) or probe_data < 1:
             raise ValueError(
                 "`probe_data` must be a positive number of examples, an array "
                 "of inputs, or a tuple (x, y). "
@@ -617,8 +613,3 @@ def _check_layers(layers):
             f"all hidden layers. Received: layers={layers!r}"
         )
     return layers
-
-
-def _is_positive_integer(value):
-    is_integer = isinstance(value, (int, np.integer))
-    return is_integer and not isinstance(value, bool) and value > 0

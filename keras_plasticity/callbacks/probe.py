@@ -1,14 +1,14 @@
-"""The activations of a model's layers on a few examples, summarised."""
+"""Statistics of the activations of a model's layers on probe data."""
 
 import keras
 import numpy as np
 
 from keras_plasticity import keras_compat
-from keras_plasticity.graph import activations
+from keras_plasticity.callbacks import activations
+from keras_plasticity.diagnostics.units import UnitActivity
 from keras_plasticity.graph import trace
-from keras_plasticity.metrics.units import UnitActivity
 
-# The values that a non-linearity does not exceed.
+# The bounds of bounded non-linearities.
 _EXTREMES = {
     "hard_sigmoid": (0.0, 1.0),
     "hard_tanh": (-1.0, 1.0),
@@ -18,8 +18,8 @@ _EXTREMES = {
     "softsign": (-1.0, 1.0),
     "tanh": (-1.0, 1.0),
 }
-# The authors' code calls tanh saturated where |h| > 0.9: within a twentieth of
-# its range. The same is 0.05 of sigmoid, which is half a tanh.
+# Fraction of the range. The authors' code calls tanh saturated where |h| > 0.9,
+# which is within 5 % of its range of 2.
 _TOLERANCE = 0.05
 
 
@@ -33,12 +33,11 @@ class LayerActivations:
     Args:
         activation: `activations.Activation`.
         num_examples: Integer, of all batches together.
-        max_rows: Integer, how many rows are kept for singular values.
+        max_rows: Integer, the number of rows kept for singular values.
 
     Attributes:
         units: `UnitActivity` of all rows.
-        extremes: Tuple of floats that the activations do not exceed, or
-            `None`.
+        extremes: Tuple of the floats that bound the activations, or `None`.
     """
 
     def __init__(self, activation, num_examples, max_rows):
@@ -71,7 +70,7 @@ class LayerActivations:
         else:
             self.units.add(rows)
         total = len(rows) // examples * self._num_examples
-        # Of equal distances, and all rows where these are few enough.
+        # Evenly spaced; all rows if there are few enough.
         chosen = np.linspace(
             0, total - 1, min(total, self._max_rows), dtype="int64"
         )
@@ -86,7 +85,7 @@ class LayerActivations:
 
 
 def layer_activations(model, x, layers, batch_size, max_rows):
-    """Computes the activations of a model's layers, as in inference.
+    """Computes the activations of a model's layers in inference mode.
 
     Args:
         model: A built `keras.Model`. Nothing in it changes.
@@ -148,7 +147,7 @@ def _trace(model, batch, layers):
         raise ValueError(
             f"The layers of model '{model.name}' (`{type(model).__name__}`) "
             f"cannot be found: its `call` does not take symbolic inputs of "
-            f"shapes {shapes}: {error.problem}. Give it `probe_data` that fit, "
+            f"shapes {shapes}: {error.reason}. Give it `probe_data` that fit, "
             "write its `call` with layers and `keras.ops` alone, or choose "
             "`measures` of weights only, such as 'weight_magnitude'."
         ) from error

@@ -3,25 +3,27 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.weights import trainable_weights
 
 
 class ShrinkAndPerturbTasks(TaskCallback):
-    """Moves all weights towards those of a new network when a task begins.
+    """Moves all weights toward those of a new network when a task begins.
 
     `w <- shrink * w + perturb * fresh`, for all trainable weights and biases,
     from the second task on. This is "shrink and perturb" as it was proposed;
-    the one of the papers on loss of plasticity acts at every step and is
-    `keras_plasticity.optimizers.ShrinkAndPerturb`. The slots of the optimizer
-    (momentum, ...) are left alone.
+    the method of that name in the papers on loss of plasticity acts at every
+    step: see `keras_plasticity.optimizers.ShrinkAndPerturb`. The slots of the
+    optimizer (momentum, ...) are not changed.
 
-    It is a callback of `keras_plasticity.training.OnlineTrainer`.
+    It is a callback for `keras_plasticity.training.OnlineTrainer`.
 
     Args:
-        build_model: Function of a learner's index and the task's index that
+        build_model: Function of a learner's index and a task's index that
             returns a model of the same architecture with fresh weights. For
-            results that can be repeated, the two should decide its seeds; one
-            that ignores the task interpolates to the same network always.
+            reproducible results, seed the model by both; if the seed ignores
+            the task, all tasks use the same network.
         shrink: Float in [0, 1]. Defaults to `0.2`.
         perturb: Float, at least 0. Defaults to `0.8`.
 
@@ -43,14 +45,8 @@ class ShrinkAndPerturbTasks(TaskCallback):
                 "task's index that returns a model. "
                 f"Received: build_model={build_model!r}"
             )
-        if not 0 <= shrink <= 1:
-            raise ValueError(
-                f"`shrink` must be in [0, 1]. Received: shrink={shrink}"
-            )
-        if not 0 <= perturb < float("inf"):
-            raise ValueError(
-                f"`perturb` must be in [0, inf). Received: perturb={perturb}"
-            )
+        validation.check_in_interval("shrink", shrink, "[0, 1]")
+        validation.check_in_interval("perturb", perturb, "[0, inf)")
         self.build_model = build_model
         self.shrink = shrink
         self.perturb = perturb
@@ -61,9 +57,9 @@ class ShrinkAndPerturbTasks(TaskCallback):
             self._is_first = False
             return
         for learner in range(self.trainer.num_learners):
-            fresh = _weights(self.build_model(learner, task))
+            fresh = trainable_weights(self.build_model(learner, task))
             with self.trainer.edit(learner) as model:
-                weights = _weights(model)
+                weights = trainable_weights(model)
                 expected, received = _shapes(weights), _shapes(fresh)
                 if received != expected:
                     raise ValueError(
@@ -81,15 +77,6 @@ class ShrinkAndPerturbTasks(TaskCallback):
 
     def set_state(self, state: bool):
         self._is_first = state
-
-
-def _weights(model):
-    """Trainable weights and biases, without the statistics of units."""
-    return [
-        variable
-        for variable in model.trainable_variables
-        if not variable.overwrite_with_gradient
-    ]
 
 
 def _shapes(variables):

@@ -1,4 +1,4 @@
-"""Who reads the units of which layer, found from the model itself."""
+"""Producer-consumer connections of plastic layers, from the model graph."""
 
 from keras_plasticity.graph.connections import Connections as Connections
 from keras_plasticity.graph.connections import check as check

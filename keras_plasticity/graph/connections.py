@@ -1,4 +1,4 @@
-"""Who reads the units of each plastic layer, and may they be replaced."""
+"""Producer-consumer connections of plastic layers, found in the model graph."""
 
 import dataclasses
 import warnings
@@ -39,31 +39,31 @@ class UnitParameter:
 
 @dataclasses.dataclass
 class Connections:
-    """What becomes of the units of one plastic layer.
+    """The consumers of one plastic layer, and whether its units are replaced.
 
     Attributes:
         layer: The plastic layer.
         consumers: Dict from each plastic layer that reads its units to a
             `FeatureMap`, in the order of the model.
-        parameters: List of `UnitParameter`s on the way.
-        through: List of the layers and operations on the way.
-        left_alone: String, why none of its units can be replaced, which is
-            no error; `None` if they can.
-        problem: String, why they could not be followed; `None` if they could.
+        parameters: List of the `UnitParameter`s in between.
+        through: List of the layers and operations in between.
+        skip_reason: String, why its units will not be replaced, which is no
+            error; `None` if they can be.
+        error: String, why they could not be followed; `None` if they could.
     """
 
     layer: PlasticLayer
     consumers: dict
     parameters: list
     through: list
-    left_alone: str | None = None
-    problem: str | None = None
+    skip_reason: str | None = None
+    error: str | None = None
 
 
 def find_connections(
     layers, model=None, inputs=None, variables=()
 ) -> list[Connections]:
-    """Finds who reads the units of plastic layers.
+    """Finds the consumers of plastic layers.
 
     Args:
         layers: List of the built plastic layers of one model.
@@ -80,31 +80,31 @@ def find_connections(
         ValueError: If the model cannot be traced.
     """
     found = {id(layer): Connections(layer, {}, [], []) for layer in layers}
-    stated = [layer for layer in layers if layer in _stated]
-    for layer in stated:
-        found[id(layer)].consumers.update(_stated[layer])
-    if len(stated) < len(layers):
-        try:
-            if model is None:
-                traced = trace.trace_around(layers, variables)
-            else:
-                traced = trace.trace_model(model, inputs)
-        except ValueError:
-            # What a user has stated stands in for what cannot be traced.
-            if not stated:
-                raise
-            traced = trace.Trace([], set())
-        order = _follow_units(traced, found, skip=set(map(id, stated)))
-        found = {**{key: found[key] for key in order}, **found}
-    return list(found.values())
+    stated = {id(layer) for layer in layers if layer in _stated}
+    for key in stated:
+        found[key].consumers.update(_stated[found[key].layer])
+    if len(stated) == len(layers):
+        return list(found.values())
+    try:
+        if model is None:
+            traced = trace.trace_around(layers, variables)
+        else:
+            traced = trace.trace_model(model, inputs)
+    except ValueError:
+        # What a user has stated stands in for what cannot be traced.
+        if not stated:
+            raise
+        traced = trace.Trace([], set())
+    order = _UnitFollower(found, stated).follow(traced)
+    return list({**{key: found[key] for key in order}, **found}.values())
 
 
 def connect(layer, consumer, unit_of_feature=None):
-    """States that a plastic layer's units are read by another.
+    """States that a plastic layer's units are read by another layer.
 
     For a model whose `call` cannot be traced with symbolic inputs. What is
-    stated of a layer replaces what would be found: every consumer of it has to
-    be named. A statement is not saved with the model.
+    stated about a layer replaces what would be found, so every consumer of it
+    has to be named. Statements are not saved with the model.
 
     Args:
         layer: Built plastic layer, whose units are read.
@@ -147,7 +147,7 @@ def connect(layer, consumer, unit_of_feature=None):
 
 
 def find_model(layers, variables, optimizer=None):
-    """The model that plastic layers are part of, if it was seen to call them.
+    """The model that plastic layers belong to, if it was seen to call them.
 
     Args:
         layers: List of built plastic layers.
@@ -186,110 +186,144 @@ def _uses(model, optimizer):
     return False
 
 
-def _follow_units(traced, found, skip):
-    """Fills in `found` by following units along the calls of a model.
+class _UnitFollower:
+    """Follows the units of plastic layers along the calls of a model.
 
-    Returns:
-        The keys of `found` that the model calls, in order.
+    A layer's key is its `id`.
+
+    Args:
+        found: Dict from key to the layer's `Connections`, which are filled in.
+        stated: Set of the keys of layers whose consumers a user has stated.
     """
-    # For each value, which layers' units it shows, and where; and of which it
-    # is made in a way that is not known, with the reason.
-    shown = {}
-    unclear = {}
-    calls = {}
-    for call in traced.calls:
-        reader = call.operation
-        if call.problem is not None:
-            _note_hidden(found, reader, f"cannot be traced: {call.problem}")
-        elif isinstance(reader, keras.layers.TimeDistributed):
-            _note_hidden(found, reader, "calls it once for each time step")
-        is_plastic = isinstance(reader, PlasticLayer)
-        for key in {key for v in call.inputs for key in shown.get(v, {})}:
-            connections = found[key]
-            units = {
-                v: shown[v][key] for v in call.inputs if key in shown.get(v, {})
-            }
-            try:
-                if is_plastic:
-                    _connect(connections, reader, call, units)
-                    continue
-                passed = rules.pass_on(call, units)
-                _note_parameters(connections, call, units)
-            except rules.LeftAlone as reason:
-                connections.left_alone = connections.left_alone or str(reason)
-                continue
-            except rules.Refusal as reason:
-                _note_unclear(connections, key, call, str(reason), unclear)
-                continue
-            connections.through.append(call.operation)
-            for value, each in passed.items():
-                shown.setdefault(value, {})[key] = each
+
+    def __init__(self, found, stated):
+        self._found = found
+        self._stated = stated
+        # What each value carries: dict from `Value` to a dict from key to the
+        # `Units` it shows, or to the reason why they cannot be followed.
+        self._units = {}
+        self._lost = {}
+        # How often each plastic layer is called, in the order of first calls.
+        self._num_calls = {}
+
+    def follow(self, traced):
+        """Fills in the connections of all layers.
+
+        Args:
+            traced: `trace.Trace` of the model.
+
+        Returns:
+            List of the keys of the layers that the model calls, in order.
+        """
+        for call in traced.calls:
+            self._note_hidden_layers(call)
+            for key, units in self._arriving(call).items():
+                self._pass_through(call, key, units)
+            for key, reason in self._lost_before(call):
+                self._lose(call, key, reason)
+            self._add_units_of(call)
+        for value in traced.outputs:
+            for key in [
+                *self._units.get(value, {}),
+                *self._lost.get(value, {}),
+            ]:
+                self._found[key].skip_reason = _OUTPUTS
+        for key, connections in self._found.items():
+            _judge(connections, self._num_calls, key in self._stated)
+        return list(self._num_calls)
+
+    def _note_hidden_layers(self, call):
+        """Notes the layers inside one that cannot be looked into."""
+        if call.error is not None:
+            reason = f"cannot be traced: {call.error}"
+        elif isinstance(call.operation, keras.layers.TimeDistributed):
+            reason = "calls it once for each time step"
+        else:
+            return
+        outer = rules.describe(call.operation)
+        for part in keras_compat.sublayers(call.operation):
+            if id(part) in self._found:
+                self._found[
+                    id(part)
+                ].error = f"it is inside {outer}, which {reason}"
+
+    def _arriving(self, call):
+        """Dict from key to a dict from each input to the `Units` it shows."""
+        arriving = {}
         for value in call.inputs:
-            for key, reason in unclear.get(value, {}).items():
-                _note_unclear(found[key], key, call, reason, unclear)
-        if is_plastic and id(reader) in found:
-            calls[id(reader)] = calls.get(id(reader), 0) + 1
-            if id(reader) not in skip:
-                (output,) = call.outputs
-                units = np.arange(reader.unit_view().size)
-                axis = reader.unit_axis(output)
-                shown.setdefault(output, {})[id(reader)] = rules.Units(
-                    axis, units
-                )
-    for value in traced.outputs:
-        for key in {**shown.get(value, {}), **unclear.get(value, {})}:
-            found[key].left_alone = _OUTPUTS
-    for key, connections in found.items():
-        _judge(connections, calls, key in skip)
-    return calls
+            for key, units in self._units.get(value, {}).items():
+                arriving.setdefault(key, {})[value] = units
+        return arriving
+
+    def _pass_through(self, call, key, units):
+        """Notes what a call makes of the units of one layer."""
+        connections = self._found[key]
+        try:
+            if isinstance(call.operation, PlasticLayer):
+                _add_consumer(connections, call.operation, units)
+                return
+            outputs = rules.propagate(call, units)
+            _add_parameters(connections, call, units)
+        except rules.Skip as reason:
+            connections.skip_reason = connections.skip_reason or str(reason)
+            return
+        except rules.Refusal as reason:
+            self._lose(call, key, str(reason))
+            return
+        connections.through.append(call.operation)
+        for value, each in outputs.items():
+            self._units.setdefault(value, {})[key] = each
+
+    def _lost_before(self, call):
+        """Pairs of key and reason of the units lost on the way to a call."""
+        return [
+            pair
+            for value in call.inputs
+            for pair in self._lost.get(value, {}).items()
+        ]
+
+    def _lose(self, call, key, reason):
+        """Units cannot be followed through a call.
+
+        That is an error as soon as anything with weights reads the result, but
+        not where it is only returned: a softmax at the end of a model.
+        """
+        if rules.has_weights(call):
+            connections = self._found[key]
+            connections.error = connections.error or reason
+            return
+        for value in call.outputs:
+            self._lost.setdefault(value, {}).setdefault(key, reason)
+
+    def _add_units_of(self, call):
+        """Counts the call of a plastic layer; its output shows its units."""
+        layer, key = call.operation, id(call.operation)
+        if key not in self._found:
+            return
+        self._num_calls[key] = self._num_calls.get(key, 0) + 1
+        if key in self._stated:
+            return
+        (output,) = call.outputs
+        self._units.setdefault(output, {})[key] = rules.Units(
+            layer.unit_axis(output), np.arange(layer.unit_view().size)
+        )
 
 
-def _note_unclear(connections, key, call, reason, unclear):
-    """Units meet something unknown.
-
-    That is a problem as soon as anything with weights reads the result, but
-    not where it is only returned: a softmax at the end of a model.
-    """
-    if rules.has_weights(call):
-        connections.problem = connections.problem or reason
-        return
-    for value in call.outputs:
-        unclear.setdefault(value, {}).setdefault(key, reason)
-
-
-def _note_hidden(found, layer, reason):
-    """Notes the layers inside one that cannot be looked into."""
-    for part in keras_compat.sublayers(layer):
-        if id(part) in found:
-            found[
-                id(part)
-            ].problem = f"it is inside {rules.describe(layer)}, which {reason}"
-
-
-def _connect(connections, reader, call, units):
+def _add_consumer(connections, consumer, units):
     (value,) = units
-    if reader.feature_axis(value) != units[value].axis:
+    if consumer.feature_axis(value) != units[value].axis:
         raise rules.Refusal(
-            f"{rules.describe(reader)} reads another axis than that of the "
+            f"{rules.describe(consumer)} reads another axis than that of the "
             "units"
         )
-    if reader in connections.consumers:
+    if consumer in connections.consumers:
         return  # Called twice, which is judged at the end.
-    connections.consumers[reader] = _feature_map(
-        connections, reader, units[value]
+    connections.consumers[consumer] = _feature_map(
+        connections, consumer, units[value]
     )
 
 
-def _feature_map(connections, reader, units):
-    try:
-        return FeatureMap(units.unit, connections.layer.unit_view().size)
-    except ValueError as error:
-        raise rules.Refusal(
-            f"{rules.describe(reader)} does not read every unit alike"
-        ) from error
-
-
-def _note_parameters(connections, call, units):
+def _add_parameters(connections, call, units):
     if not rules.is_unit_parameter_layer(call.operation):
         return
     (value,) = units
@@ -302,69 +336,87 @@ def _note_parameters(connections, call, units):
         )
 
 
-def _judge(connections, calls, is_stated):
-    """Draws the conclusion from all that was found of one layer."""
+def _feature_map(connections, layer, units):
+    try:
+        return FeatureMap(units.unit, connections.layer.unit_view().size)
+    except ValueError as error:
+        raise rules.Refusal(
+            f"{rules.describe(layer)} does not read every unit alike"
+        ) from error
+
+
+def _judge(connections, num_calls, is_stated):
+    """Decides whether a layer's units can be replaced."""
     layer = connections.layer
-    times = {
-        each: calls.get(id(each), 0) for each in [layer, *connections.consumers]
-    }
-    shared = [each for each, count in times.items() if count > 1]
-    if shared and not is_stated:
-        connections.problem = (
-            f"plastic layer '{shared[0].name}' is called {times[shared[0]]} "
+    shared = _shared_layer(connections, num_calls)
+    if shared is not None and not is_stated:
+        connections.error = (
+            f"plastic layer '{shared.name}' is called {num_calls[id(shared)]} "
             "times in the model. Which of its calls a statistic stems from "
             "could not be told"
         )
-    elif times[layer] == 0 and not is_stated:
-        connections.problem = (
-            connections.problem or "the model does not call it"
-        )
-    elif connections.consumers and rules.mixes_units(
-        getattr(layer, "activation", None)
-    ):
-        activation = layer.activation
-        name = getattr(activation, "__name__", str(activation))
-        connections.problem = (
-            f"its activation `{name}` mixes units, so that none of them can be "
-            "replaced alone"
-        )
-    elif not connections.consumers and connections.problem is None:
-        connections.left_alone = connections.left_alone or _UNREAD
+    elif id(layer) not in num_calls and not is_stated:
+        connections.error = connections.error or "the model does not call it"
+    elif connections.consumers:
+        connections.error = _activation_error(layer) or connections.error
+    elif connections.error is None:
+        connections.skip_reason = connections.skip_reason or _UNREAD
     if not layer.replaceable:
-        reason = connections.left_alone or connections.problem
-        connections.left_alone = reason or "replaceable=False"
+        connections.skip_reason = (
+            connections.skip_reason or connections.error or "replaceable=False"
+        )
+
+
+def _shared_layer(connections, num_calls):
+    """A layer or consumer that is called more than once; `None` if none is."""
+    for layer in [connections.layer, *connections.consumers]:
+        if num_calls.get(id(layer), 0) > 1:
+            return layer
+    return None
+
+
+def _activation_error(layer):
+    """Why an activation keeps units from being replaced; `None` if none."""
+    activation = getattr(layer, "activation", None)
+    if not rules.mixes_units(activation):
+        return None
+    name = getattr(activation, "__name__", str(activation))
+    return (
+        f"its activation `{name}` mixes units, so that none of them can be "
+        "replaced alone"
+    )
 
 
 def check(found):
-    """Says which units could not be followed, or will not be replaced.
+    """Raises if units could not be followed; warns if some are not replaced.
 
     Args:
         found: List of `Connections`.
 
     Raises:
-        ValueError: If units could not be followed: with the layer, the
-            problem and the remedy.
+        ValueError: If units could not be followed. It names the layer, the
+            reason and the remedy.
     """
-    left_alone = []
+    skipped = []
     for connections in found:
         layer = connections.layer
         if not layer.replaceable:
             continue
-        if connections.problem is not None:
+        if connections.error is not None:
             raise ValueError(
                 f"The units of plastic layer '{layer.name}' cannot be followed "
-                f"to the layers that read them: {connections.problem}. Use "
+                f"to the layers that read them: {connections.error}. Use "
                 f"`keras.layers.{type(layer).__name__}` for '{layer.name}', or "
                 "give it `replaceable=False` to leave its units alone. "
                 "`keras_plasticity.inspect(model)` shows all layers."
             )
-        if connections.left_alone not in (None, _OUTPUTS, _UNREAD):
-            left_alone.append(f"'{layer.name}': {connections.left_alone}")
-    if left_alone:
-        more = len(left_alone) - 3
-        shown = left_alone[:3] + ([f"and {more} more"] if more > 0 else [])
+        if connections.skip_reason not in (None, _OUTPUTS, _UNREAD):
+            skipped.append(f"'{layer.name}': {connections.skip_reason}")
+    if skipped:
+        more = len(skipped) - 3
+        shown = skipped[:3] + ([f"and {more} more"] if more > 0 else [])
         warnings.warn(
-            f"The units of {len(left_alone)} plastic layers will not be "
+            f"The units of {len(skipped)} plastic layers will not be "
             f"replaced ({'; '.join(shown)}). `keras_plasticity.inspect(model)` "
             "shows all; `replaceable=False` says it is meant."
         )

@@ -12,10 +12,10 @@ from keras_plasticity.layers.plastic_layer import PlasticLayer
 
 
 def inspect(model: keras.Model, inputs=None, print_fn=None):
-    """Prints which units of a model can be replaced, and who reads them.
+    """Prints which units of a model can be replaced, and what reads them.
 
-    One row for each plastic layer: its units, the layers that read them with
-    what lies between, and whether they are replaceable, or why not.
+    The table has a row for each plastic layer: its units, the layers that read
+    them, what lies between, and whether they are replaceable, or why not.
 
     Args:
         model: A built `keras.Model` with layers of `keras_plasticity.layers`.
@@ -63,7 +63,7 @@ def inspect(model: keras.Model, inputs=None, print_fn=None):
         table.add_row(
             rich.markup.escape(f"{name} ({type(layer).__name__})"),
             str(layer.unit_view().size),
-            rich.markup.escape(_readers(connections)),
+            rich.markup.escape(_consumers(connections)),
             rich.markup.escape(_names(connections.through)),
             rich.markup.escape(_verdict(connections)),
         )
@@ -78,13 +78,13 @@ def inspect(model: keras.Model, inputs=None, print_fn=None):
     (print_fn or print)(console.file.getvalue().rstrip())
 
 
-def _readers(connections):
-    readers = []
+def _consumers(connections):
+    lines = []
     for consumer, feature_map in connections.consumers.items():
         copies = feature_map.features_of_unit.shape[1]
         times = f", {copies} features a unit" if copies > 1 else ""
-        readers.append(f"{consumer.name}{times}")
-    return "\n".join(readers)
+        lines.append(f"{consumer.name}{times}")
+    return "\n".join(lines)
 
 
 def _names(operations):
@@ -95,10 +95,10 @@ def _names(operations):
 
 
 def _verdict(connections):
-    if connections.left_alone is not None:
-        return f"no: {connections.left_alone}"
-    if connections.problem is not None:
-        return f"refused: {connections.problem}"
+    if connections.skip_reason is not None:
+        return f"no: {connections.skip_reason}"
+    if connections.error is not None:
+        return f"refused: {connections.error}"
     if not all(
         each.trainable for each in [connections.layer, *connections.consumers]
     ):

@@ -1,9 +1,9 @@
-"""How each kind of call hands units on: what of them its outputs still show.
+"""Propagation rules: where the output of an operation carries a layer's units.
 
-A `Units` says along which axis of a tensor the units of a layer lie, and which
-unit each index of that axis belongs to. A rule takes a call and, for one
-layer, the `Units` of each of its inputs, and returns those of each output, or
-raises `Refusal` or `LeftAlone`. What no rule covers is refused, never guessed.
+A `Units` says along which axis of a tensor the units of a layer lie, and in
+which order. A rule takes a call and, for one layer, the `Units` of each input,
+and returns those of each output, or raises `Refusal` or `Skip`. An operation
+without a rule is refused, never guessed.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ class Refusal(Exception):
     """The units cannot be followed: an error, with the reason."""
 
 
-class LeftAlone(Exception):
-    """The units are followed, but none can be taken away alone: a reason."""
+class Skip(Exception):
+    """The units can be followed, but none can be replaced alone: a reason."""
 
 
 def mixes_units(activation):
@@ -51,7 +51,7 @@ def mixes_units(activation):
         return False
     if activation in _KNOWN_MIXING:
         return True
-    # A function of a user's own is asked. Row `i` of the second batch differs
+    # A user's function is tried out. Row `i` of the second batch differs
     # from the first batch in unit `i` alone.
     before = np.linspace(-2.0, 2.5, 4, dtype="float32")[None].repeat(4, 0)
     after = before + 0.7 * np.eye(4, dtype="float32")
@@ -69,8 +69,8 @@ def mixes_units(activation):
     return bool(np.any(np.abs(change[~np.eye(4, dtype=bool)]) > 1e-6))
 
 
-def pass_on(call, units):
-    """What the outputs of a call show of the units of one layer.
+def propagate(call, units):
+    """Propagates the units of one layer through a call.
 
     Args:
         call: `Call`.
@@ -80,18 +80,18 @@ def pass_on(call, units):
         Dict from `Value` to `Units`, for each output that shows any.
 
     Raises:
-        Refusal: If that is not known.
-        LeftAlone: If the units cannot be told from others.
+        Refusal: If no rule says what becomes of the units.
+        Skip: If the units cannot be told apart from others.
     """
-    if call.problem is not None:
+    if call.error is not None:
         raise Refusal(
             f"'{call.operation.name}' (`{type(call.operation).__name__}`) "
-            f"cannot be traced with symbolic inputs: {call.problem}"
+            f"cannot be traced with symbolic inputs: {call.error}"
         )
     rule = _find_rule(call.operation)
     kind = type(call.operation)
-    twin = getattr(layers, kind.__name__, None)
-    if twin not in (None, kind) and issubclass(twin, kind):
+    plastic_class = getattr(layers, kind.__name__, None)
+    if plastic_class not in (None, kind) and issubclass(plastic_class, kind):
         raise Refusal(
             f"{describe(call.operation)} is not plastic, and the contribution "
             "of a unit is measured by the layer that reads it. Use "
@@ -111,7 +111,7 @@ def describe(operation):
 
 
 def has_weights(call):
-    """Whether a call weighs its inputs: a layer's weights, or an array."""
+    """Whether a call multiplies its inputs by weights, or by an array."""
     if getattr(call.operation, "variables", ()):
         return True
     flat = keras.tree.flatten((call.args, call.kwargs))
@@ -123,7 +123,7 @@ def has_weights(call):
 
 
 def is_unit_parameter_layer(operation):
-    """Whether a layer that hands units on has parameters for each of them."""
+    """Whether a layer between units and consumer has parameters per unit."""
     if isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
     return type(operation) in _NORMALIZATIONS + (keras.layers.PReLU,)
@@ -165,11 +165,11 @@ def unit_parameters(operation, units, rank):
     return result
 
 
-# The rules, and which kinds of calls they are for.
+# The rules; the tables below say which operations each of them is for.
 
 
-def _one_by_one(call, units):
-    """Every element of the output stems from the same element of the input."""
+def _elementwise(call, units):
+    """Each element of the output depends on the same element of the input."""
     (value,) = units
     _check_shape(call, value)
     return {output: units[value] for output in call.outputs}
@@ -182,7 +182,7 @@ def _activation(call, units):
         raise Refusal(
             f"the activation `{name}` of {describe(call.operation)} mixes units"
         )
-    return _one_by_one(call, units)
+    return _elementwise(call, units)
 
 
 def _normalization(call, units):
@@ -195,7 +195,7 @@ def _normalization(call, units):
             f"{describe(call.operation)} has no parameters along the axis of "
             f"the units. Received: axis={axis}"
         )
-    return _one_by_one(call, units)
+    return _elementwise(call, units)
 
 
 def _channels(call, units):
@@ -231,50 +231,57 @@ def _reduction(call, units):
 
 
 def _movement(call, units):
-    """Elements are moved about, copied or left out, and keep their values.
+    """Elements are moved, copied or dropped, and keep their values.
 
-    So the operation itself is asked where they go: it is run on an array that
-    holds, for each element, 1 + the unit it belongs to.
+    So the operation itself tells where they go: it is run on an array that
+    holds, for each element, 1 + the index of its unit.
     """
     if any(value not in units for value in call.inputs):
-        raise LeftAlone(f"merged with others by {describe(call.operation)}")
-    labels = {}
-    for value in call.inputs:
-        shape = [1 if value.shape[0] is None else value.shape[0]]
-        shape += [2 if size is None else size for size in value.shape[1:]]
-        label = np.zeros(shape, "float32")
-        if value in units:
-            along = [1] * len(shape)
-            along[units[value].axis] = -1
-            label = label + (units[value].unit + 1.0).reshape(along)
-        labels[value] = label
+        raise Skip(f"merged with others by {describe(call.operation)}")
+    labels = {value: _labels(value, units[value]) for value in call.inputs}
+    try:
+        moved = _run_on_labels(call, labels)
+    except Exception as error:  # A size that only the data would tell.
+        raise Refusal(
+            f"{describe(call.operation)} could not be tried out: {error}"
+        ) from error
+    result = {}
+    for output, label in zip(call.outputs, moved):
+        if np.all(label == 0):
+            continue
+        axis = _axis_of_units(label)
+        if axis is None or output.shape[axis] is None:
+            raise Refusal(f"{describe(call.operation)} takes units apart")
+        unit = np.moveaxis(label, axis, 0).reshape(label.shape[axis], -1)
+        result[output] = Units(axis, unit[:, 0] - 1)
+    return result
+
+
+def _labels(value, units):
+    """Array of the shape of a value: for each element, 1 + its unit."""
+    shape = [1 if value.shape[0] is None else value.shape[0]]
+    shape += [2 if size is None else size for size in value.shape[1:]]
+    along = [1] * len(shape)
+    along[units.axis] = -1
+    unit = (units.unit + 1).astype("float32").reshape(along)
+    return np.broadcast_to(unit, shape).copy()
+
+
+def _run_on_labels(call, labels):
+    """Runs a call's operation on labels; returns those of each output."""
 
     def fill(x):
         if not isinstance(x, type(call.outputs[0])):
             return x
         return ops.convert_to_tensor(labels[x], dtype="float32")
 
-    try:
-        with backend.compute_now():
-            args, kwargs = keras.tree.map_structure(
-                fill, (call.args, call.kwargs)
-            )
-            moved = call.operation.call(*args, **kwargs)
-    except Exception as error:  # A size that only the data would tell.
-        raise Refusal(
-            f"{describe(call.operation)} could not be tried out: {error}"
-        ) from error
-    result = {}
-    for output, label in zip(call.outputs, keras.tree.flatten(moved)):
-        label = np.rint(ops.convert_to_numpy(label)).astype("int32") - 1
-        if np.all(label < 0):
-            continue
-        found = _axis_of_units(label)
-        if found is None or output.shape[found] is None:
-            raise Refusal(f"{describe(call.operation)} takes units apart")
-        unit = np.moveaxis(label, found, 0).reshape(label.shape[found], -1)
-        result[output] = Units(found, unit[:, 0])
-    return result
+    with backend.compute_now():
+        args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
+        moved = call.operation.call(*args, **kwargs)
+    return [
+        np.rint(ops.convert_to_numpy(label)).astype("int32")
+        for label in keras.tree.flatten(moved)
+    ]
 
 
 def _axis_of_units(label):
@@ -308,22 +315,22 @@ def _concatenate(call, units):
             for value in call.inputs
         ]
         return {output: Units(axis, np.concatenate(parts))}
-    return _together(call, units)
+    return _merge(call, units)
 
 
-def _together(call, units):
-    """Several inputs, element by element: a sum, a product, a maximum.
+def _merge(call, units):
+    """Several inputs are merged element by element: a sum, a maximum.
 
-    A unit stays what it is where all inputs show the same one, as in
-    `x * sigmoid(x)`. Where another layer's output joins, it cannot be taken
-    away alone.
+    Where all inputs show the same unit, as in `x * sigmoid(x)`, so does the
+    output. Where another layer's output joins, the unit cannot be removed
+    alone.
     """
     first = next(iter(units.values()))
     (output,) = call.outputs
     for value in call.inputs:
         each = units.get(value)
         if each is None or not first.same_as(each):
-            raise LeftAlone(f"merged with others by {describe(call.operation)}")
+            raise Skip(f"merged with others by {describe(call.operation)}")
     for value in call.inputs:
         _check_shape(call, value)
     if output.shape[first.axis] != len(first.unit):
@@ -332,12 +339,12 @@ def _together(call, units):
 
 
 def _product(call, units):
-    """A gate on units takes none of them away; its own units are no units.
+    """Gated units can still be replaced; the units of the gate cannot.
 
-    Without the unit, or without what it is multiplied by, the product is zero
-    all the same: taking the product away takes the unit away. Of two layers
-    that are multiplied, the one whose output has the shape of the product
-    keeps its units (the first one, if both have); the other is the gate.
+    A product is zero without the unit as it is without the gate, so removing
+    the product removes the unit. Of two factors, the one with the shape of the
+    product carries the units (the first, if both have it); the other one is
+    the gate.
     """
     (output,) = call.outputs
     inputs = call.inputs
@@ -348,9 +355,9 @@ def _product(call, units):
             not _sizes_agree(other, output) or value is inputs[0]
         )
         if not is_unit:
-            raise LeftAlone(f"used as a gate by {describe(call.operation)}")
+            raise Skip(f"used as a gate by {describe(call.operation)}")
         return {output: units[value]}
-    return _together(call, units)
+    return _merge(call, units)
 
 
 def _sizes_agree(value, output):
@@ -361,7 +368,7 @@ def _time_distributed(call, units):
     inner = call.operation.layer
     rule = _find_rule(inner)
     (value,) = units
-    if rule not in (_one_by_one, _activation, _normalization):
+    if rule not in (_elementwise, _activation, _normalization):
         raise Refusal(
             f"{describe(call.operation)} of a `{type(inner).__name__}` is not "
             "known to keep units apart"
@@ -370,16 +377,16 @@ def _time_distributed(call, units):
         raise Refusal(f"{describe(call.operation)} moves the axis of the units")
     if mixes_units(getattr(inner, "activation", None)):
         raise Refusal(f"{describe(call.operation)} mixes units")
-    return _one_by_one(call, units)
+    return _elementwise(call, units)
 
 
 def _nothing(call, units):
-    """The output tells nothing of the input's values: its shape, say."""
+    """The output does not depend on the values of the input."""
     return {}
 
 
 def _check_shape(call, value):
-    """An operation with broadcasting could move the axis of the units."""
+    """Refuses broadcasting, which could move the axis of the units."""
     for output in call.outputs:
         if len(output.shape) != len(value.shape):
             raise Refusal(f"{describe(call.operation)} changes the axes")
@@ -431,7 +438,7 @@ _LAYER_RULES = {
             "Rescaling",
         )
         + _for_dimensions("SpatialDropout"),
-        _one_by_one,
+        _elementwise,
     ),
     keras.layers.Activation: _activation,
     **dict.fromkeys(_NORMALIZATIONS, _normalization),
@@ -452,7 +459,7 @@ _LAYER_RULES = {
     ),
     keras.layers.Concatenate: _concatenate,
     **dict.fromkeys(
-        _layers("Add", "Average", "Maximum", "Minimum", "Subtract"), _together
+        _layers("Add", "Average", "Maximum", "Minimum", "Subtract"), _merge
     ),
     keras.layers.Multiply: _product,
     keras.layers.TimeDistributed: _time_distributed,
@@ -467,7 +474,7 @@ _OPERATION_RULES = {
         Selu Sigmoid Sign Silu Sin Cos SoftShrink Softplus Softsign SparsePlus
         SparseSigmoid Sqrt Square Squareplus StopGradient Tanh TanhShrink
         Threshold""".split(),
-        _one_by_one,
+        _elementwise,
     ),
     **dict.fromkeys(
         """ExpandDims Flip GetItem Moveaxis Repeat Reshape Slice Split
@@ -479,7 +486,7 @@ _OPERATION_RULES = {
         """Add Divide Equal Fmax Fmin Greater GreaterEqual Less LessEqual
         LogicalAnd LogicalOr Maximum Minimum NotEqual Power Subtract TrueDivide
         Where""".split(),
-        _together,
+        _merge,
     ),
     "Concatenate": _concatenate,
     "Multiply": _product,

@@ -1,4 +1,4 @@
-"""The calls that a model makes, in order, with all nested models unfolded."""
+"""Lists the calls that a model makes, in order, with nested models unfolded."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
-# Of symbolic inputs, where it does not matter.
+# Batch size of symbolic inputs that have none.
 _BATCH_SIZE = 2
 
 
@@ -21,15 +21,15 @@ class Call:
         args: Its positional arguments; symbolic tensors are `Value`s.
         kwargs: Its keyword arguments, likewise.
         outputs: List of `Value`s.
-        problem: String, why the inside of a layer could not be looked at;
-            `None` if there was no need to.
+        error: String, why the inside of a layer could not be traced; `None` if
+            it was, or did not have to be.
     """
 
     operation: object
     args: tuple
     kwargs: dict
     outputs: list
-    problem: str | None = None
+    error: str | None = None
 
     @property
     def inputs(self):
@@ -71,18 +71,18 @@ class NotTraceableError(ValueError):
     """A model's own `call` cannot be traced.
 
     Attributes:
-        problem: String, why.
+        reason: String, why.
     """
 
-    def __init__(self, model, problem):
+    def __init__(self, model, reason):
         super().__init__(
             f"The `call` of model '{model.name}' (`{type(model).__name__}`) "
-            f"cannot be traced with symbolic inputs: {problem}. State who "
+            f"cannot be traced with symbolic inputs: {reason}. State who "
             "reads the units of which layer by "
             "`keras_plasticity.connect(layer, consumer)`, for every plastic "
             "layer whose units are to be replaced."
         )
-        self.problem = problem
+        self.reason = reason
 
 
 def trace_model(
@@ -92,13 +92,13 @@ def trace_model(
 
     Args:
         model: A built `keras.Model`, or any built `keras.Layer`.
-        inputs: `keras.KerasTensor`, or list or dict of them, for a model
-            with a `call` of its own. By default they have the shapes that the
-            model was built with.
-        batch_size: Integer, the number of examples that layers with a `call`
-            of their own see, where the inputs do not say.
-        whole_leaves: Boolean, whether a layer without sublayers is one call,
-            whatever its `call` is made of.
+        inputs: `keras.KerasTensor`, or list or dict of them, for a subclassed
+            model. By default they have the shapes that the model was built
+            with.
+        batch_size: Integer, the batch size with which the `call` of custom
+            layers is traced, if the inputs have none.
+        whole_leaves: Boolean, whether a custom layer without sublayers is
+            listed as one call, and not as the operations in its `call`.
 
     Returns:
         A `Trace`.
@@ -115,19 +115,19 @@ def trace_model(
         inputs = _inputs_from_build(model)
     known = {}
     if inputs is None:
-        problem = "the shapes of its inputs are not known"
+        error = "the shapes of its inputs are not known"
     else:
-        outputs, problem = tracer.add_inside(model, (inputs,), {}, known)
-    if problem is not None:
-        raise NotTraceableError(model, problem)
+        outputs, error = tracer.add_inside(model, (inputs,), {}, known)
+    if error is not None:
+        raise NotTraceableError(model, error)
     return tracer.finish(outputs, inputs, known)
 
 
 def trace_around(layers, variables=()) -> Trace:
-    """Traces the graph in which plastic layers stand, whatever model it is of.
+    """Traces the graph around plastic layers, whichever model it belongs to.
 
-    For models that have not been called yet, and so have not told their
-    layers that they are a part of it. What is read by nobody counts as output.
+    For models that have not been called yet, whose layers do not know which
+    model they belong to. A tensor that nothing reads counts as an output.
 
     Args:
         layers: List of plastic layers.
@@ -209,8 +209,8 @@ class _Tracer:
         """Adds the calls that a layer's own `call` makes.
 
         Returns:
-            Tuple of its outputs, as a structure of `Value`s, and of the
-            problem, one of which is `None`.
+            Tuple of its outputs, as a structure of `Value`s, and of a string,
+            why they could not be found. One of the two is `None`.
         """
 
         def fresh(tensor):
@@ -237,7 +237,7 @@ class _Tracer:
         if isinstance(operation, keras.layers.InputLayer):
             return
         args, kwargs = keras_compat.arguments(node)
-        problem = None
+        error = None
         if keras_compat.is_graph_model(operation):
             flat = keras.tree.flatten(args[0] if args else kwargs)
             inner = {
@@ -250,8 +250,8 @@ class _Tracer:
         if _has_calls_to_see(operation) and not (
             self._whole_leaves and not keras_compat.children(operation)
         ):
-            outputs, problem = self.add_inside(operation, args, kwargs, known)
-            if problem is None:
+            outputs, error = self.add_inside(operation, args, kwargs, known)
+            if error is None:
                 self._alias(node, outputs, known)
                 return
         args, kwargs = keras.tree.map_structure(
@@ -261,7 +261,7 @@ class _Tracer:
             (args, kwargs),
         )
         outputs = [self._value(t, known) for t in node.output_tensors]
-        self._calls.append(Call(operation, args, kwargs, outputs, problem))
+        self._calls.append(Call(operation, args, kwargs, outputs, error))
 
     def _alias(self, node, outputs, known):
         """Lets a node's outputs stand for those found inside it."""
@@ -281,7 +281,7 @@ class _Tracer:
 
 
 def _has_calls_to_see(operation):
-    """Whether a layer's own `call` has to be looked into."""
+    """Whether the calls inside a layer's `call` have to be listed."""
     if not isinstance(operation, keras.Layer):
         return False
     if isinstance(operation, PlasticLayer):
@@ -289,7 +289,7 @@ def _has_calls_to_see(operation):
     if isinstance(
         operation, (keras.layers.TimeDistributed, OnlineNormalization)
     ):
-        return False  # Has a rule of its own.
+        return False  # Has a rule.
     if any(
         isinstance(part, PlasticLayer)
         for part in keras_compat.sublayers(operation)
@@ -299,7 +299,7 @@ def _has_calls_to_see(operation):
 
 
 def _nodes_up_to(outputs, known):
-    """The nodes that lead to tensors, those that come first first."""
+    """The nodes that lead to tensors, in topological order."""
     order = []
     state = {}
     stack = [
@@ -329,10 +329,10 @@ def _nodes_up_to(outputs, known):
 
 
 def _graphs_around(layers):
-    """As few graphs as have all of the layers, each a list of nodes.
+    """The fewest graphs that hold all of the layers, each a list of nodes.
 
-    A layer may be part of several graphs: of that of a nested model, and of
-    that of the model around it. The one with most of the layers counts; of
+    A layer may be part of several graphs: that of a nested model, and that of
+    the model around it. The graph with most of the layers is chosen first; of
     two alike, the later one.
     """
     graphs = []
@@ -374,7 +374,7 @@ def _parts(graph):
 
 
 def _connected_nodes(starts):
-    """All nodes that are connected with some, those that come first first."""
+    """All nodes connected with the given ones, in topological order."""
     nodes = {}
     stack = list(starts)
     while stack:
@@ -383,25 +383,25 @@ def _connected_nodes(starts):
             continue
         nodes[id(node)] = node
         stack += keras_compat.parents(node)
-        stack += _readers(node)
+        stack += _children(node)
     outputs = [tensor for n in nodes.values() for tensor in n.output_tensors]
     return _nodes_up_to(outputs, {})
 
 
-def _readers(node):
+def _children(node):
     return [
-        reader
-        for reader in keras_compat.uses(node.operation)
-        if node in keras_compat.parents(reader)
+        child
+        for child in keras_compat.uses(node.operation)
+        if node in keras_compat.parents(child)
     ]
 
 
 def _last_nodes(nodes):
-    """The nodes whose outputs nobody reads.
+    """The nodes whose outputs nothing reads.
 
     A Sequential model calls all of its layers again whenever one is added, and
-    leaves the earlier calls behind. They compute the same from the same
-    inputs as later ones: what reads one of them reads all.
+    leaves the earlier calls behind. They compute the same from the same inputs
+    as the later ones, so what reads one of them reads all.
     """
     kinds = {}
     kind_of = {}

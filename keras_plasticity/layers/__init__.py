@@ -1,4 +1,4 @@
-"""Plastic layers, which know how useful their units are, and others."""
+"""Plastic layers, which track the utility of their units, and others."""
 
 from keras_plasticity.layers.convolutional import Conv1D as Conv1D
 from keras_plasticity.layers.convolutional import (

@@ -109,381 +109,154 @@ class _SeparableConv(_ChannelLayer):
         self.bias.assign_add(constant * outgoing)
 
 
+_DOCSTRING = """A `keras.layers.{name}` whose output channels can be replaced.
+
+It computes what `keras.layers.{name}` computes and takes the same
+arguments; with a plain Keras optimizer it trains to the same weights.
+A unit is an output channel{unit}.
+Its activation is what the consumer receives. See
+`keras_plasticity.layers.Dense` for the statistics it carries.
+
+Args:
+    *args: The positional arguments of `keras.layers.{name}`.
+    replaceable: Boolean, whether the units may be replaced. Defaults to `True`.
+    **kwargs: All other arguments of `keras.layers.{name}`:
+        {arguments},
+        `data_format`, `activation`, ....
+
+Call arguments:
+    inputs: {dimensions}D tensor of shape
+        `(batch_size, {sizes}, channels)`, or
+        `(batch_size, channels, {sizes})` with
+        `data_format="channels_first"`.
+
+Returns:
+    {dimensions}D tensor of shape
+    `(batch_size, {new_sizes}, {units})`, or
+    `(batch_size, {units}, {new_sizes})`.
+
+Example:
+
+```python
+model = keras.Sequential(
+    [
+        keras.Input({input_shape}),
+        keras_plasticity.layers.{name}({example}, activation="relu"),
+        keras.layers.Flatten(),
+        keras_plasticity.layers.Dense(10),
+    ]
+)
+```
+
+References:
+
+- [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
+"""
+_SIZES = {
+    1: ["steps"],
+    2: ["height", "width"],
+    3: ["depth", "height", "width"],
+}
+_INPUT_SHAPES = {1: (128, 8), 2: (32, 32, 3), 3: (16, 16, 16, 1)}
+
+
+def _documented(rank, unit="", units="filters", arguments=(), example="16, 3"):
+    """Class decorator that fills in the docstring of a public layer.
+
+    Args:
+        rank: Integer, the number of spatial axes.
+        unit: String, what there is to say of a unit besides.
+        units: String, the number of units.
+        arguments: Names of the most common arguments.
+        example: String, the arguments in the example.
+    """
+
+    def document(layer_class):
+        layer_class.__doc__ = _DOCSTRING.format(
+            name=layer_class.__name__,
+            unit=unit,
+            units=units,
+            arguments=", ".join(f"`{name}`" for name in arguments),
+            example=example,
+            dimensions=rank + 2,
+            sizes=", ".join(_SIZES[rank]),
+            new_sizes=", ".join(f"new_{size}" for size in _SIZES[rank]),
+            input_shape=_INPUT_SHAPES[rank],
+        )
+        return layer_class
+
+    return document
+
+
+_CONV = {"arguments": ("filters", "kernel_size", "strides", "groups")}
+_CONV_TRANSPOSE = {"arguments": ("filters", "kernel_size", "strides")}
+_DEPTHWISE_CONV = {
+    "unit": ", which reads a single input channel",
+    "units": "channels * depth_multiplier",
+    "arguments": ("kernel_size", "strides", "depth_multiplier"),
+    "example": "3",
+}
+_SEPARABLE_CONV = {
+    "unit": ", made by the pointwise kernel",
+    "arguments": ("filters", "kernel_size", "strides", "depth_multiplier"),
+}
+
+
+@_documented(rank=1, **_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Conv1D(_Conv, keras.layers.Conv1D):
-    """A `keras.layers.Conv1D` whose output channels can be replaced.
-
-    It computes what `keras.layers.Conv1D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, its activation what the consumer receives.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.Conv1D`:
-            `filters`, `kernel_size`, `strides`, `padding`, `groups`, ....
-
-    Call arguments:
-        inputs: 3D tensor of the layer's `data_format`.
-
-    Returns:
-        3D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((128, 8)),
-            keras_plasticity.layers.Conv1D(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=2, **_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Conv2D(_Conv, keras.layers.Conv2D):
-    """A `keras.layers.Conv2D` whose output channels can be replaced.
-
-    It computes what `keras.layers.Conv2D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, its activation what the consumer receives.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.Conv2D`:
-            `filters`, `kernel_size`, `strides`, `padding`, `groups`, ....
-
-    Call arguments:
-        inputs: 4D tensor of the layer's `data_format`.
-
-    Returns:
-        4D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras_plasticity.layers.Conv2D(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=3, **_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Conv3D(_Conv, keras.layers.Conv3D):
-    """A `keras.layers.Conv3D` whose output channels can be replaced.
-
-    It computes what `keras.layers.Conv3D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, its activation what the consumer receives.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.Conv3D`:
-            `filters`, `kernel_size`, `strides`, `padding`, `groups`, ....
-
-    Call arguments:
-        inputs: 5D tensor of the layer's `data_format`.
-
-    Returns:
-        5D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((16, 16, 16, 1)),
-            keras_plasticity.layers.Conv3D(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=1, **_CONV_TRANSPOSE)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Conv1DTranspose(_ConvTranspose, keras.layers.Conv1DTranspose):
-    """A `keras.layers.Conv1DTranspose` whose output channels can be replaced.
-
-    It computes what `keras.layers.Conv1DTranspose` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, its activation what the consumer receives.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.Conv1DTranspose`:
-            `filters`, `kernel_size`, `strides`, `padding`, ....
-
-    Call arguments:
-        inputs: 3D tensor of the layer's `data_format`.
-
-    Returns:
-        3D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((128, 8)),
-            keras_plasticity.layers.Conv1DTranspose(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=2, **_CONV_TRANSPOSE)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Conv2DTranspose(_ConvTranspose, keras.layers.Conv2DTranspose):
-    """A `keras.layers.Conv2DTranspose` whose output channels can be replaced.
-
-    It computes what `keras.layers.Conv2DTranspose` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, its activation what the consumer receives.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.Conv2DTranspose`:
-            `filters`, `kernel_size`, `strides`, `padding`, ....
-
-    Call arguments:
-        inputs: 4D tensor of the layer's `data_format`.
-
-    Returns:
-        4D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras_plasticity.layers.Conv2DTranspose(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=3, **_CONV_TRANSPOSE)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Conv3DTranspose(_ConvTranspose, keras.layers.Conv3DTranspose):
-    """A `keras.layers.Conv3DTranspose` whose output channels can be replaced.
-
-    It computes what `keras.layers.Conv3DTranspose` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, its activation what the consumer receives.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.Conv3DTranspose`:
-            `filters`, `kernel_size`, `strides`, `padding`, ....
-
-    Call arguments:
-        inputs: 5D tensor of the layer's `data_format`.
-
-    Returns:
-        5D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((16, 16, 16, 1)),
-            keras_plasticity.layers.Conv3DTranspose(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=1, **_DEPTHWISE_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class DepthwiseConv1D(_DepthwiseConv, keras.layers.DepthwiseConv1D):
-    """A `keras.layers.DepthwiseConv1D` whose output channels can be replaced.
-
-    It computes what `keras.layers.DepthwiseConv1D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel; it reads a single input channel.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.DepthwiseConv1D`:
-            `kernel_size`, `strides`, `padding`, `depth_multiplier`, ....
-
-    Call arguments:
-        inputs: 3D tensor of the layer's `data_format`.
-
-    Returns:
-        3D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((128, 8)),
-            keras_plasticity.layers.DepthwiseConv1D(3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=2, **_DEPTHWISE_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class DepthwiseConv2D(_DepthwiseConv, keras.layers.DepthwiseConv2D):
-    """A `keras.layers.DepthwiseConv2D` whose output channels can be replaced.
-
-    It computes what `keras.layers.DepthwiseConv2D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel; it reads a single input channel.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.DepthwiseConv2D`:
-            `kernel_size`, `strides`, `padding`, `depth_multiplier`, ....
-
-    Call arguments:
-        inputs: 4D tensor of the layer's `data_format`.
-
-    Returns:
-        4D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras_plasticity.layers.DepthwiseConv2D(3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=1, **_SEPARABLE_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class SeparableConv1D(_SeparableConv, keras.layers.SeparableConv1D):
-    """A `keras.layers.SeparableConv1D` whose output channels can be replaced.
-
-    It computes what `keras.layers.SeparableConv1D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, made by the pointwise kernel.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.SeparableConv1D`:
-            `filters`, `kernel_size`, `strides`, `depth_multiplier`, ....
-
-    Call arguments:
-        inputs: 3D tensor of the layer's `data_format`.
-
-    Returns:
-        3D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((128, 8)),
-            keras_plasticity.layers.SeparableConv1D(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass
 
 
+@_documented(rank=2, **_SEPARABLE_CONV)
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class SeparableConv2D(_SeparableConv, keras.layers.SeparableConv2D):
-    """A `keras.layers.SeparableConv2D` whose output channels can be replaced.
-
-    It computes what `keras.layers.SeparableConv2D` computes and takes the same
-    arguments; with a plain Keras optimizer it trains to the same weights.
-    A unit is an output channel, made by the pointwise kernel.
-    See `keras_plasticity.layers.Dense` for the statistics it carries.
-
-    Args:
-        *args, **kwargs: The arguments of `keras.layers.SeparableConv2D`:
-            `filters`, `kernel_size`, `strides`, `depth_multiplier`, ....
-
-    Call arguments:
-        inputs: 4D tensor of the layer's `data_format`.
-
-    Returns:
-        4D tensor of the layer's `data_format`.
-
-    Example:
-
-    ```python
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras_plasticity.layers.SeparableConv2D(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras_plasticity.layers.Dense(10),
-        ]
-    )
-    ```
-
-    References:
-
-    - [Dohare et al., 2023](https://arxiv.org/abs/2306.13812)
-    """
+    pass

@@ -9,30 +9,30 @@ class Dense(PlasticLayer, keras.layers.Dense):
 
     It computes what `keras.layers.Dense` computes and takes the same
     arguments; with a plain Keras optimizer it trains to the same weights. In
-    training it also observes its inputs, and it carries statistics of its own
+    training it also observes its inputs, and it carries statistics of its
     units, on which `keras_plasticity.optimizers.ContinualBackprop` acts.
 
-    The statistics are weights that a user can read, all float32 and of shape
+    The statistics are weights that can be read, all float32 and of shape
     `(units,)`:
 
-    - `utility`: how useful each unit is, as its `ContinualBackprop` defines
-        it. Of a layer whose output no other layer reads it stays 0.
+    - `utility`: how useful each unit is, as defined by `ContinualBackprop`. It
+        stays 0 in a layer whose output no other layer reads.
     - `age`: the number of updates since the unit was created.
     - `mean_activation`: running mean of the unit's output, as its consumer
         receives it.
 
-    A unit's contribution is measured where it is consumed, so every layer
-    that reads a plastic layer has to be plastic too. The last layer of a
-    model, whose units are the outputs, is plastic only to observe what it
-    reads: its units are never replaced.
+    A unit's contribution is measured by its consumers, so every layer that
+    reads a plastic layer has to be plastic too. The last layer of a model,
+    whose units are the outputs, is plastic only to observe its inputs: its
+    units are never replaced.
 
     Args:
         units: Positive integer, the number of units.
-        replaceable: Boolean, whether the units may be replaced. `False` leaves
-            them alone, whoever reads them. Defaults to `True`.
+        replaceable: Boolean, whether the units may be replaced. With `False`
+            any layer may read them. Defaults to `True`.
         **kwargs: All other arguments of `keras.layers.Dense`: `activation`,
             `use_bias`, `kernel_initializer`, `bias_initializer`,
-            regularizers, constraints, `dtype`, `name`, .... New incoming
+            regularizers, constraints, `dtype`, `name`, .... The new incoming
             weights and the new bias of a replaced unit are drawn from
             `kernel_initializer` and `bias_initializer`.
 

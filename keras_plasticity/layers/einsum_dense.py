@@ -18,14 +18,18 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
     for the statistics it carries.
 
     Args:
-        *args, **kwargs: The arguments of `keras.layers.EinsumDense`:
-            `equation`, `output_shape`, `activation`, `bias_axes`, ....
+        equation: String, the einsum equation.
+        *args: The other positional arguments of `keras.layers.EinsumDense`.
+        replaceable: Boolean, whether the units may be replaced. Defaults to
+            `True`.
+        **kwargs: All other arguments of `keras.layers.EinsumDense`:
+            `output_shape`, `activation`, `bias_axes`, ....
 
     Call arguments:
-        inputs: Tensor as the equation has it.
+        inputs: Tensor of the shape that the equation takes.
 
     Returns:
-        Tensor as the equation has it.
+        Tensor of the shape that the equation makes.
 
     Raises:
         ValueError: If the equation has more than one axis of units or of
@@ -72,7 +76,7 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
         labels = find_labels(self.equation)
         shape = tuple(self.bias.shape)
         if labels.unit not in self.bias_axes:
-            return None  # One bias for all units belongs to none of them.
+            return None  # A bias shared by all units belongs to none of them.
         axis = len(shape) - _distance_to_end(labels.outputs, labels.unit)
         return WeightView(self.bias, shape, (axis,))
 
@@ -80,7 +84,7 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
         initializer = self.kernel_initializer
         (unit_axis,) = self.unit_view().axes
         if unit_axis == 0 and hasattr(initializer, "input_axes"):
-            # Not in the order that an initializer takes for granted.
+            # Not in the order that an initializer assumes.
             config = {
                 **initializer.get_config(),
                 "input_axes": (1,),
@@ -124,7 +128,7 @@ class _Labels:
 
 
 def find_labels(equation):
-    """Which letters of an equation count the units and the features.
+    """Finds the letters of an equation for the axes of units and features.
 
     Raises:
         ValueError: If there is not exactly one of each.
@@ -155,7 +159,7 @@ def find_labels(equation):
 
 
 def _distance_to_end(labels, label, rank=None):
-    """How far from the end of a tensor's shape the axis of a label stands."""
+    """Distance from the axis of a label to the end of a tensor's shape."""
     after = labels[labels.index(label) + 1 :]
     if "." not in after:
         return len(after) + 1

@@ -4,21 +4,22 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity import validation
 from keras_plasticity.units import backward_pass
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class OnlineNormalization(keras.layers.Layer):
-    """Normalizes by running statistics, in both passes: at any batch size.
+    """Normalizes by running statistics in both passes, at any batch size.
 
-    Each feature is normalized by its running mean and variance, those from
-    before the batch, so that a batch of one example will do. That these depend
-    on the weights is accounted for in the backward pass by two running error
+    Each feature is normalized by its running mean and variance before the
+    batch, so that a batch may have a single example. That these depend on the
+    weights is accounted for in the backward pass by two running error
     accumulators, `scale_error` and `shift_error`, which keep the gradient
     orthogonal, over time, to the normalized feature and to a constant.
 
     In training, with the decays `f` and `b` of the two passes, for one example
-    `x` of a feature, and the gradient `g` that comes back to its output `y`:
+    `x` of a feature and the gradient `g` of its output `y`:
 
     ```
     y = (x - mean) / sqrt(variance + epsilon)
@@ -34,29 +35,29 @@ class OnlineNormalization(keras.layers.Layer):
     Then `gamma` and `beta` are applied, and if `layer_scaling`, each example
     is divided by the root mean square of all its features, which keeps errors
     of the estimates from growing from layer to layer. When a unit is replaced,
-    its new `gamma` and `beta` change that mean square, and so by a little the
+    its new `gamma` and `beta` change that mean square, and so slightly the
     other features too.
 
-    What has more than one position (images, sequences) contributes the mean
-    over its positions of `x`, of `h * y` and of the gradient, and the variance
-    over them as well. A batch of `n` examples is one example with `n` times
-    the positions, in which `f` and `b` are raised to the power `n`. All of its
-    examples are normalized alike. On several replicas of a `tf.distribute`
-    strategy means are over all of them, and `n` is the size of one's part.
+    An example with several positions (images, sequences) contributes the means
+    over its positions of `x`, of `h * y` and of the gradient, and their
+    variance. A batch of `n` examples counts as one example with `n` times the
+    positions, with `f` and `b` raised to the power `n`; all of its examples are
+    normalized by the same statistics. On several replicas of a `tf.distribute`
+    strategy the means are over all replicas, and `n` is the size of one
+    replica's part.
 
-    A mask is handed on, and not used: positions that are masked count as
-    others do.
+    A mask is passed on but not used: masked positions count like all others.
 
     In inference, and with `trainable=False`, features are normalized by the
     running mean and variance, and nothing changes.
 
     The error accumulators are marked `overwrite_with_gradient`, which makes
     them trainable variables that no optimizer descends on. With gradient
-    accumulation Keras' optimizers give them the largest of the values of the
-    accumulated steps, which is not what is meant here: use larger batches
-    instead. For the same reason the layer may be called only once in a
-    training step. A loss scale multiplies the errors as it does gradients; for
-    some `1 / (1 - b)` steps after it has changed, they are those of the old.
+    accumulation Keras' optimizers combine their values by the maximum, which
+    is wrong here: use larger batches instead. For the same reason the layer
+    may be called only once in a training step. A loss scale multiplies the
+    errors like gradients; for about `1 / (1 - b)` steps after it has changed,
+    they are those of the old scale.
 
     Args:
         axis: Integer, the axis that counts the features. Defaults to `-1`.
@@ -138,20 +139,9 @@ class OnlineNormalization(keras.layers.Layer):
                 "`axis` must be an integer, and not that of the batch. "
                 f"Received: axis={axis}"
             )
-        for name, decay in (
-            ("forward_decay", forward_decay),
-            ("backward_decay", backward_decay),
-        ):
-            if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
-                raise ValueError(
-                    f"`{name}` must be a number in [0, 1). "
-                    f"Received: {name}={decay}"
-                )
-        if not isinstance(epsilon, (int, float)) or not epsilon > 0:
-            raise ValueError(
-                "`epsilon` must be a positive number. "
-                f"Received: epsilon={epsilon}"
-            )
+        validation.check_in_interval("forward_decay", forward_decay, "[0, 1)")
+        validation.check_in_interval("backward_decay", backward_decay, "[0, 1)")
+        validation.check_positive("epsilon", epsilon)
         self.axis = axis
         self.forward_decay = forward_decay
         self.backward_decay = backward_decay
@@ -201,7 +191,7 @@ class OnlineNormalization(keras.layers.Layer):
                 constraint=self.beta_constraint,
                 autocast=False,
             )
-        # In float32 as the errors, whatever the dtype policy.
+        # In float32 like the errors, for any dtype policy.
         self.moving_mean, self.moving_variance = (
             self.add_weight(
                 name=name,
@@ -255,30 +245,31 @@ class OnlineNormalization(keras.layers.Layer):
         return ops.cast(y, self.compute_dtype)
 
     def _update_moments(self, deviation, size, others):
-        """Moves the mean and the variance, by the deviation from the mean."""
+        """Updates the running mean and variance from the deviations."""
         mean, square = backend.mean_over_replicas(
             [
                 ops.mean(deviation, axis=others),
                 ops.mean(ops.square(deviation), axis=others),
             ]
         )
-        gain = 1.0 - self.forward_decay**size
-        # The variance about the new mean: the second moment of the batch about
-        # the old one is corrected by how far the mean moves.
+        step_size = 1.0 - self.forward_decay**size
+        # The variance about the new mean: the batch's second moment about the
+        # old mean is corrected for the distance that the mean moves.
         self.moving_variance.assign_add(
-            gain * (square - gain * mean**2 - self.moving_variance.value)
+            step_size
+            * (square - step_size * mean**2 - self.moving_variance.value)
         )
-        self.moving_mean.assign_add(gain * mean)
+        self.moving_mean.assign_add(step_size * mean)
 
     def _control_gradient(self, y, stddev, size, others, along_features):
         """Returns `y`; its backward pass corrects the gradient."""
-        gain = 1.0 - self.backward_decay**size
+        rate = 1.0 - self.backward_decay**size
 
         def backward(upstream, y, values):
             stddev, scale_error, shift_error = values
-            upstream = upstream - along_features(gain * scale_error) * y
+            upstream = upstream - along_features(rate * scale_error) * y
             # The division by the standard deviation is yet to come.
-            result = upstream - along_features(gain * shift_error * stddev)
+            result = upstream - along_features(rate * shift_error * stddev)
             scale_change, shift_change = backend.mean_over_replicas(
                 [
                     ops.mean(upstream * y, axis=others),

@@ -1,4 +1,4 @@
-"""What all plastic layers share."""
+"""The base class of plastic layers."""
 
 import keras
 
@@ -10,24 +10,24 @@ from keras_plasticity.units.weight_view import WeightView
 class PlasticLayer:
     """Mixin that makes a Keras layer with a kernel plastic.
 
-    It goes before the Keras layer among the bases. As it stands, it serves a
-    kernel whose last axis counts the units and the axis before it the input
-    features, and inputs and outputs with the features in their last axis. A
-    layer that differs overrides the methods that say so.
+    It comes before the Keras layer among the base classes. By default the last
+    axis of the kernel counts the units and the axis before it the input
+    features, and inputs and outputs have their features in the last axis. A
+    layer that differs overrides the methods below.
 
     Args:
-        replaceable: Boolean, whether the layer's units may be replaced.
-            `False` leaves them alone, and lets any layer read them; what the
-            layer itself reads it observes anyway. Defaults to `True`.
+        replaceable: Boolean, whether the layer's units may be replaced. With
+            `False` any layer may read them; the layer still observes its own
+            inputs. Defaults to `True`.
 
     Attributes:
-        statistics: The layer's `UnitStatistics`, there once it is built.
-        replaceable: As the argument; it may be changed until an optimizer is
+        statistics: The layer's `UnitStatistics`, once it is built.
+        replaceable: The argument; it may be changed until an optimizer is
             built.
     """
 
-    # A layer that `make_plastic` is about to change has never been through
-    # this constructor.
+    # For layers whose class `make_plastic` changes: they never go through this
+    # constructor.
     replaceable = True
 
     def __init__(self, *args, replaceable=True, **kwargs):
@@ -42,7 +42,7 @@ class PlasticLayer:
 
     def build(self, input_shape):
         if self.quantization_mode is not None:
-            # Keras would not even go through `call`.
+            # Keras would bypass `call`.
             self._refuse_quantization()
         super().build(input_shape)
         self.add_statistics()
@@ -59,7 +59,7 @@ class PlasticLayer:
 
     def call(self, inputs, *args, **kwargs):
         statistics = getattr(self, "statistics", None)
-        if statistics is not None:  # As it is while `make_plastic` looks on.
+        if statistics is not None:  # `None` while `make_plastic` traces.
             keras_compat.note_caller(self)
             inputs = statistics.observe(inputs, self.feature_axis(inputs))
         return super().call(inputs, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Plasticity for models that exist already."""
+"""Plasticity for existing models."""
 
 from keras_plasticity.models.make_plastic import make_plastic as make_plastic
 

@@ -1,5 +1,4 @@
 import contextlib
-import types
 
 import keras
 
@@ -8,7 +7,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import layers
 from keras_plasticity.layers.einsum_dense import find_labels
 
-_TWINS = {
+_PLASTIC_CLASSES = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
     if hasattr(keras.layers, name)
@@ -18,22 +17,22 @@ _TWINS = {
 def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     """Makes the weight layers of an existing model plastic, in place.
 
-    Each layer of a kind that `keras_plasticity.layers` has becomes plastic if
+    A layer with a counterpart in `keras_plasticity.layers` becomes plastic if
     its units can be replaced, or if it reads units that can. Weights and
-    outputs stay what they are, bit for bit. All other layers are left as they
-    are: `keras_plasticity.inspect(model)` shows which, and why.
+    outputs do not change, bit for bit. All other layers stay as they are:
+    `keras_plasticity.inspect(model)` shows which, and why.
 
-    Layers inside of layers are found at any depth. Those inside `keras.layers`
-    that call them in their own way (attention, recurrent layers,
-    `TimeDistributed`) are left alone.
+    Sublayers are found at any depth, except inside layers of `keras.layers`
+    that call them in a special way (attention, recurrent layers,
+    `TimeDistributed`).
 
     A saved Functional or Sequential model is plastic when it is loaded. A
-    model of a class of your own is what its constructor makes of it: call
+    subclassed model is loaded as its constructor builds it: call
     `make_plastic` on it, then `load_weights`.
 
     Args:
         model: A built `keras.Model`: Sequential, Functional or subclassed.
-            If it is compiled, it has to be compiled again.
+            It has to be compiled again afterwards.
         inputs: `keras.KerasTensor`, or a structure of them, for a subclassed
             model whose inputs are not float tensors. By default they have the
             shapes that it was built with.
@@ -74,7 +73,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     plain = {}
     for layer in _find_layers(model):
         plain[id(layer)] = type(layer)
-        layer.__class__ = _TWINS[type(layer)]
+        keras_compat.change_class(layer, _PLASTIC_CLASSES[type(layer)])
     candidates = [
         layer
         for layer in keras_compat.sublayers(model)
@@ -86,18 +85,18 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     finally:
         for layer in candidates:
             if id(layer) in plain and id(layer) not in wanted:
-                layer.__class__ = plain[id(layer)]
+                keras_compat.change_class(layer, plain[id(layer)])
     for layer in candidates:
         if id(layer) in plain and id(layer) in wanted:
             _finish(layer, replaceable=wanted[id(layer)])
     keras_compat.track_new_variables(model)
-    # What it was compiled with does not know the new variables.
+    # Its optimizer does not know the new variables.
     model.compiled = False
     return model
 
 
 def _find_layers(model):
-    """The layers that could become plastic, with no regard to the graph."""
+    """The layers that could become plastic, regardless of the graph."""
     found = {}
     stack = [model]
     seen = set()
@@ -106,7 +105,7 @@ def _find_layers(model):
         if id(parent) in seen:
             continue
         seen.add(id(parent))
-        if type(parent) in _TWINS:
+        if type(parent) in _PLASTIC_CLASSES:
             if _is_eligible(parent):
                 found[id(parent)] = parent
         elif isinstance(parent, (keras.Model, keras.layers.InputLayer)) or not (
@@ -131,21 +130,21 @@ def _is_eligible(layer):
 
 
 def _choose(model, inputs, candidates):
-    """Which layers have to be plastic, and whether their units are replaced.
+    """Chooses the layers that have to be plastic.
 
     Returns:
-        Dict from the id of a layer to a boolean.
+        Dict from the id of a layer to whether its units are replaceable.
     """
     found = graph.find_connections(candidates, model, inputs)
     wanted = {}
     for connections in found:
-        if connections.problem is None and connections.left_alone is None:
+        if connections.error is None and connections.skip_reason is None:
             wanted[id(connections.layer)] = True
             for consumer in connections.consumers:
                 wanted.setdefault(id(consumer), False)
     if not wanted:
         reasons = "; ".join(
-            f"'{each.layer.name}': {each.problem or each.left_alone}"
+            f"'{each.layer.name}': {each.error or each.skip_reason}"
             for each in found
         )
         raise ValueError(
@@ -156,14 +155,13 @@ def _choose(model, inputs, candidates):
 
 
 def _finish(layer, replaceable):
-    """Gives a layer that has changed its class what the class asks for."""
+    """Completes a layer whose class has changed."""
     layer.replaceable = replaceable
     with contextlib.ExitStack() as stack:
-        # Their paths are those of a layer that was plastic from the start.
+        # With the paths of a layer that was plastic from the start.
         for name in layer.path.split("/"):
             stack.enter_context(keras.name_scope(name))
         stack.enter_context(keras_compat.unlocked(layer))
         layer.add_statistics()
     layer.statistics.trainable = layer.trainable
-    # Keras binds this method to each layer when it makes it.
-    layer.quantize = types.MethodType(type(layer).quantize, layer)
+    keras_compat.rebind_quantize(layer)

@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_plasticity import functional
-from keras_plasticity.optimizers.optimizer_wrapper import check_fraction
-from keras_plasticity.optimizers.optimizer_wrapper import is_number
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.types import Tensor
+from keras_plasticity.validation import check_in_interval
+from keras_plasticity.validation import is_number
 
 _UTILITIES = {
     "contribution": functional.contribution,
@@ -119,10 +119,10 @@ class ContinualBackprop(UnitResetOptimizer):
         super().__init__(
             inner_optimizer, reset_optimizer_state, seed, name, **kwargs
         )
-        self.replacement_rate = check_fraction(
+        self.replacement_rate = check_in_interval(
             "replacement_rate", replacement_rate, "[0, 1]"
         )
-        self.decay_rate = check_fraction("decay_rate", decay_rate, "[0, 1)")
+        self.decay_rate = check_in_interval("decay_rate", decay_rate, "[0, 1)")
         if (
             not is_number(maturity_threshold)
             or not 0 <= maturity_threshold < _LARGEST_AGE

@@ -5,8 +5,8 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
-from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
-from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
+from keras_plasticity.validation import check_not_negative
+from keras_plasticity.weights import is_statistic
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -60,8 +60,7 @@ class L2(OptimizerWrapper):
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        check_not_negative("l2", l2)
-        self.l2 = l2
+        self.l2 = check_not_negative("l2", l2)
 
     def make_step(self, grads, variables):
         grads = add_l2_gradients(
@@ -92,7 +91,7 @@ def add_l2_gradients(grads, variables, l2, inner_optimizer):
     with backend.no_gradient():
         return [
             gradient
-            if gradient is None or is_overwritten(variable)
+            if gradient is None or is_statistic(variable)
             else _as(variable, strength) * variable.value + gradient
             for gradient, variable in zip(grads, variables)
         ]

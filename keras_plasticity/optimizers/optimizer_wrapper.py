@@ -1,7 +1,6 @@
 """Base class of optimizers that wrap another optimizer."""
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import keras_compat
+from keras_plasticity import weights
 from keras_plasticity.types import Tensor
 
 
@@ -155,7 +155,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Returns:
             Boolean.
         """
-        return is_overwritten(variable)
+        return weights.is_statistic(variable)
 
     def apply(
         self,
@@ -342,61 +342,3 @@ def loss_scaler(optimizer):
         if isinstance(each, keras.optimizers.LossScaleOptimizer):
             return each
     return None
-
-
-def is_overwritten(variable):
-    """Whether a variable's "gradient" is its new value: it is no weight."""
-    return getattr(variable, "overwrite_with_gradient", False)
-
-
-def is_number(value):
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
-
-
-def check_not_negative(name, value):
-    """Returns a value, or raises a `ValueError` if it is negative."""
-    if not is_number(value) or value < 0:
-        raise ValueError(
-            f"`{name}` must be a number that is not negative. "
-            f"Received: {name}={value}"
-        )
-    return value
-
-
-def check_fraction(name, value, interval):
-    """Returns a value, or raises a `ValueError` if it is not in an interval.
-
-    Args:
-        name: String, the argument's name.
-        value: Its value.
-        interval: `"[0, 1]"`, or with `(` or `)` without the end.
-
-    Returns:
-        `value`.
-    """
-    if (
-        not is_number(value)
-        or not 0 <= value <= 1
-        or (value == 0 and interval.startswith("("))
-        or (value == 1 and interval.endswith(")"))
-    ):
-        raise ValueError(
-            f"`{name}` must be a number in {interval}. Received: {name}={value}"
-        )
-    return value
-
-
-def check_integer(name, value, smallest=1, largest=None):
-    """Returns a value, or raises a `ValueError` if it is no such integer."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < smallest or (largest and value > largest):
-        end = "" if largest is None else f" and at most {largest}"
-        raise ValueError(
-            f"`{name}` must be an integer, at least {smallest}{end}. "
-            f"Received: {name}={value}"
-        )
-    return value

@@ -5,9 +5,10 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
-from keras_plasticity.optimizers.optimizer_wrapper import check_integer
-from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
+from keras_plasticity.validation import check_integer
+from keras_plasticity.validation import check_not_negative
+from keras_plasticity.validation import check_positive_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -87,7 +88,7 @@ class ReDo(UnitResetOptimizer):
     ):
         super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
         self.threshold = check_not_negative("threshold", threshold)
-        self.period = check_integer("period", period)
+        self.period = check_positive_integer("period", period)
         self.score_updates = check_integer(
             "score_updates", score_updates, 1, period
         )

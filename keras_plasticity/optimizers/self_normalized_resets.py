@@ -5,9 +5,10 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
-from keras_plasticity.optimizers.optimizer_wrapper import check_fraction
-from keras_plasticity.optimizers.optimizer_wrapper import check_integer
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
+from keras_plasticity.validation import check_in_interval
+from keras_plasticity.validation import check_integer
+from keras_plasticity.validation import check_positive_integer
 
 # Counts of examples are float32, which is exact up to 2**24.
 _LARGEST_AGE = 2**23
@@ -95,12 +96,12 @@ class SelfNormalizedResets(UnitResetOptimizer):
         super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
         most = check_integer("max_threshold", max_threshold, 1, _LARGEST_AGE)
         least = check_integer("min_threshold", min_threshold, 1, most)
-        self.quantile = check_fraction("quantile", quantile, "(0, 1)")
+        self.quantile = check_in_interval("quantile", quantile, "(0, 1)")
         self.min_threshold, self.max_threshold = least, most
         self.initial_threshold = check_integer(
             "initial_threshold", initial_threshold, least, most
         )
-        self.threshold_period = check_integer(
+        self.threshold_period = check_positive_integer(
             "threshold_period", threshold_period
         )
 

@@ -11,9 +11,10 @@ from keras_plasticity import backend
 from keras_plasticity.optimizers.l2 import add_l2_gradients
 from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
-from keras_plasticity.optimizers.optimizer_wrapper import check_not_negative
-from keras_plasticity.optimizers.optimizer_wrapper import is_number
-from keras_plasticity.optimizers.optimizer_wrapper import is_overwritten
+from keras_plasticity.validation import check_in_interval
+from keras_plasticity.validation import check_not_negative
+from keras_plasticity.validation import check_positive_integer
+from keras_plasticity.weights import is_statistic
 
 
 class _PerturbingOptimizer(OptimizerWrapper):
@@ -52,11 +53,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         **kwargs,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        if type(noise_refresh_steps) is not int or noise_refresh_steps < 1:
-            raise ValueError(
-                "`noise_refresh_steps` must be a positive integer. "
-                f"Received: noise_refresh_steps={noise_refresh_steps}"
-            )
+        check_positive_integer("noise_refresh_steps", noise_refresh_steps)
         self.noise_refresh_steps = noise_refresh_steps
         self.seed = seed
         self._shrink = shrink
@@ -80,7 +77,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         offset = 0
         for variable in variables:
             initializer = None
-            if not is_overwritten(variable):
+            if not is_statistic(variable):
                 initializer = self.noise_initializer(tuple(variable.shape))
             if initializer is None:
                 continue
@@ -120,7 +117,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         weights = [
             variable
             for gradient, variable in zip(grads, variables)
-            if gradient is not None and not is_overwritten(variable)
+            if gradient is not None and not is_statistic(variable)
         ]
         if self.always_updates:
             self.apply_inner(grads, variables)
@@ -394,11 +391,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        if not is_number(shrink) or not 0 <= shrink <= 1:
-            raise ValueError(
-                "`shrink` must be a number in [0, 1]. "
-                f"Received: shrink={shrink}"
-            )
+        check_in_interval("shrink", shrink, "[0, 1]")
         check_not_negative("perturb", perturb)
         super().__init__(
             inner_optimizer,

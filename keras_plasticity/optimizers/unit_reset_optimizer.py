@@ -478,7 +478,7 @@ def _is_replaceable(connections, known):
     """
     layer = connections.layer
     consumers = list(connections.consumers)
-    if connections.left_alone is not None:
+    if connections.skip_reason is not None:
         return False
     if not all(each.trainable for each in [layer, *consumers]):
         return False

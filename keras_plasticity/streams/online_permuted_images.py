@@ -2,43 +2,43 @@ import math
 
 import numpy as np
 
-from keras_plasticity.streams import validation
+from keras_plasticity import validation
+from keras_plasticity.streams import arguments
 
 
 class OnlinePermutedImages:
     """A stream of classification tasks that differ in the order of the pixels.
 
-    Each task, the first one too, shuffles the pixels of all images by one
-    permutation of its own, and shows the images in an order of its own, each
-    once. With the 60,000 training images of MNIST and 800 tasks it is the
-    Online Permuted MNIST of the paper.
+    Each task, including the first, permutes the pixels of all images in the
+    same new way, and shows each image once, in a new order. With the 60,000
+    training images of MNIST and 800 tasks this is the Online Permuted MNIST of
+    the paper.
 
     Both permutations depend on `seed` and the task's index alone, so any task
-    can be reached without replaying the ones before it.
+    can be generated without the ones before it.
 
     Args:
         images: NumPy array of shape `(images, ...)`, all axes but the first
             being pixels. Unsigned 8-bit integers are divided by 255; floats
-            are taken as they are.
+            are not changed.
         labels: NumPy array of integers, of shape `(images,)`.
         num_tasks: Integer, the number of tasks. Defaults to `800`.
         examples_per_task: Integer, the number of examples in each task.
-            Where it is larger than the number of images, a task goes through
-            the same shuffled images again and again. Defaults to `None`,
-            every image once.
+            If it is larger than the number of images, a task repeats the same
+            shuffled images. Defaults to `None`: every image once.
         seed: Non-negative integer. Defaults to `0`.
 
     Attributes:
         num_pixels: Integer, the number of pixels of an image.
 
     Raises:
-        ValueError: If the arrays do not fit each other or hold values that
-            are no images or labels, or if a number is out of its range.
+        ValueError: If the arrays do not fit each other or hold invalid values,
+            or if an argument is out of range.
 
     Example:
 
     ```python
-    images, labels = keras_plasticity.streams.load_mnist()
+    images, labels = keras_plasticity.datasets.load_mnist()
     stream = keras_plasticity.streams.OnlinePermutedImages(images, labels)
     for index in range(len(stream)):
         x, y = stream.task(index)
@@ -58,7 +58,7 @@ class OnlinePermutedImages:
         examples_per_task: int | None = None,
         seed: int = 0,
     ):
-        images, labels = validation.labeled_images(images, labels)
+        images, labels = arguments.labeled_images(images, labels)
         if examples_per_task is None:
             examples_per_task = len(images)
         validation.check_integer("num_tasks", num_tasks, minimum=1)
@@ -91,13 +91,13 @@ class OnlinePermutedImages:
         Raises:
             IndexError: If there is no such task.
         """
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         rng = np.random.default_rng([self.seed, index])
         pixels = rng.permutation(self.num_pixels)
         order = rng.permutation(len(self._images))
-        # Longer than the order, it starts over; shorter, it is cut.
+        # Repeats the order, or cuts it.
         order = np.resize(order, self.examples_per_task)
-        # Shuffle the small integers, and only then make floats of them.
+        # Shuffling bytes is faster than shuffling floats.
         x = self._images[order].take(pixels, axis=1)
         if x.dtype == np.uint8:
             x = x.astype("float32")

@@ -1,17 +1,18 @@
 import numpy as np
 
-from keras_plasticity.streams import validation
+from keras_plasticity import validation
+from keras_plasticity.streams import arguments
 
 
 class SlowlyChangingRegression:
     """Regression on bits, most of which change rarely ("bit-flipping").
 
-    An example is `num_bits` bits. The first `num_slow_bits` keep their values
+    An example has `num_bits` bits. The first `num_slow_bits` keep their values
     for a whole task; the others are fair coin flips in every example. The
     target is the output of a fixed network with one hidden layer of
-    `num_target_units` linear threshold units, all of its weights and biases
-    +1 or -1. A learner much smaller than the target network has to track it,
-    for ever.
+    `num_target_units` linear threshold units, whose weights and biases are all
+    +1 or -1. A learner much smaller than the target network has to keep
+    tracking it.
 
     Unit i of the target network fires when its pre-activation exceeds
     `(num_bits + 1) * beta - S_i`. In the paper `S_i` is the number of negative
@@ -25,13 +26,14 @@ class SlowlyChangingRegression:
         examples_per_task: Integer, the number of examples between changes.
             Defaults to 10,000.
         flip_one: Boolean, whether a change flips one slow bit, chosen at
-            random, or draws all of them anew. Defaults to `False`.
-        seed: Non-negative integer. It decides the target network, the slow
+            random, or redraws all of them. Defaults to `False`.
+        seed: Non-negative integer. It determines the target network, the slow
             bits and the examples. Defaults to 0.
         num_bits: Integer. Defaults to 20.
         num_slow_bits: Integer, at most `num_bits`. Defaults to 15.
         num_target_units: Integer. Defaults to 100.
-        beta: Float, how rarely target units fire. Defaults to 0.7.
+        beta: Float, the threshold of target units: the larger, the more rarely
+            they fire. Defaults to 0.7.
         negatives: `"code"` or `"paper"`, the formula for `S_i`.
 
     Example:
@@ -73,11 +75,7 @@ class SlowlyChangingRegression:
                 "least `num_bits - 62`. Received: "
                 f"num_slow_bits={num_slow_bits}, num_bits={num_bits}"
             )
-        if negatives not in ("code", "paper"):
-            raise ValueError(
-                "`negatives` must be 'code' or 'paper'. "
-                f"Received: negatives={negatives}"
-            )
+        validation.check_choice("negatives", negatives, ("code", "paper"))
         self.num_tasks = num_tasks
         self.examples_per_task = examples_per_task
         self.flip_one = flip_one
@@ -106,6 +104,7 @@ class SlowlyChangingRegression:
         self._flips = random.integers(0, max(1, num_slow_bits), num_tasks)
 
     def __len__(self) -> int:
+        """The number of tasks."""
         return self.num_tasks
 
     def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,13 +117,13 @@ class SlowlyChangingRegression:
             Tuple `(x, y)` of float32 arrays of shapes
             `(examples_per_task, num_bits)` and `(examples_per_task, 1)`.
         """
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         random = np.random.default_rng([self.seed, index])
         slow_bits = self._slow_bits(index, random)
         num_fast_bits = self.num_bits - self.num_slow_bits
         codes = random.integers(0, 2**num_fast_bits, self.examples_per_task)
-        # Within a task there are only as many different examples as there are
-        # codes: 32 with the defaults.
+        # Within a task there are few distinct examples, 32 with the defaults:
+        # the target is computed once for each.
         codes, which = np.unique(codes, return_inverse=True)
         x = np.empty((len(codes), self.num_bits), "float32")
         x[:, : self.num_slow_bits] = slow_bits

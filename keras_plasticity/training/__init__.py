@@ -1,4 +1,4 @@
-"""The online engine: task streams through a Keras model, compiled."""
+"""Compiled training of Keras models on streams of tasks."""
 
 from keras_plasticity.training.checkpoint import (
     num_tasks_done as num_tasks_done,

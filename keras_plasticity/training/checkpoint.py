@@ -1,4 +1,4 @@
-"""A file from which an interrupted run goes on as if nothing had happened."""
+"""Checkpoints for bit-exact resumption."""
 
 import dataclasses
 import json
@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from keras_plasticity.files import atomic_write
+
 _FORMAT = 1
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a run is at a task boundary.
+    """The state of a run at a task boundary.
 
     Attributes:
-        settings: Dict of JSON-able values that have to be the same for a run
-            that goes on from here.
-        progress: Dict of JSON-able values: where the run is.
+        settings: Dict of JSON-serializable values, which a run that resumes
+            from here must share.
+        progress: Dict of JSON-serializable values: how far the run has come.
         results: Dict from the name of each metric to an array of shape
             `(tasks, num_learners)`.
         state: List of arrays, the learners' variables.
@@ -32,8 +34,7 @@ class Checkpoint:
     def save(self, path: str):
         """Writes the file.
 
-        At any instant there is the old file or the new one, whole: it is
-        written aside, and takes the other's name when it is on the disk.
+        At any instant there is the old file or the new one, whole.
 
         Args:
             path: String, the file.
@@ -50,17 +51,8 @@ class Checkpoint:
             arrays[f"results/{name}"] = values
         for number, values in enumerate(self.state):
             arrays[f"state/{number}"] = _to_standard_dtype(values)
-        # One name: what a killed process left is written over.
-        aside = f"{path}.tmp"
-        try:
-            with open(aside, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            if os.path.exists(aside):
-                os.remove(aside)
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
 
 
 def load(path: str) -> Checkpoint:
@@ -76,7 +68,11 @@ def load(path: str) -> Checkpoint:
         ValueError: If the file is not a checkpoint, or is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: NumPy would leave a file that it cannot read open.
+        with (
+            open(path, "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             header = json.loads(str(arrays["header"]))
             if header["format"] != _FORMAT:
                 raise KeyError(f"format {header['format']}")
@@ -104,13 +100,13 @@ def load(path: str) -> Checkpoint:
 
 
 def num_tasks_done(path: str) -> int:
-    """How far the run of a checkpoint has come.
+    """How many tasks the run of a checkpoint has finished.
 
     Args:
-        path: String, the file; there may be none.
+        path: String, the file; it need not exist.
 
     Returns:
-        Integer, the number of tasks that need not be trained on again.
+        Integer, the number of tasks that will not be trained on again.
 
     Raises:
         ValueError: If the file is not a checkpoint, or is damaged.
@@ -119,7 +115,7 @@ def num_tasks_done(path: str) -> int:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What sets the settings of two runs apart.
+    """Compares the settings of two runs.
 
     Args:
         there: Dict, the settings of the earlier run.
@@ -138,6 +134,6 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _to_standard_dtype(values):
-    # NumPy's files know no bfloat16; float32 holds its values exactly.
+    # NumPy's files cannot hold bfloat16; float32 represents it exactly.
     is_standard = values.dtype.kind in "biufc"
     return values if is_standard else values.astype("float32")

@@ -1,6 +1,6 @@
 """The engine's inner loop on JAX: one `lax.scan` over the steps of a task.
 
-With convolutions on a CPU it is a loop of calls of one compiled step.
+With convolutions on a CPU, it is a Python loop over one compiled step.
 """
 
 import contextlib
@@ -13,26 +13,23 @@ import keras
 import numpy as np
 
 from keras_plasticity import backend
-from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity import keras_compat
+from keras_plasticity.optimizers import UnitResetOptimizer
 
-# Up to so many weights a CPU trains learners faster side by side: a step of
-# them is overhead. With more, XLA's products of many small matrices are slower
-# than one learner's product after another's.
+# The most weights for which a CPU trains learners faster side by side, as most
+# of a step is overhead. Beyond, XLA's batched products of small matrices are
+# slower than the same products one after another.
 _MOST_WEIGHTS_SIDE_BY_SIDE = 3000
 
 
-class TrainingLoop:
-    """Trains learners of one architecture, by one compiled program.
+class JaxLoop:
+    """Trains all learners with one compiled program.
 
-    On an accelerator, and for small models on a CPU, the learners' states are
-    stacked along a new first axis and `vmap` trains them side by side. The
-    learners of larger models on a CPU run the same program, each on its own
-    state, as many at once as there are cores.
-
-    Args:
-        models: Iterable of compiled and built models of one architecture, one
-            a learner. Only the first is kept.
-        num_learners: Integer.
+    See `training_loop.TrainingLoop`. On an accelerator, and for small models on
+    a CPU, the learners' states are stacked along a new first axis and `vmap`
+    trains them side by side. The learners of larger models on a CPU run the
+    same program, each on its own state, as many at once as there are cores.
+    Only the first of the models is kept.
     """
 
     def __init__(self, models, num_learners):
@@ -61,36 +58,24 @@ class TrainingLoop:
         self.reset_metrics()
 
     def put(self, x, y):
-        """Moves a chunk of data to the device.
-
-        Args:
-            x: Array of shape `(num_learners, steps, batch, ...)`.
-            y: Array of shape `(num_learners, steps, batch, ...)`.
-
-        Returns:
-            What `run` takes.
-        """
         if self._is_stacked:
             return [jax.device_put((x, y))]
         return [jax.device_put(pair) for pair in zip(x, y)]
 
     def run(self, data):
-        """Makes one training step for each batch of a chunk."""
         function = self._function(data)
         for state, part in zip(self._states, data):
             function(state, part)
 
     def compile(self, data):
-        """Compiles `run` for data of these shapes, without running it."""
         self._function(data)
 
     def reset_metrics(self):
         for state, initial in zip(self._states, self._initial_metrics):
-            # Copies: a step gives its state's buffers away.
+            # Copies: a step donates its state's buffers.
             state[3] = [jnp.copy(value) for value in initial]
 
     def results(self):
-        """Metrics since `reset_metrics`, a dict of `(num_learners,)` arrays."""
         function = self._functions.get("results")
         if function is None:
             function = jax.jit(self._vmap(self._get_results))
@@ -105,12 +90,6 @@ class TrainingLoop:
         jax.block_until_ready(self._states)
 
     def evaluate(self, x, y):
-        """Adds a batch of test data to the metrics, without training.
-
-        Args:
-            x: Array of shape `(num_learners, batch, ...)`.
-            y: Array of shape `(num_learners, batch, ...)`.
-        """
         function = self._functions.get("evaluate")
         if function is None:
             function = jax.jit(self._vmap(self._test))
@@ -120,7 +99,7 @@ class TrainingLoop:
             state[3] = function(state, part)
 
     def model(self, learner):
-        """The model with the state of one learner assigned to it."""
+        # All learners share it: the state is assigned to it.
         state = self._states[0 if self._is_stacked else learner]
         for refs, values in zip(_get_variables(self._model), state):
             for variable, value in zip(refs, values):
@@ -129,8 +108,7 @@ class TrainingLoop:
                 variable.assign(jnp.copy(value))
         return self._model
 
-    def take_in(self, learner):
-        """Makes what `model(learner)` was changed to the learner's state."""
+    def load_from_model(self, learner):
         new = _get_state(self._model)
         if self._is_stacked:
             (old,) = self._states
@@ -142,18 +120,12 @@ class TrainingLoop:
         self._states[learner] = new
 
     def get_state(self):
-        """All that the learners' next steps depend on.
-
-        Returns:
-            List of NumPy arrays, the first axis of each counting learners.
-        """
         states = [_without_metrics(state) for state in self._states]
         if self._is_stacked:
             return [np.asarray(value) for value in states[0]]
         return [np.stack(values) for values in zip(*states)]
 
     def set_state(self, arrays):
-        """Takes what `get_state` returned."""
         for number, state in enumerate(self._states):
             values = iter(arrays)
             for part in state[:3]:
@@ -184,7 +156,7 @@ class TrainingLoop:
         return function.trace(self._states[0], data)
 
     def _one_by_one(self, data):
-        """A function like that of `_scan`, of calls of a compiled step."""
+        """Like `_scan`, as a Python loop over calls of one compiled step."""
         axis = 1 if self._is_stacked else 0
         first = [jnp.take(array, 0, axis) for array in data]
         with _apply_after_backward(self._model.optimizer):
@@ -224,11 +196,11 @@ class TrainingLoop:
 
 
 def _in_place(function):
-    """A function that makes a state to what `function` returns for it."""
+    """A function that replaces the contents of a state, by `function`."""
 
     def run(state, data):
-        # The old state's buffers are given away: were Ctrl-C to come before
-        # the new ones are in their place, the weights would be lost.
+        # The old state's buffers are donated: if Ctrl-C came before the new
+        # ones are in their place, the weights would be lost.
         with _interrupted_afterwards():
             state[:] = function(state, data)
 
@@ -237,9 +209,9 @@ def _in_place(function):
 
 @contextlib.contextmanager
 def _interrupted_afterwards():
-    """Puts Ctrl-C off until the end of the context."""
+    """Delays Ctrl-C until the end of the context."""
     handler = signal.getsignal(signal.SIGINT)
-    # Only the main thread gets signals, or may say what becomes of them.
+    # Only the main thread receives signals, and only it may set handlers.
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not callable(handler):
         yield
@@ -255,10 +227,10 @@ def _interrupted_afterwards():
 
 
 def _is_slow_in_a_loop(jaxpr):
-    """Whether XLA's compiled loop would be slower than one of Python's.
+    """Whether XLA's compiled loop would be slower than a Python loop.
 
-    Within a loop its CPU compiler has no fast convolution: a step takes ten
-    times as long there, far longer than a call.
+    XLA's CPU compiler has no fast convolution within a loop: a step takes ten
+    times as long there, which outweighs the calls that the loop saves.
     """
     if jax.default_backend() != "cpu":
         return False
@@ -275,7 +247,7 @@ def _get_variables(model):
 
 
 def _get_state(model):
-    # Copies: the first step gives these buffers away.
+    # Copies: the first step donates these buffers.
     return [[jnp.copy(v.value) for v in part] for part in _get_variables(model)]
 
 
@@ -298,18 +270,9 @@ def _check_same_architecture(first, other):
 
 @contextlib.contextmanager
 def _apply_after_backward(optimizer):
-    """Lets any optimizer's step begin when back-propagation has ended."""
-    if isinstance(optimizer, ContinualBackprop):
-        yield  # It does so itself.
+    """Context in which any optimizer's step begins after back-propagation."""
+    if isinstance(optimizer, UnitResetOptimizer):
+        yield  # It calls `after_backward` itself.
         return
-    apply = optimizer.stateless_apply
-
-    def apply_after(optimizer_variables, grads, trainable_variables):
-        grads = backend.after_backward(grads)
-        return apply(optimizer_variables, grads, trainable_variables)
-
-    optimizer.stateless_apply = apply_after
-    try:
+    with keras_compat.transform_gradients(optimizer, backend.after_backward):
         yield
-    finally:
-        del optimizer.stateless_apply

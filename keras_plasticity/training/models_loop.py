@@ -1,18 +1,13 @@
-"""What the loops share whose learners have a model each."""
+"""What the loops on TensorFlow and PyTorch share."""
 
 import keras
 import numpy as np
 
 
 class ModelsLoop:
-    """Base class of loops that train models one after another.
+    """Base class of loops in which each learner has its own model.
 
-    A learner's model is its state.
-
-    Args:
-        models: List of compiled and built models of one architecture, one for
-            each learner.
-        num_learners: Integer.
+    See `training_loop.TrainingLoop`. The state of a learner is its model.
     """
 
     def __init__(self, models, num_learners):
@@ -36,22 +31,16 @@ class ModelsLoop:
     def model(self, learner):
         return self._models[learner]
 
-    def take_in(self, learner):
-        pass
+    def load_from_model(self, learner):
+        pass  # The model is the learner's state.
 
     def get_state(self):
-        """All that the learners' next steps depend on.
-
-        Returns:
-            List of NumPy arrays, the first axis of each counting learners.
-        """
         return [
             np.stack([keras.ops.convert_to_numpy(v) for v in variables])
             for variables in zip(*map(_variables, self._models))
         ]
 
     def set_state(self, arrays):
-        """Takes what `get_state` returned."""
         for learner, model in enumerate(self._models):
             for variable, values in zip(_variables(model), arrays):
                 variable.assign(values[learner])

@@ -5,32 +5,34 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 from absl import logging
 
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
+from keras_plasticity.streams import Stream
 from keras_plasticity.training import checkpoint as checkpoints
 from keras_plasticity.training.task_callback import TaskCallback
 from keras_plasticity.training.tasks import TaskLoader
+from keras_plasticity.training.training_loop import TrainingLoop
 
 if keras.backend.backend() == "jax":
-    from keras_plasticity.training.jax_loop import TrainingLoop
+    from keras_plasticity.training.jax_loop import JaxLoop as Loop
 elif keras.backend.backend() == "tensorflow":
-    from keras_plasticity.training.tensorflow_loop import TrainingLoop
+    from keras_plasticity.training.tensorflow_loop import TensorFlowLoop as Loop
 else:
-    from keras_plasticity.training.torch_loop import TrainingLoop
+    from keras_plasticity.training.torch_loop import TorchLoop as Loop
 
 # A chunk of a task is one call of a compiled program. It should take about a
-# second: long enough to pay for the call, short enough for a progress bar and
-# for Ctrl-C. An online step costs about this many seconds for each weight.
+# second: long enough to amortize the call, short enough for a progress bar and
+# for Ctrl-C. An online step takes about this many seconds for each weight.
 _SECONDS_PER_WEIGHT = 5e-10
 _FEWEST_STEPS = 100
 _MOST_STEPS = 100_000
-# A checkpoint may take one part in so many of the time.
-_CHECKPOINT_PART = 50
+# Checkpointing may use at most this share of the run time.
+_MAX_CHECKPOINT_SHARE = 1 / 50
 _TEST_BATCH_SIZE = 1000
 _MEMORY_FILE = "/proc/meminfo"
 
@@ -38,30 +40,30 @@ _MEMORY_FILE = "/proc/meminfo"
 class OnlineTrainer:
     """Trains Keras models on a stream of tasks, in compiled loops.
 
-    It computes what `model.fit(x, y, batch_size, shuffle=False)` on one task
-    after the other computes, without the work of `fit` between the steps, and
-    trains any number of independent learners.
+    The result is that of `model.fit(x, y, batch_size, shuffle=False)` on one
+    task after the other, without the overhead of `fit` between the steps, and
+    for any number of independent learners.
 
-    - JAX: a task is a `lax.scan` over the model's `train_step`, compiled. All
-        learners train side by side in one program (`vmap`); on a CPU only
-        those of up to 3,000 weights do, and of larger ones as many at once as
-        there are cores. On a CPU, models with convolutions train by calls of
-        one compiled step instead.
+    - JAX: a task is a compiled `lax.scan` over the model's `train_step`. All
+        learners train side by side in one program (`vmap`). On a CPU only
+        models of up to 3,000 weights do; larger ones train one on each core.
+        On a CPU, models with convolutions train by a Python loop over one
+        compiled step instead.
     - TensorFlow: a task is a `tf.function` with a loop; learners train one
         after another.
     - PyTorch: an eager loop over the model's `train_step`; learners train one
         after another.
 
-    Nothing is reset between tasks, but by callbacks.
+    Only callbacks reset anything between tasks.
 
     Args:
         model: A compiled `keras.Model`, which has the trained weights when
-            `fit` ends; or a function that is given a learner's index and
-            returns one, for the models of which see `model`. The function
+            `fit` ends; or a function that takes a learner's index and returns
+            one, whose models `trainer.model(learner)` returns. The function
             should seed each learner's initializers, dropout and optimizer with
             its index, and all of its models must have the same architecture.
-        num_learners: Integer, the number of independent learners. More than
-            one need a function for `model`. Defaults to 1.
+        num_learners: Integer, the number of independent learners. For more
+            than one, `model` must be a function. Defaults to 1.
 
     Attributes:
         train_seconds: Float, the time spent in training steps.
@@ -108,11 +110,7 @@ class OnlineTrainer:
         model: keras.Model | Callable[[int], keras.Model],
         num_learners: int = 1,
     ):
-        if not isinstance(num_learners, int) or num_learners < 1:
-            raise ValueError(
-                "`num_learners` must be a positive integer. "
-                f"Received: num_learners={num_learners}"
-            )
+        validation.check_positive_integer("num_learners", num_learners)
         is_model = isinstance(model, keras.Model)
         if not is_model and not callable(model):
             raise TypeError(
@@ -136,7 +134,7 @@ class OnlineTrainer:
 
     def fit(
         self,
-        stream: Any,
+        stream: Stream | Callable[[int], Stream],
         batch_size: int = 1,
         epochs: int = 1,
         first_task: int = 0,
@@ -149,17 +147,16 @@ class OnlineTrainer:
         """Trains all learners on the tasks of their streams.
 
         Args:
-            stream: The tasks: an object with a length and a method
-                `task(index)` that returns NumPy arrays `(x, y)`, as those of
-                `keras_plasticity.streams`; or a function that is given a
-                learner's index and returns one. All tasks of all learners
-                have the same shapes. With a method `test(index)` that returns
-                such arrays, they are evaluated after the last epoch of each
-                task; with a method `order(index, epoch)`, which returns a
-                permutation, each epoch shows the examples in that order.
-                `task` and `test` are called from a second thread, one task
-                ahead: what they return must depend on their arguments only,
-                not on what was asked before.
+            stream: A `keras_plasticity.streams.Stream`: an object with a length
+                and a method `task(index)` that returns NumPy arrays `(x, y)`;
+                or a function that takes a learner's index and returns one. All
+                tasks of all learners must have the same shapes. If the stream
+                has a method `test(index)` that returns such arrays, learners
+                are evaluated on them after the last epoch of each task; if it
+                has a method `order(index, epoch)` that returns a permutation,
+                each epoch shows the examples in that order. `task` and `test`
+                are called from a second thread, one task ahead: what they
+                return must depend on their arguments only.
             batch_size: Integer, the number of examples a step. Defaults to 1.
             epochs: Integer, the number of passes over each task. Defaults
                 to 1.
@@ -169,58 +166,38 @@ class OnlineTrainer:
             callbacks: List of `TaskCallback`s.
             on_nan: What to do when the loss of a learner is not finite:
                 `"stop"` (default) raises an error after that task,
-                `"continue"` goes on with all learners. The others are not
+                `"continue"` continues with all learners. The others are not
                 affected.
-            checkpoint: String, a file in which to keep all that is needed to
-                go on after an interruption. It is written between tasks, as
-                often as costs at most 2 % of the time, and at the end; a kill
-                at any instant leaves a whole one. Defaults to none.
-            resume: Boolean, whether to go on from `checkpoint`, to the same
+            checkpoint: String, a file to resume from after an interruption. It
+                is written between tasks, using at most 2 % of the run time,
+                and at the end. Killing the process at any instant leaves a
+                valid file. Defaults to `None`: no checkpoint.
+            resume: Boolean, whether to resume from `checkpoint`, with the same
                 results as without an interruption; only `num_tasks` may
-                have changed. Where there is no such file, training starts
-                afresh. Defaults to `False`: there must be no such file.
+                have changed. If there is no such file, training starts from
+                the beginning. Defaults to `False`: there must be no such file.
 
         Returns:
             Dict from the name of each metric (`"loss"` and those the model
             was compiled with) to a float array of shape
             `(tasks, num_learners)`: its value over the last epoch of each
-            task, measured before each update. With test data, each once
-            more as `"test_loss"` and so on. After Ctrl-C the tasks that were
-            finished, and `interrupted` is `True`.
+            task, measured before each update. With test data there are also
+            `"test_loss"` and so on. After Ctrl-C the arrays hold the finished
+            tasks, and `interrupted` is `True`.
 
         Raises:
-            FileExistsError: If there is a checkpoint, and not `resume`.
+            FileExistsError: If there is a checkpoint and `resume` is `False`.
             FloatingPointError: If a loss is not finite and `on_nan="stop"`.
                 The results up to that task are in its attribute `results`.
             MemoryError: If the learners do not fit into memory.
-            ValueError: If a stream returns data that cannot be used, or a
-                checkpoint is of another run.
+            ValueError: If a stream returns data that cannot be used, or the
+                checkpoint belongs to another run.
         """
-        for name, value in (("batch_size", batch_size), ("epochs", epochs)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value}"
-                )
-        if on_nan not in ("stop", "continue"):
-            raise ValueError(
-                "`on_nan` must be 'stop' or 'continue'. "
-                f"Received: on_nan={on_nan}"
-            )
+        validation.check_positive_integer("batch_size", batch_size)
+        validation.check_positive_integer("epochs", epochs)
+        validation.check_choice("on_nan", on_nan, ("stop", "continue"))
         streams = self._get_streams(stream)
-        lengths = [len(each) for each in streams]
-        length = min(lengths)
-        if num_tasks is None:
-            num_tasks = length - first_task
-        tasks = range(first_task, first_task + num_tasks)
-        if num_tasks < 1 or first_task < 0 or tasks[-1] >= length:
-            shortest = lengths.index(length)
-            whose = f" of learner {shortest}" if shortest else ""
-            raise ValueError(
-                "`first_task` and `num_tasks` must name tasks of the stream"
-                f"{whose}, which has {length}. Received: "
-                f"first_task={first_task}, num_tasks={num_tasks}"
-            )
+        tasks = _select_tasks(streams, first_task, num_tasks)
         callbacks = list(callbacks or [])
         for callback in callbacks:
             callback.trainer = self
@@ -228,27 +205,22 @@ class OnlineTrainer:
         self.resumed_from = None
         settings = {
             "backend": keras.backend.backend(),
-            "num_learners": self.num_learners,
-            "batch_size": batch_size,
-            "epochs": epochs,
+            "num_learners": int(self.num_learners),
+            "batch_size": int(batch_size),
+            "epochs": int(epochs),
             "first_task": first_task,
             "callbacks": [type(callback).__name__ for callback in callbacks],
         }
         saver = _Saver(checkpoint, settings, callbacks)
         saved = saver.load(resume)
-        results = []
         loader = TaskLoader(streams, batch_size)
+        results = []
         if saved is not None:
-            results = self._go_on(saved, tasks, callbacks, loader)
+            results = self._restore(saved, tasks, callbacks, loader)
         with concurrent.futures.ThreadPoolExecutor(1) as background:
-            coming = None
+            coming = loader.load_ahead(tasks[len(results) :], background)
             try:
-                for task in tasks[len(results) :]:
-                    if coming is None:
-                        coming = background.submit(loader.load, task)
-                    data = coming.result()
-                    if task != tasks[-1]:
-                        coming = background.submit(loader.load, task + 1)
+                for task, data in coming:
                     if self._loop is None:
                         self._build(data)
                     results.append(
@@ -259,8 +231,7 @@ class OnlineTrainer:
                     saver.save(self, results, is_last=task == tasks[-1])
             except KeyboardInterrupt:
                 self.interrupted = True
-                if coming is not None:
-                    coming.cancel()
+                coming.close()
             finally:
                 for callback in callbacks:
                     callback.on_train_end()
@@ -270,7 +241,7 @@ class OnlineTrainer:
         return _stack(results)
 
     def model(self, learner: int = 0) -> keras.Model:
-        """A learner's model, as it is after the steps made so far.
+        """A learner's model in its present state.
 
         Args:
             learner: Integer. Defaults to 0.
@@ -292,9 +263,9 @@ class OnlineTrainer:
             learner: Integer. Defaults to 0.
 
         Yields:
-            The compiled `keras.Model`, as of `model(learner)`. What its
-            variables and those of its optimizer are at the end of the context
-            is what training goes on with.
+            The compiled `keras.Model`, as `model(learner)` returns it. Training
+            continues with the values that its variables and those of its
+            optimizer have at the end of the context.
 
         Example:
 
@@ -308,7 +279,7 @@ class OnlineTrainer:
         ```
         """
         yield self.model(learner)
-        self._loop.take_in(learner)
+        self._loop.load_from_model(learner)
 
     def _get_streams(self, stream):
         if hasattr(stream, "task"):
@@ -339,7 +310,7 @@ class OnlineTrainer:
             for learner in range(1, self.num_learners):
                 yield self._built_model(learner, x, y)
 
-        self._loop = TrainingLoop(models(), self.num_learners)
+        self._loop: TrainingLoop = Loop(models(), self.num_learners)
         weights = self.num_learners * first.count_params()
         self._chunk = int(
             np.clip(
@@ -358,7 +329,7 @@ class OnlineTrainer:
         self._is_compiled = True
         self.compile_seconds += time.perf_counter() - start
 
-    def _go_on(self, saved, tasks, callbacks, loader):
+    def _restore(self, saved, tasks, callbacks, loader):
         """Restores a checkpoint; returns the results so far, task by task."""
         done = saved.progress["tasks_done"]
         if done > len(tasks):
@@ -367,7 +338,7 @@ class OnlineTrainer:
                 f"tasks are done. Received: num_tasks={len(tasks)}"
             )
         if self._loop is None:
-            # A run that is finished has to have its models, too.
+            # A finished run must have its models, too.
             self._build(loader.load(tasks[min(done, len(tasks) - 1)]))
         shapes = [
             [a.shape for a in state]
@@ -411,8 +382,8 @@ class OnlineTrainer:
             return
         variables = model.variables + model.optimizer.variables
         state = 4 * sum(int(np.prod(v.shape)) for v in variables)
-        # The weights, the update that is being computed, and this task's and
-        # the next one's data.
+        # The weights, the update that is being computed, and the data of this
+        # task and of the next one.
         one = 3 * state + 2 * data.bytes_per_learner
         if one * self.num_learners > free:
             raise MemoryError(
@@ -423,6 +394,7 @@ class OnlineTrainer:
             )
 
     def _run_task(self, task, data, epochs, callbacks, loader):
+        """Trains on a task, and tests; returns its results."""
         for callback in callbacks:
             callback.on_task_begin(task, data.x, data.y)
         if not self._is_compiled:
@@ -432,30 +404,35 @@ class OnlineTrainer:
             ordered = data.in_order(loader.orders(task, epoch))
             chunks = ordered.chunks(self._chunk)
             for number, chunk in enumerate(chunks):
-                chunk = self._loop.put(*chunk)
-                start = time.perf_counter()
-                self._loop.run(chunk)
-                self._loop.wait()
-                self.train_seconds += time.perf_counter() - start
-                done = (epoch * len(chunks) + number + 1) / (
-                    epochs * len(chunks)
-                )
+                self._run_chunk(chunk)
+                done = epoch * len(chunks) + number + 1
                 for callback in callbacks:
-                    callback.on_progress(task, done)
+                    callback.on_progress(task, done / (epochs * len(chunks)))
         results = self._loop.results()
         if data.test is not None:
-            self._loop.reset_metrics()
-            for x, y in data.test_batches(_TEST_BATCH_SIZE):
-                self._loop.evaluate(x, y)
-            tested = self._loop.results()
-            results |= {f"test_{name}": tested[name] for name in tested}
+            results |= self._evaluate(data)
         for callback in callbacks:
             callback.on_task_end(task, results)
         return results
 
+    def _run_chunk(self, chunk):
+        chunk = self._loop.put(*chunk)
+        start = time.perf_counter()
+        self._loop.run(chunk)
+        self._loop.wait()
+        self.train_seconds += time.perf_counter() - start
+
+    def _evaluate(self, data):
+        """Metrics on the test data, named `test_loss` and so on."""
+        self._loop.reset_metrics()
+        for x, y in data.test_batches(_TEST_BATCH_SIZE):
+            self._loop.evaluate(x, y)
+        results = self._loop.results()
+        return {f"test_{name}": results[name] for name in results}
+
 
 class _Saver:
-    """Writes a run's checkpoints, and reads the one to go on from."""
+    """Writes a run's checkpoints, and reads the one to resume from."""
 
     def __init__(self, path, settings, callbacks):
         self._path = path
@@ -468,8 +445,8 @@ class _Saver:
         if self._path is None:
             if resume:
                 raise ValueError(
-                    "To go on, there has to be a file to go on from. Received: "
-                    "resume=True, checkpoint=None"
+                    "`resume=True` needs a `checkpoint` to go on from. "
+                    "Received: resume=True, checkpoint=None"
                 )
             return None
         if not os.path.exists(self._path):
@@ -499,9 +476,9 @@ class _Saver:
     def save(self, trainer, results, is_last):
         start = time.perf_counter()
         waited = start - self._last
-        if self._path is None or (
-            waited < _CHECKPOINT_PART * self._seconds and not is_last
-        ):
+        if self._path is None:
+            return
+        if self._seconds > _MAX_CHECKPOINT_SHARE * waited and not is_last:
             return
         checkpoints.Checkpoint(
             settings=self._settings,
@@ -518,8 +495,26 @@ class _Saver:
         self._seconds = self._last - start
 
 
+def _select_tasks(streams, first_task, num_tasks):
+    """The range of the tasks to train on, which all streams have."""
+    lengths = [len(stream) for stream in streams]
+    length = min(lengths)
+    if num_tasks is None:
+        num_tasks = length - first_task
+    tasks = range(first_task, first_task + num_tasks)
+    if num_tasks < 1 or first_task < 0 or tasks[-1] >= length:
+        shortest = lengths.index(length)
+        whose = f" of learner {shortest}" if shortest else ""
+        raise ValueError(
+            "`first_task` and `num_tasks` must name tasks of the stream"
+            f"{whose}, which has {length}. Received: "
+            f"first_task={first_task}, num_tasks={num_tasks}"
+        )
+    return tasks
+
+
 def _free_memory():
-    """Bytes that can be had without swapping; `None` where it is unknown."""
+    """Bytes available without swapping; `None` if unknown."""
     try:
         with open(_MEMORY_FILE) as file:
             for line in file:
@@ -556,8 +551,8 @@ def _check_finite(task, results, data):
     )
     error = FloatingPointError(
         f"The loss is not finite in task {task} for learners "
-        f"{broken.tolist()}. {reason} Use `on_nan='continue'` to go on with "
-        "the other learners."
+        f"{broken.tolist()}. {reason} Use `on_nan='continue'` to continue "
+        "with the other learners."
     )
     error.results = _stack(results)
     raise error

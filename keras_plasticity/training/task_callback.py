@@ -4,11 +4,12 @@ import numpy as np
 
 
 class TaskCallback:
-    """Base class of what looks on while an `OnlineTrainer` trains.
+    """Base class for `OnlineTrainer` callbacks.
 
     Attributes:
         trainer: The `OnlineTrainer`; `trainer.model(learner)` is a learner's
-            model as it is at the time, and `trainer.edit(learner)` changes it.
+            model in its present state, and `trainer.edit(learner)` a context
+            in which it may be changed.
     """
 
     trainer = None
@@ -23,11 +24,11 @@ class TaskCallback:
         """
 
     def on_progress(self, task: int, done: float):
-        """Called now and then within a task.
+        """Called after each chunk of a task.
 
         Args:
             task: Integer, the task's index.
-            done: Float in (0, 1], the part of the task that is done.
+            done: Float in (0, 1], the fraction of the task that is done.
         """
 
     def on_task_end(self, task: int, results: dict[str, np.ndarray]):
@@ -43,19 +44,21 @@ class TaskCallback:
         """Called at the end of `fit`, also after an error or Ctrl-C.
 
         Args:
-            logs: Nothing; the argument is that of Keras' callbacks.
+            logs: Unused; Keras' callbacks take it.
         """
 
     def get_state(self) -> Any:
-        """What a run that goes on from a checkpoint has to know.
+        """State of the callback that is saved in checkpoints.
 
         Returns:
-            Anything that JSON can hold. Defaults to `None`: nothing.
+            Anything that JSON can hold. Defaults to `None`, no state.
         """
         return None
 
     def set_state(self, state: Any):
-        """Called before the first task of a run that goes on.
+        """Restores the callback's state when a run resumes.
+
+        It is called before the first task, and only if there is a state.
 
         Args:
             state: What `get_state` returned at the checkpoint.

@@ -1,4 +1,4 @@
-"""Tasks as the engine wants them: of all learners, checked, in steps."""
+"""Loads the tasks of all learners, checks them and cuts them into steps."""
 
 import numpy as np
 
@@ -28,6 +28,29 @@ class TaskLoader:
         if all(hasattr(stream, "test") for stream in self._streams):
             test = self._get("test", task)
         return TaskData(x, y, self._batch_size, test)
+
+    def load_ahead(self, tasks, executor):
+        """Yields tasks with their data, and loads the next one meanwhile.
+
+        Args:
+            tasks: Range of the indices of tasks.
+            executor: `concurrent.futures.Executor` that loads.
+
+        Yields:
+            Tuples of a task's index and its `TaskData`.
+        """
+        coming = None
+        try:
+            for task in tasks:
+                if coming is None:
+                    coming = executor.submit(self.load, task)
+                data = coming.result()
+                if task != tasks[-1]:
+                    coming = executor.submit(self.load, task + 1)
+                yield task, data
+        finally:
+            if coming is not None:
+                coming.cancel()
 
     def orders(self, task, epoch):
         """The order of the examples in one epoch.
@@ -128,7 +151,7 @@ class TaskData:
         self._batch_size = batch_size
 
     def in_order(self, orders):
-        """The same task with the examples in another order.
+        """The task with its examples in another order.
 
         Args:
             orders: List with an array of indices for each learner, or `None`.
@@ -158,7 +181,7 @@ class TaskData:
         return (self.x.nbytes + self.y.nbytes) // len(self.x)
 
     def batches(self):
-        """Whole batches, and what remains: arrays (learners, steps, batch)."""
+        """Full batches, then the remainder: arrays (learners, steps, batch)."""
         learners, examples = self.x.shape[:2]
         size = self._batch_size
         whole = examples // size * size

@@ -5,8 +5,8 @@ import tensorflow as tf
 from keras_plasticity.training import models_loop
 
 
-class TrainingLoop(models_loop.ModelsLoop):
-    """Trains learners one after another; see `jax_loop.TrainingLoop`."""
+class TensorFlowLoop(models_loop.ModelsLoop):
+    """Trains learners one after another, each by a compiled loop of steps."""
 
     def __init__(self, models, num_learners):
         super().__init__(models, num_learners)

@@ -6,8 +6,8 @@ import torch
 from keras_plasticity.training import models_loop
 
 
-class TrainingLoop(models_loop.ModelsLoop):
-    """Trains learners one after another; see `jax_loop.TrainingLoop`."""
+class TorchLoop(models_loop.ModelsLoop):
+    """Trains learners one after another, step by step."""
 
     def put(self, x, y):
         return keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)

@@ -1,4 +1,4 @@
-"""Tools around training; imported on demand, as they need TensorBoard."""
+"""TensorBoard logs. `import keras_plasticity` does not import this package."""
 
 from keras_plasticity.utils.summary_writer import SummaryWriter as SummaryWriter
 from keras_plasticity.utils.summary_writer import (

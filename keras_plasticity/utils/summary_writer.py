@@ -1,7 +1,7 @@
 """TensorBoard event files without TensorFlow.
 
-Everything comes from the `tensorboard` package itself (tested with 2.21),
-which writes the same files when TensorFlow is not there.
+The `tensorboard` package (tested with 2.21) writes the same files when
+TensorFlow is not installed.
 """
 
 import glob
@@ -31,10 +31,10 @@ from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util import tensor_util
 
-# TensorBoard imports TensorFlow where it is installed, for files that it writes
-# as well without: seconds, and pages of log. This module, which only some of
-# its own builds have, tells it not to. This holds for all who use the package
-# `tensorboard` in this process; TensorFlow's own summaries are not touched.
+# TensorBoard imports TensorFlow where it is installed, which takes seconds and
+# prints pages of log, though it writes the same files without. If this module
+# exists, as in some of its own builds, it does not. That affects all users of
+# `tensorboard` in this process, but not TensorFlow's own summaries.
 sys.modules.setdefault(
     "tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf")
 )
@@ -46,17 +46,16 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 class SummaryWriter:
     """Writes what TensorBoard shows to an event file.
 
-    Of several writers of one folder, each begins in a second of its own: a
-    further one may wait for up to a second.
+    Writers for the same folder start in different seconds, so creating another
+    one may take up to a second.
 
     Args:
-        log_dir: String, the folder of the event file. It is made if it is
-            not there. TensorBoard shows every folder as a run of its own.
-        first_step: Integer. A run that was interrupted goes on from this
-            step: TensorBoard forgets what earlier files in the folder say of
-            this step and of later ones. (With its fast loader, which is the
-            default on Linux, a tag's later steps vanish when the tag is next
-            written.) Defaults to `0`.
+        log_dir: String, the folder of the event file. It is created if needed.
+            TensorBoard shows every folder as a separate run.
+        first_step: Integer, the step at which an interrupted run resumes:
+            TensorBoard drops what earlier files in the folder hold for this
+            step and later ones. (Its fast loader, the default on Linux, drops
+            them from a tag when the tag is next written.) Defaults to `0`.
 
     Example:
 
@@ -70,8 +69,8 @@ class SummaryWriter:
         self.log_dir = str(log_dir)
         _wait_for_a_second_without_files(self.log_dir)
         self._writer = EventFileWriter(self.log_dir)
-        # TensorBoard takes the first start in a folder for the beginning of a
-        # run, and each later one for a restart: all files must have one.
+        # TensorBoard takes the first start in a folder as the beginning of a
+        # run, and each later one as a restart, so every file must have one.
         self._writer.add_event(
             event_pb2.Event(
                 session_log=event_pb2.SessionLog(
@@ -86,19 +85,19 @@ class SummaryWriter:
         """Writes one point of a curve.
 
         Args:
-            tag: String. What comes before the first `/` is the chart's group.
+            tag: String. The part before the first `/` is the chart's group.
             value: Number.
-            step: Integer, the place on the x-axis.
+            step: Integer, the position on the x-axis.
         """
         self._add(scalar_pb(tag, float(value)), step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int):
-        """Writes how the values of an array are distributed.
+        """Writes a histogram of the values of an array.
 
         Args:
-            tag: String. What comes before the first `/` is the chart's group.
+            tag: String. The part before the first `/` is the chart's group.
             values: Array of finite numbers, of any shape.
-            step: Integer, the place on the time axis.
+            step: Integer, the position on the time axis.
         """
         self._add(histogram_pb(tag, np.asarray(values, "float64")), step)
 
@@ -106,7 +105,7 @@ class SummaryWriter:
         """Writes a text.
 
         Args:
-            tag: String. What comes before the first `/` is the text's group.
+            tag: String. The part before the first `/` is the text's group.
             markdown: String, in Markdown.
             step: Integer. Defaults to `0`.
         """
@@ -116,7 +115,7 @@ class SummaryWriter:
         """Writes an image.
 
         Args:
-            tag: String. What comes before the first `/` is the image's group.
+            tag: String. The part before the first `/` is the image's group.
             png: Bytes of a PNG file.
             step: Integer. Defaults to `0`.
 
@@ -129,8 +128,7 @@ class SummaryWriter:
                 "`figure.savefig(buffer, format='png')` leaves in a "
                 f"`buffer=io.BytesIO()`. Received: {_excerpt(png)}"
             )
-        # The first chunk of the file begins with both, after its length and
-        # its name.
+        # Both follow the length and the name of the first chunk.
         width, height = struct.unpack(">II", png[16:24])
         tensor = tensor_util.make_tensor_proto(
             [str(width).encode(), str(height).encode(), png],
@@ -149,10 +147,10 @@ class SummaryWriter:
     ):
         """Writes a run's settings and results, for the table of all runs.
 
-        Without `results` the run is shown as running. Each result is a scalar
-        of that name as well. The table has a column for every scalar in the
-        writer's folder: a writer for a folder of its own inside that of the
-        run, such as `logs/run/results`, leaves those of the results.
+        Without `results` the run is shown as running. Each result is also
+        written as a scalar. The table has a column for every scalar in the
+        writer's folder; to have those of the results only, use a writer for a
+        separate folder inside the run's, such as `logs/run/results`.
 
         Args:
             hparams: Dict from name to a boolean, number or string; anything
@@ -188,9 +186,9 @@ class SummaryWriter:
         )
 
     def band_charts(self, charts: Mapping[str, Sequence[str]]):
-        """Arranges charts of a curve with a band, on the page Custom Scalars.
+        """Adds charts of a curve with a band to the page Custom Scalars.
 
-        The points come from `scalar`.
+        The points are written by `scalar`.
 
         Args:
             charts: Dict from title to the tags of the curve, of the lower and
@@ -251,7 +249,7 @@ class SummaryWriter:
         self._writer.flush()
 
     def close(self):
-        """Ends the file. Nothing can be written after it."""
+        """Closes the file."""
         self._writer.close()
 
     def __enter__(self):
@@ -274,9 +272,9 @@ class SummaryWriter:
 
 
 def _wait_for_a_second_without_files(log_dir):
-    # TensorBoard reads a folder's files in the order of their names, and those
-    # are the second in which they were begun, then a plain count: of two files
-    # of one second, number 10 is read before number 9, as if it were older.
+    # TensorBoard reads a folder's files in the order of their names, which hold
+    # the second of their creation and then an unpadded count: of two files of
+    # the same second, number 10 is read before number 9.
     while glob.glob(
         f"events.out.tfevents.{int(time.time()):010d}.*", root_dir=log_dir
     ):
@@ -316,6 +314,6 @@ def _excerpt(value):
 
 
 def _markdown_row(cells):
-    # A bare `|` in a cell would begin another one.
+    # A bare `|` in a cell would start another one.
     cells = [str(cell).replace("|", "\\|") for cell in cells]
     return "| " + " | ".join(cells) + " |"

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.util import tensor_util
 
 import keras_plasticity
-from keras_plasticity import metrics
+from keras_plasticity import diagnostics
 from keras_plasticity.callbacks import PlasticityMonitor
 from keras_plasticity.callbacks import probe
 from keras_plasticity.training import OnlineTrainer
@@ -116,7 +116,7 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
         entry = monitor.history[i]
         for name in ("effective_rank", "stable_rank", "hard_rank"):
             by_hand = {
-                layer: getattr(metrics, name)(h)
+                layer: getattr(diagnostics, name)(h)
                 for layer, h in features.items()
             }
             by_hand["total"] = np.mean(list(by_hand.values()))
@@ -125,7 +125,7 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
         assert entry["saturated_fraction"]["layer_0"] == pytest.approx(fraction)
         assert set(entry["dead_units"]) == {"layer_0", "layer_1", "total"}
         # The output layer's weights count, too.
-        total = metrics.weight_magnitude(list(kernels.values()))
+        total = diagnostics.weight_magnitude(list(kernels.values()))
         assert entry["weight_magnitude"]["total"] == pytest.approx(total)
         assert entry["weight_magnitude"]["layer_2"] == pytest.approx(
             np.abs(kernels["layer_2"]).mean()
@@ -135,7 +135,7 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
             assert "replaced_units" not in entry
             continue
         before, _, replaced_before = expected[i - 1]
-        change = metrics.weight_change(before.values(), kernels.values())
+        change = diagnostics.weight_change(before.values(), kernels.values())
         assert entry["weight_change"]["total"] == pytest.approx(change)
         assert change > 0
         counts = {k: n - replaced_before.get(k, 0) for k, n in replaced.items()}
@@ -292,7 +292,7 @@ def test_activations_are_those_of_inference():
     model.fit(x, y, verbose=0)
     found = probe.layer_activations(model, x, None, 7, 100)
     middle = model.get_layer("relu").output
-    expected = keras.Model(model.inputs, middle)(x, training=False)
+    expected = keras.Model(model.inputs[0], middle)(x, training=False)
     np.testing.assert_allclose(
         found["first"].rows(), to_numpy(expected), rtol=1e-5, atol=1e-6
     )
@@ -318,7 +318,7 @@ def test_subclassed_model():
     np.testing.assert_allclose(
         found["first"].rows(), np.maximum(x @ w + b, 0), rtol=1e-4, atol=1e-5
     )
-    rank = metrics.effective_rank(found["inner_dense"].rows())
+    rank = diagnostics.effective_rank(found["inner_dense"].rows())
     assert last["effective_rank"]["inner_dense"] == pytest.approx(rank)
 
 
@@ -383,12 +383,12 @@ def test_positions_of_feature_maps_are_examples(data_format):
     found = probe.layer_activations(model, x, None, 4, 1000)
     assert list(found) == ["conv"]
     feature_map = to_numpy(
-        keras.Model(model.inputs, model.get_layer("relu").output)(x)
+        keras.Model(model.inputs[0], model.get_layer("relu").output)(x)
     )
     if data_format == "channels_first":
         feature_map = np.moveaxis(feature_map, 1, -1)
     rows = feature_map.reshape(-1, 3)
-    assert found["conv"].units.dead() == metrics.dead_units(rows) == 1
+    assert found["conv"].units.dead() == diagnostics.dead_units(rows) == 1
     np.testing.assert_allclose(found["conv"].rows(), rows, atol=1e-5)
     # Of fewer rows, evenly: the first, the last, and those between.
     found = probe.layer_activations(model, x, None, 4, 8)
@@ -419,7 +419,7 @@ def test_a_model_with_several_inputs():
     w, b = model.get_layer("hidden").get_weights()
     h = np.maximum(np.concatenate([data["b"], data["a"]], 1) @ w + b, 0)
     assert monitor.history[1]["effective_rank"]["hidden"] == pytest.approx(
-        metrics.effective_rank(h), rel=1e-4
+        diagnostics.effective_rank(h), rel=1e-4
     )
 
 
@@ -438,7 +438,7 @@ def test_masks_and_tokens():
     y = np.zeros((11, 1), "float32")
     monitor = PlasticityMonitor((x, y))
     model.fit(x, y, verbose=0, callbacks=[monitor])
-    expected = keras.Model(model.inputs, model.layers[1].output)(x)
+    expected = keras.Model(model.inputs[0], model.layers[1].output)(x)
     found = probe.layer_activations(model, x, None, 100, 100)
     np.testing.assert_allclose(
         found["gru"].rows(), to_numpy(expected), rtol=1e-4, atol=1e-5
@@ -522,7 +522,7 @@ def test_engine_measures_before_each_task_and_changes_at_its_end():
             assert entry["per_learner"]["weight_change"][
                 learner
             ] == pytest.approx(
-                metrics.weight_change(
+                diagnostics.weight_change(
                     before[learner].values(), after[learner].values()
                 )
             )
@@ -536,7 +536,8 @@ def test_engine_measures_before_each_task_and_changes_at_its_end():
     model = compiled(1)
     x, _ = Stream(1).task(0)
     ranks = [
-        metrics.stable_rank(h) for h in hidden_outputs(model, x[:8]).values()
+        diagnostics.stable_rank(h)
+        for h in hidden_outputs(model, x[:8]).values()
     ]
     assert monitor.history[0]["per_learner"]["stable_rank"][1] == pytest.approx(
         np.mean(ranks), rel=1e-4

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity.callbacks import ShrinkAndPerturbTasks
-from keras_plasticity.callbacks import ZeroLayers
+from keras_plasticity.callbacks import ZeroWeights
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
 from tests.helpers import weights_of
@@ -51,8 +51,8 @@ def fit(callback, method="cbp", **kwargs):
 
 
 @pytest.mark.parametrize("method", ["bp", "cbp"])
-def test_zero_layers_zeroes_them_and_nothing_else(method):
-    seen = fit(ZeroLayers(["layer_2"]), method)
+def test_zero_weights_zeroes_them_and_nothing_else(method):
+    seen = fit(ZeroWeights(["layer_2"]), method)
     for task in range(3):
         for learner in range(2):
             weights, slots = seen.begin[task][learner]
@@ -70,7 +70,7 @@ def test_zero_layers_zeroes_them_and_nothing_else(method):
             assert all(before[key].any() for key in zeroed)
 
 
-def test_zero_layers_of_learners_whose_layers_have_other_names():
+def test_zero_weights_of_learners_whose_layers_have_other_names():
     names = []
 
     def build_unnamed(learner):
@@ -79,7 +79,7 @@ def test_zero_layers_of_learners_whose_layers_have_other_names():
         names.append(model.layers[0].name)
         return model
 
-    class Zero(ZeroLayers):
+    class Zero(ZeroWeights):
         def on_task_begin(self, task, x, y):
             self.layers = names[:1]
             super().on_task_begin(task, x, y)
@@ -92,15 +92,15 @@ def test_zero_layers_of_learners_whose_layers_have_other_names():
         assert not any(value.any() for value in each[0].values())
 
 
-def test_zero_layers_that_the_model_does_not_have():
+def test_zero_weights_that_the_model_does_not_have():
     with pytest.raises(ValueError, match="No such layer: head"):
-        fit(ZeroLayers(["head"]))
+        fit(ZeroWeights(["head"]))
 
 
 @pytest.mark.parametrize("layers", ["head", [1]])
-def test_zero_layers_wants_names(layers):
+def test_zero_weights_wants_names(layers):
     with pytest.raises(ValueError, match="list of the names.*layers="):
-        ZeroLayers(layers)
+        ZeroWeights(layers)
 
 
 def build_fresh(learner, task):

@@ -13,6 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
 
+from keras_plasticity import datasets
 from keras_plasticity import streams
 from tests.data_sets import data_dir
 from tests.examples.trainers import run
@@ -36,13 +37,13 @@ def trainer(import_trainer):
 
 @pytest.fixture(scope="module")
 def mnist():
-    return streams.load_mnist(data_dir("mnist"))
+    return datasets.load_mnist(data_dir("mnist"))
 
 
 @pytest.fixture
 def loaded(trainer, mnist, monkeypatch):
     """The trainer, with data that need not be read again for each run."""
-    monkeypatch.setattr(trainer.streams, "load_mnist", lambda data_dir: mnist)
+    monkeypatch.setattr(trainer.datasets, "load_mnist", lambda data_dir: mnist)
     return trainer
 
 
@@ -184,7 +185,7 @@ def test_online_accuracy_is_measured_before_each_update(loaded, tmp_path):
         )
         model = loaded.build_model(784, method, seed=0)
     x, y = streams.OnlinePermutedImages(
-        *loaded.streams.load_mnist(None), examples_per_task=100
+        *loaded.datasets.load_mnist(None), examples_per_task=100
     ).task(0)
     correct = 0
     for i in range(100):
@@ -256,13 +257,13 @@ def test_no_network_and_no_data(monkeypatch, tmp_path):
         "urllib.request.urlopen", _raise(OSError("no such host"))
     )
     with pytest.raises(ConnectionError, match="`data_dir`.*no such host"):
-        streams.load_mnist()
+        datasets.load_mnist()
 
 
 def test_without_tensorflow_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match="pip install tensorflow"):
-        streams.load_mnist()
+        datasets.load_mnist()
 
 
 def _raise(error):

@@ -30,7 +30,7 @@ def _find(model, called=False):
         result[connections.layer.name] = [
             consumer.name for consumer in connections.consumers
         ]
-        assert (connections.left_alone is None) == bool(connections.consumers)
+        assert (connections.skip_reason is None) == bool(connections.consumers)
     return result
 
 
@@ -86,7 +86,7 @@ def test_cloned_model():
 
 
 @_CALLED
-def test_two_readers(called):
+def test_two_consumers(called):
     inputs = keras.Input((5,))
     h = Dense(4, name="hidden")(inputs)
     outputs = [Dense(2, name="a")(h), Dense(3, name="b")(h)]
@@ -107,7 +107,7 @@ def test_hidden_layer_that_is_also_an_output(called):
     (hidden, _) = graph.find_connections(layers, model if called else None)
     # The graph alone has no mark of what a model returns.
     expected = "outputs of the model" if called else None
-    assert hidden.left_alone == expected
+    assert hidden.skip_reason == expected
 
 
 def _nested(kind, last=None):
@@ -212,7 +212,7 @@ def test_subclassed_model():
     (a, b) = graph.find_connections(layers, found)
     assert list(a.consumers) == [model.b]
     assert [p.variable.name for p in a.parameters] == ["gamma", "beta"]
-    assert b.left_alone == "outputs of the model"
+    assert b.skip_reason == "outputs of the model"
     # Tracing leaves no marks.
     assert not model.a._inbound_nodes and not model.b._outbound_nodes
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_traced_has_to_be_stated():
     graph.connect(model.a, model.b)
     (a, _) = graph.find_connections(layers, model)
     graph.check([a])
-    assert list(a.consumers) == [model.b] and a.left_alone is None
+    assert list(a.consumers) == [model.b] and a.skip_reason is None
 
 
 @pytest.mark.parametrize(
@@ -316,10 +316,10 @@ def _shared():
     return _sequential(layer, layer, Dense(2))
 
 
-def _shared_reader():
+def _shared_consumer():
     inputs = keras.Input((5,))
-    first, reader = Dense(4), Dense(4, name="twice")
-    return keras.Model(inputs, reader(reader(first(inputs))))
+    first, consumer = Dense(4), Dense(4, name="twice")
+    return keras.Model(inputs, consumer(consumer(first(inputs))))
 
 
 def _shared_in_two_branches():
@@ -340,7 +340,7 @@ def _shared_in_two_branches():
             ),
             r"'hidden' cannot be followed.*'plain' \(`Dense`\) is not plastic"
             ".*Use `keras_plasticity.layers.Dense` for it too",
-            id="reader_is_not_plastic",
+            id="consumer_is_not_plastic",
         ),
         pytest.param(
             lambda: _sequential(Dense(4), keras.layers.Softmax(), Dense(2)),
@@ -376,7 +376,9 @@ def _shared_in_two_branches():
             id="own_activation",
         ),
         pytest.param(_shared, "'twice' is called 2 times", id="shared"),
-        pytest.param(_shared_reader, "'twice' is called 2 times", id="reader"),
+        pytest.param(
+            _shared_consumer, "'twice' is called 2 times", id="consumer"
+        ),
         pytest.param(
             _shared_in_two_branches,
             "'twice' is called 2 times",
@@ -400,10 +402,10 @@ def test_layer_that_is_not_replaceable():
     layer.replaceable = False
     (hidden,) = graph.find_connections(_plastic_layers(model))
     graph.check([hidden])
-    assert "is not plastic" in hidden.left_alone
+    assert "is not plastic" in hidden.skip_reason
     model = _sequential(Dense(4, replaceable=False), Dense(2))
     (hidden, _) = graph.find_connections(_plastic_layers(model))
-    assert hidden.left_alone == "replaceable=False"
+    assert hidden.skip_reason == "replaceable=False"
     model = keras.Sequential.from_config(model.get_config())
     assert not model.layers[0].replaceable and model.layers[1].replaceable
 
@@ -421,7 +423,7 @@ def test_last_layer_may_have_any_activation(called):
     assert _find(model, called) == {"last": []}
 
 
-def test_layer_that_is_left_alone_is_reported():
+def test_layer_that_is_skipped_is_reported():
     inputs = keras.Input((5,))
     x = Dense(5, name="hidden")(inputs)
     x = keras.layers.Add(name="sum")([inputs, x])

@@ -83,16 +83,16 @@ def test_residual_and_gated():
     assert rows["gated (Dense)"][:-1] == ["4", "last", "times"]
 
 
-def test_several_readers_and_a_long_way():
+def test_several_consumers_and_a_long_way():
     x = inputs = keras.Input((4,))
     x = Dense(5, name="hidden")(x)
     for i in range(6):
         x = keras.layers.ReLU(name=f"relu_{i}")(x)
     outputs = [Dense(2, name=name)(x) for name in "ab"]
     rows = _inspect(keras.Model(inputs, outputs))
-    units, readers, through, verdict = rows["hidden (Dense)"]
+    units, consumers, through, verdict = rows["hidden (Dense)"]
     assert units == "5" and verdict == "yes"
-    assert sorted(readers.split()) == ["a", "b"]
+    assert sorted(consumers.split()) == ["a", "b"]
     assert through == "relu_0 relu_1 relu_2 and 3 more"
 
 

@@ -1,4 +1,4 @@
-"""Small models, one for each kind of way from a plastic layer to its readers.
+"""Small models, one for each kind of way from a plastic layer to its consumers.
 
 Each has a plastic layer named "producer". `insert` is called on its output,
 so that a test can put something between it and all that follows.
@@ -21,10 +21,10 @@ class Path:
     Attributes:
         name: String.
         build: Function from `insert` to a built model.
-        readers: Names of the plastic layers that read the producer.
+        consumers: Names of the plastic layers that read the producer.
         parameters: Names of the layers on the way that have parameters for
             each unit.
-        left_alone: Names of the plastic layers whose units are not replaced
+        skipped: Names of the plastic layers whose units are not replaced
             because nobody reads them.
         merged: Names of those whose units are not replaced because they
             cannot be told from others.
@@ -40,9 +40,9 @@ class Path:
 
     name: str
     build: Callable
-    readers: tuple = ("head",)
+    consumers: tuple = ("head",)
     parameters: tuple = ()
-    left_alone: tuple = ("head",)
+    skipped: tuple = ("head",)
     merged: tuple = ()
     first: bool = False
     axes: dict = dataclasses.field(default_factory=dict)
@@ -152,24 +152,24 @@ def _after_conv(name, make_layers, **kwargs):
         return [
             Conv2D(4, 2, data_format=data_format, name="producer"),
             *make_layers(data_format),
-            Conv2D(3, 2, data_format=data_format, name="reader"),
+            Conv2D(3, 2, data_format=data_format, name="consumer"),
         ]
 
-    kwargs = {"readers": ("reader",), **kwargs}
+    kwargs = {"consumers": ("consumer",), **kwargs}
     return _images(f"conv2d-{name}", 2, make, **kwargs)
 
 
-def _kind(name, dimensions, producer, reader=None):
-    """A kind of layer as producer, and (the same) one as reader."""
+def _kind(name, dimensions, producer, consumer=None):
+    """A kind of layer as producer, and (the same) one as consumer."""
 
     def make(data_format):
         return [
             producer(data_format=data_format, name="producer"),
             _relu(),
-            (reader or producer)(data_format=data_format, name="reader"),
+            (consumer or producer)(data_format=data_format, name="consumer"),
         ]
 
-    return _images(name, dimensions, make, readers=("reader",))
+    return _images(name, dimensions, make, consumers=("consumer",))
 
 
 # Models that are no chain.
@@ -201,7 +201,7 @@ def _two_images(data_format, insert):
     return keras.Model(inputs, Dense(3, name="head")(x))
 
 
-def _two_readers(insert):
+def _two_consumers(insert):
     inputs = keras.Input(_VECTOR)
     x = insert(Dense(4, name="producer")(inputs))
     narrow = Dense(1, name="narrow")(x)
@@ -209,7 +209,7 @@ def _two_readers(insert):
     return keras.Model(inputs, ops.concatenate([narrow, wide], axis=-1))
 
 
-def _readers_of_different_kinds(insert):
+def _consumers_of_different_kinds(insert):
     """One reads a channel once, the other once at each position."""
     inputs = _image("channels_last")
     x = insert(Conv2D(4, 3, activation="relu", name="producer")(inputs))
@@ -231,7 +231,7 @@ def _squeeze_and_excitation(data_format, insert):
     gate = Dense(4, activation="sigmoid", name="excitation")(gate)
     gate = keras.layers.Reshape((4, 1, 1) if first else (1, 1, 4))(gate)
     x = keras.layers.Multiply()([x, gate])
-    x = Conv2D(3, name="reader", **arguments)(x)
+    x = Conv2D(3, name="consumer", **arguments)(x)
     x = keras.layers.Flatten()(x)
     return keras.Model(inputs, Dense(3, name="head")(x))
 
@@ -251,7 +251,7 @@ def _residual_block(data_format, insert):
     x = keras.layers.BatchNormalization(axis=axis)(shortcut)
     x = insert(Conv2D(4, name="producer", **arguments)(x))
     x = keras.layers.BatchNormalization(axis=axis, name="norm")(x)
-    x = Conv2D(4, name="reader", **arguments)(keras.layers.ReLU()(x))
+    x = Conv2D(4, name="consumer", **arguments)(keras.layers.ReLU()(x))
     x = keras.layers.BatchNormalization(axis=axis)(x)
     x = keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
     x = keras.layers.GlobalAveragePooling2D(data_format=data_format)(x)
@@ -267,7 +267,7 @@ def _gated(insert):
 
 
 def _inside_out(insert):
-    """The producer is part of a Sequential model, its reader is not."""
+    """The producer is part of a Sequential model, its consumer is not."""
     inner = keras.Input(_VECTOR)
     x = insert(Dense(4, activation="relu", name="producer")(inner))
     inner = keras.Model(inner, keras.layers.ELU()(x))
@@ -276,13 +276,13 @@ def _inside_out(insert):
 
 
 def _outside_in(insert):
-    """The reader is part of a Sequential model inside a Functional one."""
+    """The consumer is part of a Sequential model inside a Functional one."""
     inner = keras.Sequential(
         [
             keras.Input((4,)),
             keras.layers.BatchNormalization(name="norm"),
             keras.layers.ReLU(),
-            Dense(3, name="reader"),
+            Dense(3, name="consumer"),
             keras.layers.ReLU(),
         ]
     )
@@ -296,7 +296,7 @@ def _from_one_model_to_another(insert):
     producing = keras.Model(inner, insert(Dense(4, name="producer")(inner)))
     middle = keras.Input((4,))
     middle = keras.Model(middle, ops.flip(ops.relu(middle), axis=-1))
-    reading = keras.Sequential([keras.Input((4,)), Dense(3, name="reader")])
+    reading = keras.Sequential([keras.Input((4,)), Dense(3, name="consumer")])
     reading = keras.Sequential([keras.Input((4,)), reading])
     inputs = keras.Input(_VECTOR)
     x = keras.layers.ReLU()(reading(middle(producing(inputs))))
@@ -310,16 +310,16 @@ class _Block(keras.layers.Layer):
         super().__init__(**kwargs)
         self.insert = insert
         self.producer = Dense(4, name="producer")
-        self.reader = Dense(3, name="reader")
+        self.consumer = Dense(3, name="consumer")
 
     def build(self, input_shape):
         self.producer.build(input_shape)
-        self.reader.build((*input_shape[:-1], 8))
+        self.consumer.build((*input_shape[:-1], 8))
 
     def call(self, x):
         x = self.insert(self.producer(x))
         x = ops.concatenate([ops.relu(-x), ops.relu(x)], axis=-1)
-        return ops.relu(self.reader(x))
+        return ops.relu(self.consumer(x))
 
 
 def _layer_of_ones_own(insert):
@@ -370,9 +370,9 @@ _ELEMENTWISE = [
         _VECTOR,
         lambda: [
             Dense(4, use_bias=False, name="producer"),
-            Dense(3, use_bias=False, name="reader"),
+            Dense(3, use_bias=False, name="consumer"),
         ],
-        readers=("reader",),
+        consumers=("consumer",),
     ),
     _after_dense(
         "ELU-LeakyReLU-Activation-ReLU",
@@ -501,7 +501,7 @@ _NORMALIZATIONS = [
             ),
         ],
         parameters=("norm",),
-        features={"reader": range(4)},
+        features={"consumer": range(4)},
         mixes=True,
     ),
     *_after_conv(
@@ -512,7 +512,7 @@ _NORMALIZATIONS = [
             ),
         ],
         parameters=("norm",),
-        features={"reader": range(4)},
+        features={"consumer": range(4)},
         mixes=True,
     ),
     *_after_conv(
@@ -521,7 +521,7 @@ _NORMALIZATIONS = [
             keras.layers.LayerNormalization(axis=[1, 2, 3], name="norm"),
         ],
         parameters=("norm",),
-        features={"reader": range(4)},
+        features={"consumer": range(4)},
         mixes=True,
     ),
     *_after_conv(
@@ -591,25 +591,25 @@ _GRAPHS = [
         for f in _DATA_FORMATS
     ),
     Path(
-        "two_readers",
-        _two_readers,
-        readers=("narrow", "wide"),
-        left_alone=("narrow", "wide"),
+        "two_consumers",
+        _two_consumers,
+        consumers=("narrow", "wide"),
+        skipped=("narrow", "wide"),
     ),
     Path(
-        "readers_of_different_kinds",
-        _readers_of_different_kinds,
-        readers=("conv", "flat", "pooled"),
-        left_alone=("conv", "flat", "pooled"),
+        "consumers_of_different_kinds",
+        _consumers_of_different_kinds,
+        consumers=("conv", "flat", "pooled"),
+        skipped=("conv", "flat", "pooled"),
     ),
     *(
         Path(
             f"squeeze_and_excitation-{f}",
             functools.partial(_squeeze_and_excitation, f),
-            readers=("squeeze", "reader"),
+            consumers=("squeeze", "consumer"),
             merged=("excitation",),
             first=f == "channels_first",
-            features={"reader": range(4)},
+            features={"consumer": range(4)},
         )
         for f in _DATA_FORMATS
     ),
@@ -617,22 +617,24 @@ _GRAPHS = [
         Path(
             f"residual_block-{f}",
             functools.partial(_residual_block, f),
-            readers=("reader",),
+            consumers=("consumer",),
             parameters=("norm",),
-            merged=("shortcut", "reader"),
+            merged=("shortcut", "consumer"),
             first=f == "channels_first",
         )
         for f in _DATA_FORMATS
     ),
     Path("gated", _gated, merged=("gate",)),
     Path("inside_out", _inside_out),
-    Path("outside_in", _outside_in, readers=("reader",), parameters=("norm",)),
+    Path(
+        "outside_in", _outside_in, consumers=("consumer",), parameters=("norm",)
+    ),
     Path(
         "from_one_model_to_another",
         _from_one_model_to_another,
-        readers=("reader",),
+        consumers=("consumer",),
     ),
-    Path("layer_of_ones_own", _layer_of_ones_own, readers=("reader",)),
+    Path("layer_of_ones_own", _layer_of_ones_own, consumers=("consumer",)),
 ]
 
 
@@ -643,7 +645,7 @@ def _einsum(name, equation, output_shape, bias_axes=None, axis=-1):
         layer = functools.partial(EinsumDense, equation, bias_axes=bias_axes)
         return [
             layer(output_shape(4), activation="relu", name="producer"),
-            layer(output_shape(3), name="reader"),
+            layer(output_shape(3), name="consumer"),
             keras.layers.GlobalAveragePooling1D(_DATA_FORMATS[axis == 1]),
         ]
 
@@ -651,8 +653,8 @@ def _einsum(name, equation, output_shape, bias_axes=None, axis=-1):
         f"einsum_dense-{name}",
         _SEQUENCE,
         make,
-        readers=("reader",),
-        axes={"producer": axis, "reader": axis},
+        consumers=("consumer",),
+        axes={"producer": axis, "consumer": axis},
     )
 
 
@@ -676,9 +678,9 @@ _KINDS = [
         lambda: [
             Conv1D(4, 2, padding="causal", name="producer"),
             keras.layers.ReLU(),
-            Conv1D(3, 2, padding="causal", name="reader"),
+            Conv1D(3, 2, padding="causal", name="consumer"),
         ],
-        readers=("reader",),
+        consumers=("consumer",),
     ),
     *_kind(
         "conv1d_transpose",
@@ -796,11 +798,11 @@ _ROOMS = [
         lambda: [
             Conv2D(4, 2, data_format="channels_last", name="producer"),
             keras.layers.Permute((3, 1, 2)),
-            Conv2D(3, 2, data_format="channels_first", name="reader"),
+            Conv2D(3, 2, data_format="channels_first", name="consumer"),
             keras.layers.Flatten(),
         ],
-        readers=("reader",),
-        axes={"reader": 1},
+        consumers=("consumer",),
+        axes={"consumer": 1},
     ),
     _chain(
         "conv1d-pooling",
@@ -812,9 +814,9 @@ _ROOMS = [
             keras.layers.Cropping1D(2),
             keras.layers.MaxPooling1D(2),
             keras.layers.AveragePooling1D(2),
-            Conv1D(3, 2, name="reader"),
+            Conv1D(3, 2, name="consumer"),
         ],
-        readers=("reader",),
+        consumers=("consumer",),
     ),
     *_images(
         "conv3d-pooling",
@@ -825,9 +827,9 @@ _ROOMS = [
             keras.layers.ZeroPadding3D(1, data_format=f),
             keras.layers.Cropping3D(2, data_format=f),
             keras.layers.MaxPooling3D(2, data_format=f),
-            Conv3D(3, (1, 2, 1), data_format=f, name="reader"),
+            Conv3D(3, (1, 2, 1), data_format=f, name="consumer"),
         ],
-        readers=("reader",),
+        consumers=("consumer",),
     ),
 ]
 PATHS = _ELEMENTWISE + _NORMALIZATIONS + _MOVEMENTS + _GRAPHS + _KINDS + _ROOMS

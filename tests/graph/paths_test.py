@@ -1,7 +1,7 @@
-"""The truth by brute force about every kind of way from a unit to its readers.
+"""The truth by brute force about all ways from a unit to its consumers.
 
 A known unit of each model of `paths.py` is replaced. Which features of its
-readers are that unit's is found by an experiment, and what has to follow is
+consumers are that unit's is found by an experiment, and what has to follow is
 computed in NumPy: nothing here asks the package where anything lies.
 """
 
@@ -127,7 +127,7 @@ class Experiment:
         layers: Dict of all of its layers.
         unit_of_feature: Dict from the name of a layer to an array: the unit
             of each feature that it receives.
-        activations: Dict from the name of each reader to what it receives in
+        activations: Dict from the name of each consumer to what it receives in
             training.
         before: Values of the model's variables before the replacement.
         after: Those after it.
@@ -154,7 +154,7 @@ class Experiment:
         # Random layers draw the same numbers twice: PyTorch's from a generator
         # of its own, the others as their variables say.
         keras.utils.set_random_seed(0)
-        self.activations, _ = self._record(self.path.readers, training=True)
+        self.activations, _ = self._record(self.path.consumers, training=True)
         self._assign(self.before)
         keras.utils.set_random_seed(0)
         self._replace()
@@ -222,7 +222,7 @@ class Experiment:
 
     def _find_features(self):
         """Features of a unit are those that change when it does."""
-        names = self.path.readers + self.path.parameters
+        names = self.path.consumers + self.path.parameters
         inputs, self.output_before = self._record(names)
         disturb = _disturbed(self.axis("producer"), self.rng)
         with _changed(self.layers["producer"], after=disturb):
@@ -288,7 +288,7 @@ class Experiment:
                     values[id(variable)] = self.after[id(variable)]
         self._assign(values)
         with contextlib.ExitStack() as stack:
-            for name in self.path.readers:
+            for name in self.path.consumers:
                 cut = _without(self.features(name), self.axis(name))
                 stack.enter_context(_changed(self.layers[name], cut))
             _, self.output_without = self._record()
@@ -345,15 +345,15 @@ def test_that_unit_alone_is_replaced(experiment):
     assert age.tolist() == [float(unit != _UNIT) for unit in range(_UNITS)]
 
 
-def test_output_layers_and_the_like_are_left_alone(experiment):
+def test_output_layers_and_the_like_are_skipped(experiment):
     plastic = {
         name
         for name, layer in experiment.layers.items()
         if isinstance(layer, keras_plasticity.layers.PlasticLayer)
     }
     path = experiment.path
-    left_alone = plastic - set(experiment.num_replaced)
-    assert left_alone == set(path.left_alone + path.merged)
+    skipped = plastic - set(experiment.num_replaced)
+    assert skipped == set(path.skipped + path.merged)
     # That nobody reads the output of a model goes without saying.
     named = {
         name
@@ -385,7 +385,7 @@ def test_no_other_weight_changes(experiment):
     index = _bias(producer, _UNIT)
     if index is not None:
         expected[id(producer.bias)][index] = 0
-    for name in experiment.path.readers:
+    for name in experiment.path.consumers:
         for feature in np.flatnonzero(experiment.features(name)):
             weight, index = _outgoing(layers[name], feature)
             expected[id(weight)][index] = 0
@@ -424,7 +424,7 @@ def test_utility_is_that_of_the_recorded_activations(experiment):
     before, layers = experiment.before, experiment.layers
     producer = layers["producer"]
     utilities, means, widths = [], [], []
-    for name in experiment.path.readers:
+    for name in experiment.path.consumers:
         h = np.moveaxis(experiment.activations[name], experiment.axis(name), 0)
         h = h.reshape(len(h), -1).astype("float64")
         utility, mean = np.zeros(_UNITS), np.zeros(_UNITS)

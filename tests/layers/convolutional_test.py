@@ -295,3 +295,12 @@ def test_weights_file_of_a_plain_model_and_back(rank, tmp_path):
     # A plastic model gets its statistics back.
     for expected, variable in zip(plastic.weights, again.weights):
         np.testing.assert_array_equal(to_numpy(variable), to_numpy(expected))
+
+
+@_kind
+def test_docstring_is_filled_in(kind):
+    text = inspect.getdoc(getattr(layers, kind))
+    assert text.startswith(f"A `keras.layers.{kind}` whose output channels")
+    assert "{" not in text
+    for section in ("Args", "Call arguments", "Returns", "Example"):
+        assert f"\n{section}:\n" in text

@@ -151,6 +151,7 @@ def test_statistics_are_left_alone_outside_training():
         np.testing.assert_array_equal(value, to_numpy(variable))
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_weights_file_of_a_plain_model(tmp_path):
     path = tmp_path / "plain.weights.h5"
     plain = make_model(layer=keras.layers.Dense)

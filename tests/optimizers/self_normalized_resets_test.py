@@ -151,23 +151,29 @@ def test_config():
         ({"quantile": float("nan")}, "`quantile` must be a number in"),
         ({"quantile": "high"}, "`quantile` must be a number in"),
         ({"quantile": True}, "`quantile` must be a number in"),
-        ({"min_threshold": 0}, "at least 1 and at most 20000"),
-        ({"min_threshold": 30_000}, "at least 1 and at most 20000"),
+        ({"min_threshold": 0}, "of at least 1 and at most 20000"),
+        (
+            {"min_threshold": 30_000},
+            "of at least 1 and at most 20000",
+        ),
         ({"max_threshold": 0}, "`max_threshold` must be an integer"),
-        ({"max_threshold": 2**24}, "at least 1 and at most 8388608"),
+        (
+            {"max_threshold": 2**24},
+            "of at least 1 and at most 8388608",
+        ),
         ({"max_threshold": 1e4}, "`max_threshold` must be an integer"),
         (
             {"initial_threshold": 50},
-            "`initial_threshold` must be an integer, at least 100 and at most "
-            "20000. Received: initial_threshold=50",
+            "`initial_threshold` must be an integer of at least 100 and at "
+            "most 20000. Received: initial_threshold=50",
         ),
         (
             {"max_threshold": 5000},
-            "`initial_threshold` must be an integer, at least 100 and at most "
-            "5000. Received: initial_threshold=10000",
+            "`initial_threshold` must be an integer of at least 100 and at "
+            "most 5000. Received: initial_threshold=10000",
         ),
-        ({"threshold_period": 0}, "`threshold_period` must be an integer"),
-        ({"threshold_period": 2.5}, "`threshold_period` must be an integer"),
+        ({"threshold_period": 0}, "`threshold_period` must be a positive"),
+        ({"threshold_period": 2.5}, "`threshold_period` must be a positive"),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ STREAMS = {
     "online_permuted_images": lambda seed: streams.OnlinePermutedImages(
         _IMAGES, _LABELS, num_tasks=5, seed=seed
     ),
-    "continual_pairs": lambda seed: streams.ContinualPairs(
+    "binary_class_pairs": lambda seed: streams.BinaryClassPairs(
         _IMAGES,
         np.arange(30) % 10,
         num_tasks=5,
@@ -32,6 +32,10 @@ STREAMS = {
 @pytest.fixture(params=STREAMS.values(), ids=STREAMS.keys())
 def build(request):
     return request.param
+
+
+def test_is_a_stream(build):
+    assert isinstance(build(0), streams.Stream)
 
 
 def test_has_a_length(build):

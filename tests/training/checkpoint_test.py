@@ -66,7 +66,7 @@ def fit(path=None, stop_after=None, num_tasks=5, num_learners=2, **kwargs):
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     # Whatever a checkpoint costs, there is one after each task.
-    monkeypatch.setattr(online_trainer, "_CHECKPOINT_PART", 0)
+    monkeypatch.setattr(online_trainer, "_MAX_CHECKPOINT_SHARE", float("inf"))
     return str(tmp_path / "checkpoint.npz")
 
 
@@ -130,7 +130,7 @@ def test_time_spent_counts_on(path):
 
 @pytest.mark.slow
 def test_checkpoints_take_a_small_part_of_the_time(path, monkeypatch):
-    monkeypatch.setattr(online_trainer, "_CHECKPOINT_PART", 1e9)
+    monkeypatch.setattr(online_trainer, "_MAX_CHECKPOINT_SHARE", 1e-9)
     saved = []
     monkeypatch.setattr(
         checkpoints.Checkpoint,

@@ -8,6 +8,7 @@ import keras_plasticity
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import online_trainer
+from keras_plasticity.training.training_loop import TrainingLoop
 from tests.helpers import assert_same_weights
 from tests.helpers import make_model
 from tests.helpers import mostly_slow
@@ -533,3 +534,7 @@ def test_learners_of_different_architectures():
 
     with pytest.raises(ValueError, match="must have the same architecture"):
         OnlineTrainer(build_one, 2).fit(lambda i: ArrayStream(seed=i))
+
+
+def test_the_loop_fulfils_its_contract():
+    assert issubclass(online_trainer.Loop, TrainingLoop)

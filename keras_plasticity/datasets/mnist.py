@@ -1,23 +1,24 @@
 import numpy as np
 
-from keras_plasticity.streams import prepared_data
+from keras_plasticity.datasets import prepared_data
 
 
 def load_mnist(data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Loads the 60,000 training images of MNIST by `tensorflow_datasets`.
+    """Loads the 60,000 training images of MNIST with `tensorflow_datasets`.
 
     Args:
-        data_dir: String, a folder of `tensorflow_datasets` that holds MNIST;
-            nothing is downloaded then. Defaults to `None`: the default folder
-            of `tensorflow_datasets`, and a download when MNIST is not there.
+        data_dir: String, a folder of `tensorflow_datasets` that holds MNIST,
+            from which it is read without downloading. Defaults to `None`: the
+            default folder of `tensorflow_datasets`, to which MNIST is
+            downloaded if it is not there.
 
     Returns:
         Tuple `(images, labels)`: uint8 of shape `(60000, 28, 28, 1)`, and
         integers in [0, 10) of shape `(60000,)`.
 
     Raises:
-        ImportError: If `tensorflow_datasets` or TensorFlow, by which it reads,
-            is missing.
+        ImportError: If `tensorflow_datasets` is missing, or TensorFlow, with
+            which it reads.
         FileNotFoundError: If `data_dir` does not hold MNIST.
         ConnectionError: If MNIST has to be downloaded and cannot be.
     """

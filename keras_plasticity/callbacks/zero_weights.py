@@ -4,26 +4,26 @@ import keras
 import numpy as np
 
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.weights import trainable_weights
 
 
-class ZeroLayers(TaskCallback):
+class ZeroWeights(TaskCallback):
     """Sets the weights of some layers to zero when a task begins.
 
-    The network's last layer has to start anew where the classes of the task
-    are new ones, as those of Continual ImageNet. The slots of the optimizer
-    (momentum, ...) are left alone, as in the authors' code.
+    The last layer of a network has to be reset where each task has new classes,
+    as in Continual ImageNet. The slots of the optimizer (momentum, ...) are not
+    reset, as in the authors' code.
 
-    It is a callback of `keras_plasticity.training.OnlineTrainer`.
+    It is a callback for `keras_plasticity.training.OnlineTrainer`.
 
     Args:
-        layers: List of names of layers. Where learners are models with
-            different names of layers, as the first one has them.
+        layers: List of names of layers, as in the first learner's model.
 
     Example:
 
     ```python
     trainer.fit(
-        stream, callbacks=[keras_plasticity.callbacks.ZeroLayers(["head"])]
+        stream, callbacks=[keras_plasticity.callbacks.ZeroWeights(["head"])]
     )
     ```
 
@@ -52,14 +52,5 @@ class ZeroLayers(TaskCallback):
                         for name in self.layers
                     ]
                 for position in positions:
-                    for variable in _weights(model.layers[position]):
+                    for variable in trainable_weights(model.layers[position]):
                         variable.assign(keras.ops.zeros(variable.shape))
-
-
-def _weights(layer):
-    """The layer's trainable weights, without the statistics of its units."""
-    return [
-        variable
-        for variable in layer.trainable_variables
-        if not variable.overwrite_with_gradient
-    ]

@@ -1,4 +1,4 @@
-"""Data sets that `tensorflow_datasets` has prepared on this machine."""
+"""Data sets that `tensorflow_datasets` has downloaded and prepared."""
 
 import urllib.error
 import urllib.request
@@ -7,16 +7,16 @@ import keras
 
 
 def import_tensorflow_datasets(title: str):
-    """Imports the reader of prepared data: slow, and needed by loaders only.
+    """Imports `tensorflow_datasets`, which is slow and only loaders need.
 
     Args:
-        title: String, what the data is called in an error.
+        title: String, the name of the data in errors.
 
     Returns:
         The module `tensorflow_datasets`.
 
     Raises:
-        ImportError: If it, or TensorFlow, by which it reads, is missing.
+        ImportError: If it is missing, or TensorFlow, with which it reads.
     """
     try:
         import tensorflow as tf
@@ -29,25 +29,25 @@ def import_tensorflow_datasets(title: str):
         ) from error
     if keras.backend.backend() != "tensorflow":
         try:
-            # It would take all of the GPU's memory only to read a file.
+            # It would reserve all of the GPU's memory just to read a file.
             tf.config.set_visible_devices([], "GPU")
         except RuntimeError:
-            pass  # TensorFlow runs already: its devices cannot change.
+            pass  # TensorFlow is initialized: its devices cannot change.
     return tfds
 
 
 def prepared_builder(
     title: str, name: str, url: str, probe: str, data_dir: str | None
 ):
-    """A builder of `tensorflow_datasets` whose data is on this machine.
+    """Returns a `tensorflow_datasets` builder with its data prepared.
 
     Args:
-        title: String, what the data is called in an error.
+        title: String, the name of the data in errors.
         name: String, its name in `tensorflow_datasets`.
         url: String, where it is downloaded from.
         probe: String, one of the files there.
-        data_dir: String, the folder that holds it; nothing is downloaded
-            then. `None`: the default folder, and a download if need be.
+        data_dir: String, the folder that holds it, without downloading.
+            `None`: the default folder, with a download if needed.
 
     Returns:
         A `tfds.core.DatasetBuilder`.
@@ -93,4 +93,4 @@ def _check_reachable(url):
             urllib.request.Request(url, method="HEAD"), timeout=20
         ).close()
     except urllib.error.HTTPError:
-        pass  # An answer nevertheless. What it means is for the download.
+        pass  # The server is reachable; the download handles its answer.

@@ -3,8 +3,9 @@ import pathlib
 
 import numpy as np
 
-from keras_plasticity.streams import image_cache
-from keras_plasticity.streams import prepared_data
+from keras_plasticity import validation
+from keras_plasticity.datasets import image_cache
+from keras_plasticity.datasets import prepared_data
 
 _RESOLUTIONS = (8, 16, 32, 64)
 _BATCH_SIZE = 1000
@@ -18,26 +19,26 @@ def load_imagenet(
     """Loads the training images of downsampled ImageNet, sorted by class.
 
     They are those of `imagenet_resized` of `tensorflow_datasets`: 1.28
-    million of 1,000 classes. Its validation images are not used, as in the
-    paper, which takes 700 training images of each class.
+    million images of 1,000 classes. Its validation images are not used, as in
+    the paper, which takes 700 training images of each class.
 
-    The first call decodes all images into a file and shows how long that will
-    take. If it is stopped, the next call goes on where it was. Afterwards
-    nothing is decoded any more: the file is mapped into memory, and of it is
-    read what is used. A file that is incomplete, was changed since, or is of
-    another version of the data is noticed, and mended or made anew. Several
-    processes may call this at once; one makes the file, the others wait.
+    The first call decodes all images into a cache file and shows how long that
+    will take. If it is interrupted, the next call resumes. Later calls map the
+    file into memory and decode nothing. A file that is incomplete, damaged, or
+    from another version of the data is detected, and repaired or rebuilt.
+    Several processes may call this at once: one builds the file, the others
+    wait.
 
     Args:
         data_dir: String, a folder of `tensorflow_datasets` that holds
-            `imagenet_resized`; nothing is downloaded then. Defaults to `None`:
-            the default folder of `tensorflow_datasets`, and a download when
-            it is not there.
+            `imagenet_resized`, from which it is read without downloading.
+            Defaults to `None`: the default folder of `tensorflow_datasets`, to
+            which it is downloaded if it is not there.
         cache_dir: String, a folder for the decoded images, 3.9 GB at a
             resolution of 32. Defaults to `None`: the folder
             `keras_plasticity` within that of `tensorflow_datasets`, or
             `~/.cache/keras_plasticity` (within `XDG_CACHE_HOME` if that is
-            set). Of these it is the first that holds all images already, or
+            set). The first of them that already holds all images is used, or
             else the first that can be written.
         resolution: Integer, the height and width of the images in pixels: 8,
             16, 32 or 64. Defaults to 32.
@@ -49,18 +50,14 @@ def load_imagenet(
         class images keep the order of the data.
 
     Raises:
-        ImportError: If `tensorflow_datasets` or TensorFlow, by which it reads,
-            is missing.
+        ImportError: If `tensorflow_datasets` is missing, or TensorFlow, with
+            which it reads.
         FileNotFoundError: If `data_dir` does not hold the data.
         ConnectionError: If the data has to be downloaded and cannot be.
         OSError: If the cache cannot be written.
         ValueError: If there are no images of this resolution.
     """
-    if resolution not in _RESOLUTIONS:
-        raise ValueError(
-            f"`resolution` must be one of {_RESOLUTIONS}. "
-            f"Received: resolution={resolution}"
-        )
+    validation.check_choice("resolution", resolution, _RESOLUTIONS)
     size = f"{resolution}x{resolution}"
     # The data of 64 x 64 pixels is downloaded in two parts.
     part = "_part1" if resolution == 64 else ""
@@ -78,18 +75,17 @@ def load_imagenet(
 
 
 def _folder(cache_dir, builder):
-    # The name has a version, so versions do not drive one another out.
+    # The name has a version, so that versions do not replace one another.
     return pathlib.Path(cache_dir) / builder.info.full_name
 
 
 def _default_cache_dir(builder, source):
-    # Its parts are the folder, the name, the resolution and the version.
+    # `data_dir` is <folder>/<name>/<resolution>/<version>.
     folder = pathlib.Path(builder.data_dir).parents[2]
     beside = folder / "keras_plasticity"
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     own = pathlib.Path(home) / "keras_plasticity"
-    # One that is finished is only read: whoever made it, it need not be made
-    # once more because its folder cannot be written.
+    # A finished cache is only read, so its folder need not be writable.
     for cache_dir in (beside, own):
         if image_cache.is_finished(_folder(cache_dir, builder), source):
             return cache_dir
@@ -124,7 +120,7 @@ class _Source:
         dataset = self._builder.as_dataset(
             split=f"train[{start}:{stop}]",
             decoders=tfds.decode.PartialDecoding({feature: True}),
-            # File by file, so that any range has the order of the whole.
+            # File by file, so that a range has the order of the whole.
             read_config=tfds.ReadConfig(
                 interleave_cycle_length=1, try_autocache=False
             ),

@@ -1,32 +1,10 @@
-"""What streams check of their arguments."""
+"""Checks of the arguments of streams."""
 
-import numbers
 from typing import Any
 
 import numpy as np
 
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, of Python or NumPy, and no boolean."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def check_integer(name: str, value: Any, minimum: int):
-    """Checks that an argument is an integer and large enough.
-
-    Args:
-        name: String, the argument's name.
-        value: The argument.
-        minimum: Integer.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not is_integer(value) or value < minimum:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. "
-            f"Received: {name}={value}"
-        )
+from keras_plasticity import validation
 
 
 def check_index(index: Any, num_tasks: int):
@@ -39,7 +17,7 @@ def check_index(index: Any, num_tasks: int):
     Raises:
         IndexError: If there is no such task.
     """
-    if not is_integer(index) or not 0 <= index < num_tasks:
+    if not validation.is_integer(index) or not 0 <= index < num_tasks:
         raise IndexError(
             f"`index` must be an integer in [0, {num_tasks}), the "
             f"stream's tasks. Received: index={index}"
@@ -47,7 +25,7 @@ def check_index(index: Any, num_tasks: int):
 
 
 def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Takes images and their classes as arrays, if they are such.
+    """Converts images and their classes to arrays, and checks them.
 
     Args:
         images: Array, with one image for each index of its first axis.
@@ -57,8 +35,9 @@ def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         Tuple of both as NumPy arrays.
 
     Raises:
-        ValueError: If there are no images, or values that are neither unsigned
-            8-bit integers nor finite floats, or not one integer for each image.
+        ValueError: If there are no images, if they are neither unsigned 8-bit
+            integers nor finite floats, or if there is not one integer label for
+            each image.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     _check_images(images)

@@ -1,39 +1,40 @@
 import numpy as np
 
-from keras_plasticity.streams import validation
+from keras_plasticity import validation
+from keras_plasticity.streams import arguments
 
 SCALES = ("unit", "raw", "centered")
 
 
-class ContinualPairs:
-    """A stream of binary tasks: to tell the images of two classes apart.
+class BinaryClassPairs:
+    """A stream of binary classification tasks, each with a new pair of classes.
 
-    The classes are put into a random order, which depends on `seed` alone and
-    is read two by two, again and again: with 1,000 classes a pass has 500
-    tasks, and task 500 is task 0 again. With an odd number of classes the last
-    one meets the first, and a second pass has the other pairs.
+    The classes are shuffled once, by `seed`, and taken two at a time, over and
+    over: with 1,000 classes there are 500 pairs, and task 500 is task 0 again.
+    With an odd number of classes the last one is paired with the first, and
+    the second pass has the other pairs.
 
     In the order of the data, the first `train_images_per_class` images of a
-    class are for training and the next `test_images_per_class` for the test;
-    further ones are not used. With the 1,000 classes of ImageNet at 32 x 32
-    pixels it is the Continual ImageNet of the paper, where each task is
-    trained on for 250 epochs and tested after the last one.
+    class are for training and the next `test_images_per_class` for testing;
+    the rest is not used. With the 1,000 classes of ImageNet at 32 x 32 pixels
+    this is the Continual ImageNet of the paper, which trains on each task for
+    250 epochs and tests after the last one.
 
     Everything depends on `seed` and the task's index alone, so any task can be
-    reached without replaying the ones before it.
+    generated without the ones before it.
 
     Args:
         images: NumPy array of shape `(images, ...)`, most often
             `(images, height, width, channels)`, of unsigned 8-bit integers or
             floats. A memory map is read task by task.
         labels: NumPy array of integers of shape `(images,)`, the classes, in
-            any order. Which integers they are does not matter.
+            any order. They need not be consecutive.
         num_tasks: Integer, the number of tasks. Defaults to `2000`.
         train_images_per_class: Integer. Defaults to `600`.
         test_images_per_class: Integer. Defaults to `100`.
-        scale: What becomes of unsigned 8-bit integers: `"unit"` (default)
+        scale: How unsigned 8-bit integers are scaled: `"unit"` (default)
             divides them by 255, `"centered"` maps them to [-1, 1], `"raw"`
-            leaves them in [0, 255]. Floats are taken as they are.
+            leaves them in [0, 255]. Floats are not changed.
         seed: Non-negative integer. Defaults to `0`.
 
     Attributes:
@@ -42,15 +43,15 @@ class ContinualPairs:
         image_shape: Tuple, the shape of one image.
 
     Raises:
-        ValueError: If the arrays do not fit each other or hold values that
-            are no images or labels, if there are too few classes, or too few
-            images of one, or if an argument is out of its range.
+        ValueError: If the arrays do not fit each other or hold invalid values,
+            if there are too few classes or too few images of a class, or if an
+            argument is out of range.
 
     Example:
 
     ```python
-    images, labels = keras_plasticity.streams.load_imagenet()
-    stream = keras_plasticity.streams.ContinualPairs(images, labels)
+    images, labels = keras_plasticity.datasets.load_imagenet()
+    stream = keras_plasticity.streams.BinaryClassPairs(images, labels)
     for index in range(len(stream)):
         x, y = stream.task(index)
         for epoch in range(250):
@@ -74,7 +75,7 @@ class ContinualPairs:
         scale: str = "unit",
         seed: int = 0,
     ):
-        images, labels = validation.labeled_images(images, labels)
+        images, labels = arguments.labeled_images(images, labels)
         for name, value, minimum in (
             ("num_tasks", num_tasks, 1),
             ("train_images_per_class", train_images_per_class, 1),
@@ -82,10 +83,7 @@ class ContinualPairs:
             ("seed", seed, 0),
         ):
             validation.check_integer(name, value, minimum)
-        if scale not in SCALES:
-            raise ValueError(
-                f"`scale` must be one of {SCALES}. Received: scale={scale}"
-            )
+        validation.check_choice("scale", scale, SCALES)
         self.num_tasks = num_tasks
         self.train_images_per_class = train_images_per_class
         self.test_images_per_class = test_images_per_class
@@ -107,16 +105,16 @@ class ContinualPairs:
         return self.num_tasks
 
     def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The training examples of a task, the two classes taking turns.
+        """The training examples of a task, the two classes alternating.
 
         Args:
             index: Integer in `[0, len(stream))`.
 
         Returns:
             Tuple `(x, y)`: the images, float32 of shape
-            `(2 * train_images_per_class, *image_shape)`, and which of the two
-            classes each is of, int32 of shape `(2 * train_images_per_class,)`
-            with values 0 and 1.
+            `(2 * train_images_per_class, *image_shape)`, and their labels
+            within the pair, 0 or 1, int32 of shape
+            `(2 * train_images_per_class,)`.
 
         Raises:
             IndexError: If there is no such task.
@@ -124,7 +122,7 @@ class ContinualPairs:
         return self._examples(index, 0, self.train_images_per_class)
 
     def test(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The test examples of a task, the two classes taking turns.
+        """The test examples of a task, the two classes alternating.
 
         Args:
             index: Integer in `[0, len(stream))`.
@@ -155,14 +153,15 @@ class ContinualPairs:
             IndexError: If there is no such task.
             ValueError: If `epoch` is no non-negative integer.
         """
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         validation.check_integer("epoch", epoch, minimum=0)
-        # A fourth number, lest epoch 0 of task 0 draws as the classes do.
+        # Without the fourth number, epoch 0 of task 0 would draw the same
+        # numbers as the order of the classes.
         rng = np.random.default_rng([self.seed, index, epoch, 1])
         return rng.permutation(2 * self.train_images_per_class)
 
     def _examples(self, index, first, number):
-        validation.check_index(index, self.num_tasks)
+        arguments.check_index(index, self.num_tasks)
         positions = (2 * index + np.arange(2)) % self.num_classes
         starts = self._starts[self._class_order[positions]] + first
         rows = starts + np.arange(number)[:, None]

@@ -29,7 +29,7 @@ def make_stream(num_classes=4, **kwargs):
         "scale": "raw",
         **kwargs,
     }
-    return streams.ContinualPairs(*make_data(num_classes), **settings)
+    return streams.BinaryClassPairs(*make_data(num_classes), **settings)
 
 
 def classes_of(stream, index):
@@ -102,7 +102,7 @@ def test_the_order_of_the_data_does_not_matter_between_classes():
         expected = None
         for seed in range(3):
             images, labels = make_data(seed=seed)
-            x, _ = streams.ContinualPairs(
+            x, _ = streams.BinaryClassPairs(
                 images,
                 labels,
                 train_images_per_class=3,
@@ -136,7 +136,7 @@ def test_orders_are_permutations_by_seed_task_and_epoch():
 )
 def test_scales(scale, expected):
     images = np.array([0, 51, 255, 0, 51, 255], "uint8")[:, None]
-    x, _ = streams.ContinualPairs(
+    x, _ = streams.BinaryClassPairs(
         images,
         np.array([1, 1, 1, 2, 2, 2]),
         train_images_per_class=2,
@@ -148,10 +148,10 @@ def test_scales(scale, expected):
     )
 
 
-@pytest.mark.parametrize("scale", streams.continual_pairs.SCALES)
+@pytest.mark.parametrize("scale", streams.binary_class_pairs.SCALES)
 def test_floats_are_kept(scale):
     images = np.array([-1.0, 300.0, 0.5, 0.25])[:, None]
-    x, _ = streams.ContinualPairs(
+    x, _ = streams.BinaryClassPairs(
         images,
         np.array([0, 0, 1, 1]),
         train_images_per_class=1,
@@ -167,8 +167,8 @@ def test_a_memory_map_is_read_and_left_alone(tmp_path):
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     settings = {"train_images_per_class": 3, "test_images_per_class": 2}
-    stream = streams.ContinualPairs(mapped, labels, **settings)
-    expected = streams.ContinualPairs(images, labels, **settings)
+    stream = streams.BinaryClassPairs(mapped, labels, **settings)
+    expected = streams.BinaryClassPairs(images, labels, **settings)
     np.testing.assert_array_equal(stream.task(1)[0], expected.task(1)[0])
     x, _ = stream.task(1)
     x[:] = 0  # The caller's own.
@@ -181,7 +181,7 @@ def test_a_task_as_large_as_the_papers_is_there_in_milliseconds(tmp_path):
     images = rng.integers(0, 256, (2800, 32, 32, 3), dtype="uint8")
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    stream = streams.ContinualPairs(mapped, np.arange(4).repeat(700))
+    stream = streams.BinaryClassPairs(mapped, np.arange(4).repeat(700))
     seconds = []
     for index in range(6):
         start = time.perf_counter()
@@ -242,4 +242,4 @@ def test_bad_arguments(arguments, message):
         **arguments,
     }
     with pytest.raises(ValueError, match=message):
-        streams.ContinualPairs(**arguments)
+        streams.BinaryClassPairs(**arguments)

@@ -1,4 +1,4 @@
-"""What the metrics demand of their arrays."""
+"""Checks of the arrays that diagnostics take."""
 
 import numpy as np
 

@@ -3,15 +3,15 @@ import doctest
 import numpy as np
 import pytest
 
-from keras_plasticity import metrics
-from keras_plasticity.metrics import rank as rank_module
+from keras_plasticity import diagnostics
+from keras_plasticity.diagnostics import rank as rank_module
 
 RANKS = [
-    metrics.absolute_approximate_rank,
-    metrics.approximate_rank,
-    metrics.effective_rank,
-    metrics.hard_rank,
-    metrics.stable_rank,
+    diagnostics.absolute_approximate_rank,
+    diagnostics.approximate_rank,
+    diagnostics.effective_rank,
+    diagnostics.hard_rank,
+    diagnostics.stable_rank,
 ]
 
 
@@ -51,37 +51,37 @@ def test_examples_give_what_they_say():
 def test_effective_rank_is_the_exponential_of_the_entropy():
     p = np.array([0.5, 0.25, 0.25])
     expected = np.exp(-np.sum(p * np.log(p)))
-    assert metrics.effective_rank(matrix(p)) == pytest.approx(expected)
+    assert diagnostics.effective_rank(matrix(p)) == pytest.approx(expected)
 
 
 def test_effective_rank_of_values_that_vanish_beside_others():
     features = np.diag([1e10, 5e-324])
-    assert metrics.effective_rank(features) == pytest.approx(1)
+    assert diagnostics.effective_rank(features) == pytest.approx(1)
 
 
 def test_approximate_ranks_take_squares_and_plain_values():
     features = matrix([10.0, 3.0, 0.9, 0.09])
     # Of the squares, 100, 9, 0.81 and 0.0081, two are 99.3%.
-    assert metrics.approximate_rank(features) == 2
+    assert diagnostics.approximate_rank(features) == 2
     # Of the values, sum 13.99, two are 92.9% and three 99.4%.
-    assert metrics.absolute_approximate_rank(features) == 3
-    assert metrics.approximate_rank(features, threshold=0.9) == 1
-    assert metrics.absolute_approximate_rank(features, threshold=1.0) >= 4
+    assert diagnostics.absolute_approximate_rank(features) == 3
+    assert diagnostics.approximate_rank(features, threshold=0.9) == 1
+    assert diagnostics.absolute_approximate_rank(features, threshold=1.0) >= 4
 
 
 def test_approximate_rank_reaches_its_threshold_exactly():
-    assert metrics.absolute_approximate_rank(np.eye(100)) == 99
-    assert metrics.approximate_rank(np.eye(100)) == 99
+    assert diagnostics.absolute_approximate_rank(np.eye(100)) == 99
+    assert diagnostics.approximate_rank(np.eye(100)) == 99
 
 
 def test_stable_rank_is_a_ratio_of_norms():
     features = matrix([2.0, 1.0, 1.0])
-    assert metrics.stable_rank(features) == pytest.approx(6 / 4)
+    assert diagnostics.stable_rank(features) == pytest.approx(6 / 4)
 
 
 def test_hard_rank_leaves_rounding_out():
     features = matrix([1.0, 0.5, 1e-3]).astype("float32")
-    assert metrics.hard_rank(features) == 3
+    assert diagnostics.hard_rank(features) == 3
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,8 @@ def test_bad_features(rank, features, message):
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5, float("nan")])
 @pytest.mark.parametrize(
-    "rank", [metrics.absolute_approximate_rank, metrics.approximate_rank]
+    "rank",
+    [diagnostics.absolute_approximate_rank, diagnostics.approximate_rank],
 )
 def test_bad_threshold(rank, threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold}"):

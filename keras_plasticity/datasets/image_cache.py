@@ -4,16 +4,16 @@ A cache is a folder with four files:
 
 - `images.npy`: the images, sorted by class, those of one class in the order of
     the data.
-- `labels.npy`: the labels in the order of the data, from which follows where
-    each image lies.
-- `record.json`: what the cache was made of, a checksum of the labels, one of
-    each block of images that is written (a block being neighbours in the
-    order of the data), and once all are, size and time of `images.npy`.
-- `lock`: empty. The process that makes or mends the cache holds its lock.
+- `labels.npy`: the labels in the order of the data, which determine the row of
+    each image.
+- `record.json`: the source of the cache, a checksum of the labels, one for each
+    block of images written so far (a block is a range in the order of the
+    data), and when all are written, size and time of `images.npy`.
+- `lock`: empty. The process that builds or repairs the cache holds its lock.
 
-The record says nothing that is not true already, and is replaced in one go:
-whatever happens to the process, the next one keeps the blocks whose checksums
-agree and writes the others.
+The record is written after the data that it describes, and atomically. If the
+process dies, the next one keeps the blocks whose checksums agree and writes the
+others.
 """
 
 import contextlib
@@ -29,14 +29,15 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from keras_plasticity.files import atomic_write
 from keras_plasticity.progress_bar import ProgressBar
 
 try:
     import fcntl
 except ImportError:
-    fcntl = None  # Windows: nothing keeps two processes apart there.
+    fcntl = None  # Windows, where the cache is not locked.
 
-# Changes when older caches cannot be used.
+# To be increased when older caches can no longer be used.
 _FORMAT = 1
 _BLOCK_BYTES = 128 * 2**20
 _FILES = _RECORD, _LABELS, _IMAGES = "record.json", "labels.npy", "images.npy"
@@ -46,9 +47,9 @@ class Source(Protocol):
     """Where the images of a cache come from.
 
     Attributes:
-        title: String, what the images are called on the terminal.
-        fingerprint: What tells this data from other data, of another version,
-            say: a dict that JSON can hold.
+        title: String, the name of the images on the terminal.
+        fingerprint: Dict that JSON can hold, which identifies the data and its
+            version.
         num_images: Integer.
         image_shape: Tuple, the shape of an image of unsigned 8-bit integers.
     """
@@ -66,7 +67,7 @@ class Source(Protocol):
 
 
 def load(folder: str | os.PathLike, source: Source):
-    """Opens a cache, and makes or mends it first where that is needed.
+    """Opens a cache; builds or repairs it first if needed.
 
     Args:
         folder: String, the folder of the cache.
@@ -93,10 +94,10 @@ def load(folder: str | os.PathLike, source: Source):
 
 
 def is_finished(folder: str | os.PathLike, source: Source) -> bool:
-    """Whether `load` would open a cache as it is, without writing to it.
+    """Whether `load` would open a cache without writing to it.
 
     Args:
-        folder: String, the folder of the cache; there may be none.
+        folder: String, the folder of the cache; it need not exist.
         source: `Source`.
 
     Returns:
@@ -109,7 +110,7 @@ def is_finished(folder: str | os.PathLike, source: Source) -> bool:
 
 
 def _load_finished(folder, source):
-    """What `load` returns, or `None` if the cache is not known to be whole."""
+    """What `load` returns, or `None` if the cache is not complete."""
     record = _read_record(folder, source)
     if record is None or record["finished"] is None:
         return None
@@ -122,7 +123,7 @@ def _load_finished(folder, source):
 
 
 def _finish(folder, source, console):
-    """Makes or mends a cache, and returns what `load` returns."""
+    """Builds or repairs a cache, and returns what `load` returns."""
     where = f"The cache of {source.title} in {folder}"
     record, labels = _read_record(folder, source), None
     if record is not None:
@@ -131,7 +132,7 @@ def _finish(folder, source, console):
     progress = ProgressBar(
         rich.progress.MofNCompleteColumn(),
         console=console,
-        # A block takes seconds to come in: a short memory would see one only.
+        # A block takes seconds: a short period would see only one.
         speed_estimate_period=600,
     )
     with progress:
@@ -139,22 +140,22 @@ def _finish(folder, source, console):
             if any((folder / name).exists() for name in _FILES):
                 console.print(
                     f"{where} is incomplete, damaged, or of another version "
-                    "of the data or of this library. It is made anew.",
+                    "of the data or of this library. It is rebuilt.",
                     highlight=False,
                 )
             record, labels = _start(folder, source, progress)
             images = _open_images(folder, source)
         _write_blocks(folder, source, record, labels, images, progress, where)
     images.flush()
-    del images  # Closes the file: its time does not change any more.
+    del images  # Closes the file, so that its time no longer changes.
     record["finished"] = _size_and_time(folder / _IMAGES)
     _write_record(folder, record)
     return np.load(folder / _IMAGES, mmap_mode="r"), np.sort(labels)
 
 
 def _start(folder, source, progress):
-    """An empty cache: room for the images, and the labels."""
-    # Removed, not written over: who has the old ones open keeps them.
+    """Starts a cache: writes the labels, and reserves space for the images."""
+    # Removed, not overwritten: a process that has them open keeps them.
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     bar = progress.add_task(f"{source.title}, labels", total=source.num_images)
@@ -163,8 +164,11 @@ def _start(folder, source, progress):
         parts.append(part.astype("int32"))
         progress.advance(bar, len(part))
     labels = np.concatenate(parts)
-    _replace(folder / _LABELS, lambda path: np.save(path, labels, False))
-    _replace(folder / _IMAGES, lambda path: _make_room(path, source))
+    with atomic_write(folder / _LABELS) as temporary:
+        with open(temporary, "wb") as file:
+            np.save(file, labels, allow_pickle=False)
+    with atomic_write(folder / _IMAGES) as temporary:
+        _reserve_space(temporary, source)
     record = {
         "format": _FORMAT,
         "source": source.fingerprint,
@@ -177,9 +181,9 @@ def _start(folder, source, progress):
 
 
 def _write_blocks(folder, source, record, labels, images, progress, where):
-    """Writes the blocks of images that are not there, and records each."""
-    places = np.empty(len(labels), "int64")
-    places[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+    """Writes the missing blocks of images, and records each."""
+    row_of_image = np.empty(len(labels), "int64")
+    row_of_image[np.argsort(labels, kind="stable")] = np.arange(len(labels))
     bar = progress.add_task(f"{source.title}, images", total=len(labels))
     checksums = record["blocks"]
     done = sum(checksum is not None for checksum in checksums)
@@ -189,15 +193,15 @@ def _write_blocks(folder, source, record, labels, images, progress, where):
             highlight=False,
         )
     for number, (start, stop) in enumerate(_blocks(source)):
-        # In ascending order a block is written in one sweep over the disk.
-        order = np.argsort(places[start:stop])
-        rows = places[start:stop][order]
+        # In ascending order, so that a block is written in one sweep.
+        order = np.argsort(row_of_image[start:stop])
+        rows = row_of_image[start:stop][order]
         if checksums[number] is not None:
             if zlib.crc32(images[rows]) == checksums[number]:
                 progress.advance(bar, stop - start)
                 continue
             progress.console.print(
-                f"{where} is damaged: images {start} to {stop} are read anew.",
+                f"{where} is damaged: images {start} to {stop} are read again.",
                 highlight=False,
             )
         block = np.empty((stop - start, *source.image_shape), "uint8")
@@ -227,7 +231,7 @@ def _blocks(source):
 
 
 def _read_record(folder, source):
-    """The record, or `None` if there is none of a cache of this source."""
+    """The record, or `None` if it is missing or of another source."""
     try:
         record = json.loads((folder / _RECORD).read_text())
         fits = (
@@ -251,10 +255,10 @@ def _read_labels(folder, record):
 
 
 def _open_images(folder, source):
-    """The images, to write; `None` if the file does not hold as many."""
+    """The images, writable; `None` if the file has another size."""
     shape = (source.num_images, *source.image_shape)
     try:
-        # To write, a file that is too short would be made longer.
+        # Read-only first: opening a short file to write would extend it.
         images = np.load(folder / _IMAGES, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
@@ -263,17 +267,16 @@ def _open_images(folder, source):
     return np.load(folder / _IMAGES, mmap_mode="r+")
 
 
-def _make_room(path, source):
+def _reserve_space(path, source):
     shape = (source.num_images, *source.image_shape)
     np.lib.format.open_memmap(path, "w+", "uint8", shape).flush()
     size = path.stat().st_size
     try:
-        # A disk that is full is an error now, not a crash in the middle.
+        # A full disk is an error now, not a crash in the middle.
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        path.unlink()
         raise OSError(
             error.errno,
             f"The cache of {source.title} needs {size / 1e9:.1f} GB of free "
@@ -284,20 +287,12 @@ def _make_room(path, source):
 
 
 def _write_record(folder, record):
-    _replace(folder / _RECORD, lambda path: path.write_text(json.dumps(record)))
-
-
-def _replace(path, write):
-    """Writes a file so that it is there whole or not at all."""
-    part = path.with_name(f"part-{path.name}")
-    write(part)
-    with open(part, "r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with atomic_write(folder / _RECORD) as temporary:
+        temporary.write_text(json.dumps(record))
 
 
 def _size_and_time(path):
-    """What changes whenever a file is written; `None` if there is none."""
+    """Size and modification time of a file; `None` if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -307,7 +302,7 @@ def _size_and_time(path):
 
 @contextlib.contextmanager
 def _only_process(folder, source, console):
-    """Holds the cache's lock, which the system frees if the process dies."""
+    """Context that holds the cache's lock; the system frees it on death."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")

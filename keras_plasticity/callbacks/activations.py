@@ -1,4 +1,4 @@
-"""The activations of a model's layers: where they are, and their values."""
+"""Finds the activations of a model's layers, and computes them."""
 
 import collections
 import dataclasses
@@ -62,7 +62,7 @@ class Activation:
 
 
 def layer_names(model) -> dict:
-    """The names of a model's sublayers, without doubles.
+    """Unique names of a model's sublayers.
 
     Args:
         model: A built `keras.Model`.
@@ -82,11 +82,11 @@ def layer_names(model) -> dict:
 def find_activations(model, traced, names=None) -> list[Activation]:
     """Finds the activations of a model's layers.
 
-    Those of a layer with a kernel are its outputs after its non-linearity,
-    which may be a call of its own, behind a normalization, a dropout or a sum.
-    Of several layers that meet in a sum, the one that is called last has
-    them. A layer without a non-linearity has its own outputs. A layer that is
-    called more than once counts at its first call.
+    The activations of a layer with a kernel are its outputs after its
+    non-linearity, which may be a separate call, behind a normalization, a
+    dropout or a sum. Without a non-linearity they are the layer's outputs.
+    Activations after a sum of several layers are those of the layer called
+    last. Of a layer that is called more than once, the first call counts.
 
     Args:
         model: A built `keras.Model`.
@@ -100,62 +100,74 @@ def find_activations(model, traced, names=None) -> list[Activation]:
     Raises:
         ValueError: If there is no layer of a name.
     """
-    known_names = layer_names(model)
+    calls = _first_calls(model, traced)
+    if names is None:
+        chosen = _hidden_layers(calls, traced)
+        # Of several layers that meet in a sum, the last call has the value.
+        by_value = {}
+        for found in _find(chosen, traced):
+            by_value.pop(found.value, None)
+            by_value[found.value] = found
+        return list(by_value.values())
+    unknown = [name for name in names if name not in calls]
+    if unknown:
+        raise ValueError(
+            "`layers` must be names of layers that the model "
+            f"'{model.name}' calls. Received: {unknown}. Known: {list(calls)}"
+        )
+    chosen = {name: call for name, call in calls.items() if name in set(names)}
+    return _find(chosen, traced)
+
+
+def _first_calls(model, traced):
+    """Dict from the name of each layer that is called to its first call."""
+    names = layer_names(model)
     calls = {}
     for call in traced.calls:
         if isinstance(call.operation, keras.Layer):
-            operation = call.operation
-            name = known_names.get(id(operation), operation.name)
-            calls.setdefault(name, call)
-    if names is None:
-        hidden = _outputs_of_hidden_layers(traced.calls)
-        chosen = {
-            name: call
-            for name, call in calls.items()
-            if has_kernel(call.operation)
-            and not hidden.isdisjoint(call.outputs)
-        }
-    else:
-        unknown = [name for name in names if name not in calls]
-        if unknown:
-            raise ValueError(
-                "`layers` must be names of layers that the model "
-                f"'{model.name}' calls. Received: {unknown}. Known: "
-                f"{list(calls)}"
-            )
-        chosen = {n: call for n, call in calls.items() if n in set(names)}
-    readers = collections.defaultdict(list)
+            layer = call.operation
+            calls.setdefault(names.get(id(layer), layer.name), call)
+    return calls
+
+
+def _hidden_layers(calls, traced):
+    """Of some calls by name, those of hidden layers with a kernel."""
+    hidden = _outputs_of_hidden_layers(traced.calls)
+    return {
+        name: call
+        for name, call in calls.items()
+        if has_kernel(call.operation) and not hidden.isdisjoint(call.outputs)
+    }
+
+
+def _find(calls, traced):
+    """List of the `Activation`s of some calls by name."""
+    consumers = collections.defaultdict(list)
     producers = {}
     for call in traced.calls:
         for value in call.inputs:
-            readers[value].append(call)
+            consumers[value].append(call)
         for value in call.outputs:
             producers[value] = call
-    found = {}
-    for name, call in chosen.items():
-        value, function = _after_activation(call, readers, traced.outputs)
-        if names is None:
-            found.pop(value, None)  # The layer that is called last has it.
-            key = value
-        else:
-            key = name
-        found[key] = Activation(
-            name, value, _unit_axis(value, producers), function
-        )
-    return list(found.values())
+    found = []
+    for name, call in calls.items():
+        value, function = _after_activation(call, consumers, traced.outputs)
+        axis = _unit_axis(value, producers)
+        found.append(Activation(name, value, axis, function))
+    return found
 
 
 def run(traced, inputs, wanted, take):
     """Computes values of a trace, as a model does in inference.
 
-    Nothing that the model keeps changes. A layer that is called with
-    `training=True` in the model itself is called without, too.
+    The model's state does not change. A layer that the model itself calls with
+    `training=True` is called with `training=False`, too.
 
     Args:
         traced: A `trace.Trace`.
         inputs: List of arrays, the model's inputs.
         wanted: Set of `trace.Value`s.
-        take: Function that is given each of them, with its tensor.
+        take: Function that is called with each of them and its tensor.
     """
     calls = _calls_up_to(traced.calls, wanted)
     uses = collections.Counter(v for call in calls for v in set(call.inputs))
@@ -183,7 +195,7 @@ def run(traced, inputs, wanted, take):
 
 
 def has_kernel(layer) -> bool:
-    """Whether a layer weighs what it reads."""
+    """Whether a layer, or a sublayer of it, has a kernel."""
     return bool(kernels(layer))
 
 
@@ -205,24 +217,28 @@ def _outputs_of_hidden_layers(calls):
     return values
 
 
-def _after_activation(call, readers, outputs):
-    """The value after a layer's non-linearity, and the name of that."""
+def _after_activation(call, consumers, outputs):
+    """The value after a layer's non-linearity, and the name of the latter."""
     first = value = call.outputs[0]
     name = _activation_name(call.operation)
     if name is not None or not has_kernel(call.operation):
         return value, name
-    while len(readers[value]) == 1 and value not in outputs:
-        (reader,) = readers[value]
-        name = _activation_name(reader.operation)
+    while len(consumers[value]) == 1 and value not in outputs:
+        (consumer,) = consumers[value]
+        name = _activation_name(consumer.operation)
         if name is not None:
-            return reader.outputs[0], name
-        is_sum = keras_compat.is_stock_operation(reader.operation) and (
-            type(reader.operation).__name__ == "Add"
-        )
-        if not is_sum and not isinstance(reader.operation, _BEFORE_ACTIVATION):
+            return consumer.outputs[0], name
+        if not _may_precede_activation(consumer.operation):
             break
-        value = reader.outputs[0]
+        value = consumer.outputs[0]
     return first, None
+
+
+def _may_precede_activation(operation):
+    is_sum = keras_compat.is_stock_operation(operation) and (
+        type(operation).__name__ == "Add"
+    )
+    return is_sum or isinstance(operation, _BEFORE_ACTIVATION)
 
 
 def _activation_name(operation):
@@ -240,7 +256,7 @@ def _activation_name(operation):
 def _unit_axis(value, producers):
     """The last axis, or the first after that of the examples.
 
-    The nearest layer that knows decides.
+    The nearest layer with a data format decides.
     """
     rank = len(value.shape)
     while rank > 2 and value in producers:

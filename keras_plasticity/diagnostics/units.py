@@ -1,7 +1,7 @@
-"""Units that do nothing, or little, or always the same.
+"""Measures of dead, dormant, inactive and saturated units.
 
 All functions take the activations of one layer after its non-linearity, an
-array of shape `(examples, units)`. The positions of a feature map are further
+array of shape `(examples, units)`. The positions of a feature map count as
 examples.
 
 References:
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_plasticity.metrics.validation import check_features
+from keras_plasticity import validation
+from keras_plasticity.diagnostics.features import check_features
 
 
 def dead_units(features: np.ndarray) -> int:
@@ -41,15 +42,18 @@ def dead_units(features: np.ndarray) -> int:
 
 
 def inactive_units(features: np.ndarray, threshold: float = 0.01) -> int:
-    """Number of units that are not 0 on less than a share of the examples.
+    """Number of units that are active on too few examples.
 
-    These are the "dormant" units of the experiments with CIFAR-100 in Dohare
-    et al. (2024), where a feature map's positions count as examples. For
-    those of ReDo, see `keras_plasticity.metrics.dormant_units`.
+    A unit is inactive if it is nonzero on less than a fraction `threshold` of
+    the examples. These are the "dormant" units of the experiments with
+    CIFAR-100 in Dohare et al. (2024), where the positions of a feature map
+    count as examples. For those of ReDo, see
+    `keras_plasticity.diagnostics.dormant_units`.
 
     Args:
         features: Array of shape `(examples, units)`.
-        threshold: Float in (0, 1], the share. Defaults to `0.01`.
+        threshold: Float in (0, 1], the fraction of the examples. Defaults to
+            `0.01`.
 
     Returns:
         Integer between 0 and `units`; `units` for the zero matrix.
@@ -62,16 +66,16 @@ def inactive_units(features: np.ndarray, threshold: float = 0.01) -> int:
 
 
 def dormant_units(features: np.ndarray, threshold: float = 0.025) -> int:
-    """Number of units whose mean magnitude is small for their layer.
+    """Number of units whose mean magnitude is small within their layer.
 
     The score of a unit is its mean absolute activation, divided by the mean
-    of these over the units of the layer. A unit is dormant if its score is
-    not above the threshold (the tau-dormant units of ReDo, Sokar et al.,
+    of these over the units of the layer. A unit is dormant if its score does
+    not exceed the threshold (the tau-dormant units of ReDo, Sokar et al.,
     2023).
 
     Args:
         features: Array of shape `(examples, units)`.
-        threshold: Float, not negative. At 0 dormant is what is dead.
+        threshold: Float, not negative. With 0, dormant units are dead units.
             Defaults to `0.025`.
 
     Returns:
@@ -99,15 +103,15 @@ def saturated_units(
 ) -> int:
     """Number of units that are near an extreme for every example.
 
-    A unit of tanh or sigmoid has nearly no gradient there. It may be near one
+    There a tanh or sigmoid has nearly no gradient. A unit may be near one
     extreme for some examples, and near the other for the rest.
 
     Args:
         features: Array of shape `(examples, units)`.
-        extremes: Tuple of the values that the non-linearity does not exceed:
-            `(-1.0, 1.0)`, the default, of tanh, `(0.0, 1.0)` of sigmoid.
+        extremes: Tuple of the bounds of the non-linearity: `(-1.0, 1.0)`, the
+            default, for tanh, `(0.0, 1.0)` for sigmoid.
         tolerance: Float, not negative: an activation is saturated if it is
-            nearer than this to an extreme, or is one. Defaults to `0.1`.
+            nearer than this to an extreme, or equal to one. Defaults to `0.1`.
 
     Returns:
         Integer between 0 and `units`.
@@ -124,16 +128,16 @@ def saturated_fraction(
     extremes: Sequence[float] = (-1.0, 1.0),
     tolerance: float = 0.1,
 ) -> float:
-    """Share of all activations that are near an extreme.
+    """Fraction of all activations that are near an extreme.
 
-    With the defaults it is the share of `|h| > 0.9`, and with
-    `extremes=(0.0,), tolerance=0.0` the share of zeros, which is what the
-    authors' code of Slowly-Changing Regression records for tanh and for ReLU.
+    With the defaults it is the fraction with `|h| > 0.9`, and with
+    `extremes=(0.0,), tolerance=0.0` the fraction of zeros: what the authors'
+    code for Slowly-Changing Regression records for tanh and for ReLU.
 
     Args:
         features: Array of shape `(examples, units)`.
         extremes: Tuple of floats, as in
-            `keras_plasticity.metrics.saturated_units`.
+            `keras_plasticity.diagnostics.saturated_units`.
         tolerance: Float, likewise.
 
     Returns:
@@ -152,15 +156,13 @@ def saturated_fraction(
 
 
 class UnitActivity:
-    """What the measures of units need to know of a layer's activations.
-
-    Activations too many to hold at once are added part by part.
+    """Accumulates what the measures of units need, batch by batch.
 
     Args:
-        features: Array of shape `(examples, units)`.
-        extremes: Tuple of floats; see `saturated_units`. `None` if nothing
-            about saturation is asked.
-        tolerance: Float, likewise.
+        features: Array of shape `(examples, units)`, the first batch.
+        extremes: Tuple of floats; see `saturated_units`. `None` if saturation
+            is not measured.
+        tolerance: Float; see `saturated_units`.
     """
 
     def __init__(self, features, extremes=None, tolerance=0.1):
@@ -169,11 +171,7 @@ class UnitActivity:
                 "`extremes` must have at least one value. Received: "
                 f"extremes={extremes}"
             )
-        if not tolerance >= 0.0:
-            raise ValueError(
-                "`tolerance` must not be negative. "
-                f"Received: tolerance={tolerance}"
-            )
+        validation.check_not_negative("tolerance", tolerance)
         self._extremes = extremes
         self._tolerance = tolerance
         self._num_examples = 0
@@ -197,20 +195,12 @@ class UnitActivity:
         return int(np.sum(self._num_nonzero == 0))
 
     def inactive(self, threshold=0.01):
-        if not 0.0 < threshold <= 1.0:
-            raise ValueError(
-                f"`threshold` must be in (0, 1]. Received: "
-                f"threshold={threshold}"
-            )
+        validation.check_in_interval("threshold", threshold, "(0, 1]")
         share = self._num_nonzero / self._num_examples
         return int(np.sum(share < threshold))
 
     def dormant(self, threshold=0.025):
-        if not threshold >= 0.0:
-            raise ValueError(
-                "`threshold` must not be negative. "
-                f"Received: threshold={threshold}"
-            )
+        validation.check_not_negative("threshold", threshold)
         mean = self._magnitude.mean()
         if mean == 0.0:
             return self._magnitude.size
@@ -225,7 +215,7 @@ class UnitActivity:
     def _is_saturated(self, features):
         is_near = np.zeros(features.shape, bool)
         for extreme in self._extremes:
-            # Not by the distance, of which rounding would make a tie count.
+            # Not by the distance: rounding it would make ties count.
             low, high = extreme - self._tolerance, extreme + self._tolerance
             is_near |= (low < features) & (features < high)
             is_near |= features == extreme

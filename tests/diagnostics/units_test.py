@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
-from keras_plasticity import metrics
-from keras_plasticity.metrics import units
+from keras_plasticity import diagnostics
+from keras_plasticity.diagnostics import units
 
 
 def test_a_unit_is_dead_only_if_it_is_zero_for_every_example():
     features = np.array(
         [[0.0, 1.0, 0.0, -0.0], [0.0, 0.0, 1e-30, 0.0]], "float32"
     )
-    assert metrics.dead_units(features) == 2
-    assert metrics.dead_units(features + 1.0) == 0
-    assert metrics.dead_units(np.zeros((3, 7))) == 7
+    assert diagnostics.dead_units(features) == 2
+    assert diagnostics.dead_units(features + 1.0) == 0
+    assert diagnostics.dead_units(np.zeros((3, 7))) == 7
 
 
 def test_an_inactive_unit_is_not_zero_on_less_than_a_share():
@@ -19,43 +19,45 @@ def test_an_inactive_unit_is_not_zero_on_less_than_a_share():
     features[:1, 1] = 1.0  # 0.5 %
     features[:2, 2] = -1.0  # 1 %
     features[:, 3] = 1.0
-    assert metrics.inactive_units(features) == 2
-    assert metrics.inactive_units(features, threshold=0.005) == 1
-    assert metrics.inactive_units(features, threshold=1.0) == 3
-    assert metrics.inactive_units(np.zeros((3, 7))) == 7
+    assert diagnostics.inactive_units(features) == 2
+    assert diagnostics.inactive_units(features, threshold=0.005) == 1
+    assert diagnostics.inactive_units(features, threshold=1.0) == 3
+    assert diagnostics.inactive_units(np.zeros((3, 7))) == 7
 
 
 def test_a_dormant_unit_is_small_for_its_layer():
     # Means of magnitudes 2, 1 and 0; of these the mean is 1.
     features = np.array([[-2.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
-    assert metrics.dormant_units(features, threshold=0.0) == 1
-    assert metrics.dormant_units(features, threshold=0.99) == 1
-    assert metrics.dormant_units(features, threshold=1.0) == 2
-    assert metrics.dormant_units(features, threshold=2.0) == 3
+    assert diagnostics.dormant_units(features, threshold=0.0) == 1
+    assert diagnostics.dormant_units(features, threshold=0.99) == 1
+    assert diagnostics.dormant_units(features, threshold=1.0) == 2
+    assert diagnostics.dormant_units(features, threshold=2.0) == 3
     # The scale of the layer does not count.
-    assert metrics.dormant_units(1e-6 * features, threshold=0.1) == 1
-    assert metrics.dormant_units(np.zeros((3, 7))) == 7
+    assert diagnostics.dormant_units(1e-6 * features, threshold=0.1) == 1
+    assert diagnostics.dormant_units(np.zeros((3, 7))) == 7
 
 
 def test_saturated_tanh():
     features = np.array([[0.95, 0.95, 0.9, 0.0], [-0.95, 0.5, 1.0, -1.0]])
-    assert metrics.saturated_units(features) == 1
-    assert metrics.saturated_fraction(features) == 5 / 8
+    assert diagnostics.saturated_units(features) == 1
+    assert diagnostics.saturated_fraction(features) == 5 / 8
     # The zero matrix is far from both extremes.
-    assert metrics.saturated_units(np.zeros((2, 3))) == 0
-    assert metrics.saturated_fraction(np.zeros((2, 3))) == 0.0
+    assert diagnostics.saturated_units(np.zeros((2, 3))) == 0
+    assert diagnostics.saturated_fraction(np.zeros((2, 3))) == 0.0
 
 
 def test_saturated_sigmoid_and_relu():
     features = np.array([[0.0, 0.5, 0.99], [0.01, 0.0, 1.0]])
     sigmoid = dict(extremes=(0.0, 1.0), tolerance=0.05)
-    assert metrics.saturated_units(features, **sigmoid) == 2
-    assert metrics.saturated_fraction(features, **sigmoid) == 5 / 6
+    assert diagnostics.saturated_units(features, **sigmoid) == 2
+    assert diagnostics.saturated_fraction(features, **sigmoid) == 5 / 6
     relu = dict(extremes=(0.0,), tolerance=0.0)
-    assert metrics.saturated_units(features, **relu) == 0
-    assert metrics.saturated_fraction(features, **relu) == 2 / 6
+    assert diagnostics.saturated_units(features, **relu) == 0
+    assert diagnostics.saturated_fraction(features, **relu) == 2 / 6
     dead = np.array([[0.0, 3.0], [0.0, 0.0]])
-    assert metrics.saturated_units(dead, **relu) == metrics.dead_units(dead)
+    assert diagnostics.saturated_units(dead, **relu) == diagnostics.dead_units(
+        dead
+    )
 
 
 def test_activations_may_be_added_part_by_part():
@@ -75,11 +77,11 @@ def test_activations_may_be_added_part_by_part():
 
 
 UNIT_MEASURES = [
-    metrics.dead_units,
-    metrics.dormant_units,
-    metrics.inactive_units,
-    metrics.saturated_fraction,
-    metrics.saturated_units,
+    diagnostics.dead_units,
+    diagnostics.dormant_units,
+    diagnostics.inactive_units,
+    diagnostics.saturated_fraction,
+    diagnostics.saturated_units,
 ]
 
 
@@ -96,12 +98,12 @@ def test_bad_features(measure):
 @pytest.mark.parametrize(
     "measure, arguments, message",
     [
-        (metrics.dormant_units, {"threshold": -0.1}, "threshold=-0.1"),
-        (metrics.dormant_units, {"threshold": np.nan}, "threshold=nan"),
-        (metrics.inactive_units, {"threshold": 0.0}, "threshold=0.0"),
-        (metrics.inactive_units, {"threshold": 1.1}, "threshold=1.1"),
-        (metrics.saturated_units, {"tolerance": -1.0}, "tolerance=-1.0"),
-        (metrics.saturated_fraction, {"extremes": ()}, r"extremes=\(\)"),
+        (diagnostics.dormant_units, {"threshold": -0.1}, "threshold=-0.1"),
+        (diagnostics.dormant_units, {"threshold": np.nan}, "threshold=nan"),
+        (diagnostics.inactive_units, {"threshold": 0.0}, "threshold=0.0"),
+        (diagnostics.inactive_units, {"threshold": 1.1}, "threshold=1.1"),
+        (diagnostics.saturated_units, {"tolerance": -1.0}, "tolerance=-1.0"),
+        (diagnostics.saturated_fraction, {"extremes": ()}, r"extremes=\(\)"),
     ],
 )
 def test_bad_arguments(measure, arguments, message):

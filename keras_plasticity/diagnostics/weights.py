@@ -2,9 +2,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_plasticity import validation
+
 
 def gradient_norm(gradients: Sequence[np.ndarray | None]) -> float:
-    """Euclidean norm of all entries of some gradients together.
+    """Euclidean norm of the entries of all gradients together.
 
     Args:
         gradients: List of arrays of any shapes. `None`, the gradient of a
@@ -32,7 +34,7 @@ def weight_change(
     after: Sequence[np.ndarray],
     reduction: str = "mean",
 ) -> float:
-    """Mean, or sum, of the absolute differences of some weights.
+    """Mean or sum of absolute differences between two sets of weights.
 
     Args:
         before: List of arrays of any shapes.
@@ -52,11 +54,7 @@ def weight_change(
     >>> weight_change([np.array([1.0, 2.0])], [np.array([1.0, 4.0])])
     1.0
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            "`reduction` must be 'mean' or 'sum'. "
-            f"Received: reduction={reduction}"
-        )
+    validation.check_choice("reduction", reduction, ("mean", "sum"))
     before = [np.asarray(array) for array in before]
     after = [np.asarray(array) for array in after]
     shapes = [[array.shape for array in arrays] for arrays in (before, after)]
@@ -76,12 +74,11 @@ def weight_change(
 
 
 def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
-    """Mean absolute value over all entries of some arrays.
+    """Mean absolute entry of a list of arrays.
 
     Args:
         weights: List of arrays of any shapes, such as the kernels of a
-            network. Every entry counts the same, so a large array counts for
-            more than a small one.
+            network. The mean is over entries, so large arrays count for more.
 
     Returns:
         Float.
@@ -101,7 +98,7 @@ def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
 
 
 def _check_entries(name, arrays):
-    """Returns the number of all entries, of which there must be one."""
+    """Returns the number of entries of all arrays; 0 is an error."""
     size = sum(array.size for array in arrays)
     if size == 0:
         raise ValueError(

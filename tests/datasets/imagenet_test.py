@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from keras_plasticity import streams
-from keras_plasticity.streams import image_cache
-from keras_plasticity.streams import imagenet
+from keras_plasticity import datasets
+from keras_plasticity.datasets import image_cache
+from keras_plasticity.datasets import imagenet
 from tests.data_sets import data_dir
 
 
@@ -64,7 +64,7 @@ def test_load_imagenet_uses_the_cache(builder, tmp_path, monkeypatch):
         "load",
         lambda folder, source: asked.append((folder, source)),
     )
-    streams.load_imagenet(
+    datasets.load_imagenet(
         builder.data_dir.rpartition("imagenet_resized")[0], tmp_path
     )
     [(folder, source)] = asked
@@ -133,7 +133,7 @@ def test_a_data_dir_without_the_data(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="'imagenet_resized/32x32' in it.*data_dir="
     ):
-        streams.load_imagenet(str(tmp_path))
+        datasets.load_imagenet(str(tmp_path))
 
 
 def test_no_network_and_no_data(monkeypatch, tmp_path):
@@ -148,7 +148,7 @@ def test_no_network_and_no_data(monkeypatch, tmp_path):
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(ConnectionError, match="`data_dir`.*no such host"):
-        streams.load_imagenet(resolution=64)
+        datasets.load_imagenet(resolution=64)
     assert asked == [
         "http://www.image-net.org/data/downsample/"
         "Imagenet64_train_part1_npz.zip"
@@ -160,7 +160,7 @@ def test_a_download_that_is_refused(monkeypatch, tmp_path):
     builder = tfds.builder("imagenet_resized/32x32", data_dir=tmp_path)
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
     monkeypatch.setattr(
-        "keras_plasticity.streams.prepared_data._check_reachable",
+        "keras_plasticity.datasets.prepared_data._check_reachable",
         lambda url: None,
     )
 
@@ -169,7 +169,7 @@ def test_a_download_that_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builder, "download_and_prepare", refused)
     with pytest.raises(ConnectionError, match="FOLDER becomes one by.*403"):
-        streams.load_imagenet()
+        datasets.load_imagenet()
 
 
 def test_without_tensorflow_datasets(monkeypatch):
@@ -177,7 +177,7 @@ def test_without_tensorflow_datasets(monkeypatch):
     with pytest.raises(
         ImportError, match="ImageNet at 32x32 is read.*pip install tensorflow"
     ):
-        streams.load_imagenet()
+        datasets.load_imagenet()
 
 
 @pytest.mark.parametrize("resolution", [0, 28, "32", None])
@@ -185,4 +185,4 @@ def test_bad_resolution(resolution):
     with pytest.raises(
         ValueError, match=rf"\(8, 16, 32, 64\). .*resolution={resolution}"
     ):
-        streams.load_imagenet(resolution=resolution)
+        datasets.load_imagenet(resolution=resolution)

@@ -1,13 +1,11 @@
-"""How many directions a layer's activations really use.
+"""Rank measures of a layer's activations.
 
 All functions take the activations of one layer, an array of shape
-`(examples, units)`, and summarise its singular values, which are computed in
-float64. All are 0 for the zero matrix, as of a layer whose units are all
-dead.
+`(examples, units)`, and summarize its singular values, which are computed in
+float64. All are 0 for the zero matrix, such as that of a layer of dead units.
 
-"Stable rank" has two meanings. In the papers on loss of plasticity it is what
-is here called `absolute_approximate_rank`; elsewhere it is what is here
-called `stable_rank`.
+"Stable rank" has two meanings: in the papers on loss of plasticity it is
+`absolute_approximate_rank`, elsewhere it is `stable_rank`.
 
 References:
 
@@ -22,14 +20,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_plasticity.metrics.validation import check_features
+from keras_plasticity import validation
+from keras_plasticity.diagnostics.features import check_features
 
-# Activations are float32 at best, whatever type they come in.
+# Activations are computed in float32 at best, even if they come as float64.
 _RELATIVE_PRECISION = np.finfo("float32").eps
 
 
 def effective_rank(features: np.ndarray) -> float:
-    """Exponential of the entropy of the normalised singular values.
+    """Exponential of the entropy of the normalized singular values.
 
     Args:
         features: Array of shape `(examples, units)`.
@@ -49,7 +48,7 @@ def effective_rank(features: np.ndarray) -> float:
 
 
 def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
-    """Number of singular values that hold most of the sum of all squares.
+    """Number of singular values that make up most of the sum of squares.
 
     Args:
         features: Array of shape `(examples, units)`.
@@ -69,7 +68,7 @@ def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
 def absolute_approximate_rank(
     features: np.ndarray, threshold: float = 0.99
 ) -> int:
-    """Number of singular values that hold most of the sum of all.
+    """Number of singular values that make up most of their sum.
 
     This is the "stable rank" of the papers on loss of plasticity.
 
@@ -92,7 +91,7 @@ def stable_rank(features: np.ndarray) -> float:
     """Squared Frobenius norm over squared spectral norm.
 
     For the "stable rank" of the papers on loss of plasticity, see
-    `keras_plasticity.metrics.absolute_approximate_rank`.
+    `keras_plasticity.diagnostics.absolute_approximate_rank`.
 
     Args:
         features: Array of shape `(examples, units)`.
@@ -109,8 +108,9 @@ def stable_rank(features: np.ndarray) -> float:
 def hard_rank(features: np.ndarray) -> int:
     """Number of singular values that are not zero.
 
-    Zero is what cannot be told from the rounding of float32 activations:
-    `max(examples, units)` times its precision, relative to the largest.
+    Those count as zero that cannot be told from rounding errors of float32
+    activations: up to `max(examples, units)` times its precision, relative to
+    the largest.
 
     Args:
         features: Array of shape `(examples, units)`.
@@ -125,9 +125,9 @@ def hard_rank(features: np.ndarray) -> int:
 
 
 def several_ranks(features: np.ndarray, names: Sequence[str]) -> dict:
-    """Several of the measures above, from the same singular values.
+    """Computes several of these measures from the same singular values.
 
-    These take nearly all of the time.
+    The singular values take nearly all of the time.
 
     Args:
         features: Array of shape `(examples, units)`.
@@ -155,7 +155,7 @@ def _effective_rank(values):
     if values.size == 0:
         return 0.0
     p = values / values.sum()
-    p = p[p > 0.0]  # The smallest quotients are zero: their terms, too.
+    p = p[p > 0.0]  # Where the quotient underflows, its term is 0.
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
@@ -179,16 +179,13 @@ def _hard_rank(values, shape):
 
 
 def _singular_values(features):
-    """Singular values in falling order, float64."""
+    """Singular values in descending order, float64."""
     features = check_features(features).astype("float64")
     return np.linalg.svd(features, compute_uv=False)
 
 
 def _count_until(values, threshold):
-    if not 0.0 < threshold <= 1.0:
-        raise ValueError(
-            f"`threshold` must be in (0, 1]. Received: threshold={threshold}"
-        )
+    validation.check_in_interval("threshold", threshold, "(0, 1]")
     sums = np.cumsum(values)
     if sums[-1] == 0.0:
         return 0
