@@ -29,8 +29,6 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from keras_plasticity.progress_bar import ProgressBar
-
 try:
     import fcntl
 except ImportError:
@@ -123,6 +121,9 @@ def _load_finished(folder, source):
 
 def _finish(folder, source, console):
     """Makes or mends a cache, and returns what `load` returns."""
+    # Imported here: `utils` needs TensorBoard.
+    from keras_plasticity.utils import ProgressBar
+
     where = f"The cache of {source.title} in {folder}"
     record, labels = _read_record(folder, source), None
     if record is not None:

@@ -1,8 +1,9 @@
 """Tools around training; imported on demand, as they need TensorBoard."""
 
+from keras_plasticity.utils.progress_bar import ProgressBar as ProgressBar
 from keras_plasticity.utils.summary_writer import SummaryWriter as SummaryWriter
 from keras_plasticity.utils.summary_writer import (
     markdown_table as markdown_table,
 )
 
-__all__ = ["SummaryWriter", "markdown_table"]
+__all__ = ["ProgressBar", "SummaryWriter", "markdown_table"]
