@@ -8,7 +8,8 @@ import platform
 import shutil
 
 import keras
-import terminal
+
+from keras_plasticity.experiments import terminal
 
 _PACKAGES = ("keras", "numpy", "jax", "tensorflow", "torch", "tensorboard")
 _SETTINGS = "settings.json"
@@ -26,12 +27,12 @@ def open_folder(
         run: String, what sets the run apart. The time is added to it.
         settings: Dict from name to value, all that the results depend on, the
             names of the methods under `"method"`.
-        may_grow: Names of settings that may be larger when a run goes on.
-        resume: Boolean, whether to go on with the run in the folder.
+        may_grow: Names of settings that may be larger when a run is resumed.
+        resume: Boolean, whether to resume the run in the folder.
         overwrite: Boolean, whether to remove the run in the folder.
 
     Returns:
-        Tuple of the folder and of whether there is a run to go on with.
+        Tuple of the folder and of whether there is a run to resume.
 
     Raises:
         FileExistsError: If there is a run in the folder, and neither `resume`
@@ -40,7 +41,7 @@ def open_folder(
     """
     if resume and overwrite:
         raise ValueError(
-            "--resume goes on with a run, --overwrite removes it. Give one of "
+            "--resume continues a run, --overwrite removes it. Give one of "
             "them."
         )
     if log_dir is None:

@@ -4,44 +4,44 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 import keras_plasticity
+from keras_plasticity import experiments
 from keras_plasticity import training
+from tests.examples.trainers import load
+from tests.examples.trainers import parse
 from tests.helpers import to_numpy
 
 
 @pytest.fixture(scope="module")
-def trainer(import_trainer):
-    pytest.importorskip("matplotlib")
-    return import_trainer("slowly_changing_regression")
+def trainer():
+    return load("slowly_changing_regression")
 
 
-@pytest.fixture
-def methods(trainer):
-    return trainer.experiment.methods
+def choose(*arguments, defaults=None):
+    flag_values = flags.FlagValues()
+    experiments.define_flags(flag_values)
+    flag_values(["trainer", *arguments])
+    return experiments.choose_methods(
+        flag_values, defaults or {}, ["bp", "cbp"]
+    )
 
 
-def choose(methods, *arguments, defaults=None):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", *arguments])
-        return methods.chosen(defaults or {}, ["bp", "cbp"])
-
-
-def train(trainer, methods, *arguments):
+def train(trainer, *arguments):
     """A few tasks; returns the method, its errors and the trained model."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", *arguments])
-        [method] = methods.chosen({}, ["bp"])
-        engine = training.OnlineTrainer(
-            lambda i: trainer.build_model(method, i)
-        )
-        results = engine.fit(
-            keras_plasticity.streams.SlowlyChangingRegression(
-                num_tasks=4, examples_per_task=100
-            ),
-            callbacks=method.task_callbacks(trainer.build_model, seeds=[0]),
-        )
+    flag_values = parse(trainer, *arguments)
+    [method] = experiments.choose_methods(flag_values, {}, ["bp"])
+
+    def build_model(method, seed):
+        return trainer.build_model(flag_values, method, seed)
+
+    engine = training.OnlineTrainer(lambda i: build_model(method, i))
+    results = engine.fit(
+        keras_plasticity.streams.SlowlyChangingRegression(
+            num_tasks=4, examples_per_task=100
+        ),
+        callbacks=method.task_callbacks(build_model, seeds=[0]),
+    )
     return method, results["loss"][:, 0], engine.model()
 
 
@@ -60,7 +60,7 @@ ALL = [
     "cbp",
     "linear",
     "cbp,l2",
-    "cbp,adam,shrink_and_perturb",
+    "cbp,shrink_and_perturb,adam",
     "cbp,layer_norm",
     "cbp,online_norm",
     "linear,l2",
@@ -68,29 +68,29 @@ ALL = [
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_method_trains_and_differs_from_bp(trainer, methods, name):
-    assert set(methods.PARTS) <= {part for n in ALL for part in n.split(",")}
+def test_every_method_trains_and_differs_from_bp(trainer, name):
     method, errors, model = (
-        train(trainer, methods, f"--method={name}", "--replacement_rate=0.02")
+        train(trainer, f"--method={name}", "--replacement_rate=0.02")
         if "cbp" in name
-        else train(trainer, methods, f"--method={name}")
+        else train(trainer, f"--method={name}")
     )
     assert method.name == name
     assert np.isfinite(errors).all()
-    _, bp_errors, _ = train(trainer, methods, "--method=bp")
+    _, bp_errors, _ = train(trainer, "--method=bp")
     if name == "bp":
         np.testing.assert_array_equal(errors, bp_errors)
     else:
         assert not np.array_equal(errors, bp_errors)
     if method.has("cbp"):
-        assert (
-            model.optimizer.num_replaced()["hidden"] > 10
-            if ("hidden" in model.optimizer.num_replaced())
-            else sum(model.optimizer.num_replaced().values()) > 10
-        )
+        assert sum(model.optimizer.num_replaced().values()) > 10
 
 
-def test_defaults_of_the_problem_and_of_the_method(methods):
+def test_every_part_is_tried():
+    tried = {part for name in ALL for part in name.split(",")}
+    assert {part.name for part in experiments.PARTS} == tried
+
+
+def test_defaults_of_the_problem_and_of_the_method():
     defaults = {
         "learning_rate": {None: 0.003, "adam": 1e-4},
         "momentum": 0.9,
@@ -98,7 +98,7 @@ def test_defaults_of_the_problem_and_of_the_method(methods):
     }
 
     def settings(*arguments):
-        [method] = choose(methods, *arguments, defaults=defaults)
+        [method] = choose(*arguments, defaults=defaults)
         return method.settings
 
     assert settings("--method=bp") == {
@@ -117,10 +117,12 @@ def test_defaults_of_the_problem_and_of_the_method(methods):
     assert "activation" not in settings("--method=linear")
 
 
-def test_methods_are_those_of_the_problem_without_a_flag(methods):
-    assert [m.name for m in choose(methods)] == ["bp", "cbp"]
-    twice = choose(methods, "--method=l2", "--method=bp", "--method=l2")
+def test_methods_are_those_of_the_problem_without_a_flag():
+    assert [m.name for m in choose()] == ["bp", "cbp"]
+    twice = choose("--method=l2", "--method=bp", "--method=l2")
     assert [m.name for m in twice] == ["l2", "bp"]
+    same = choose("--method=adam,l2", "--method=l2,adam")
+    assert [m.name for m in same] == ["l2,adam"]
 
 
 @pytest.mark.parametrize(
@@ -134,17 +136,20 @@ def test_methods_are_those_of_the_problem_without_a_flag(methods):
         ("batch_norm,layer_norm", "contradict each other"),
         ("linear,cbp", "contradict each other"),
         ("linear,dropout", "contradict each other"),
+        ("layer_norm,linear", "layer_norm and linear contradict each other"),
+        ("l2,shrink_and_perturb_tasks,dropout", "l2 and shrink_and_perturb_t"),
         ("cbp,cbp", "each part once"),
     ],
 )
-def test_methods_that_do_not_go(methods, name, message):
+def test_methods_that_do_not_go(name, message):
     with pytest.raises(flags.IllegalFlagValueError, match=message):
-        choose(methods, f"--method={name}")
+        choose(f"--method={name}")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--momentum=0.9", "--method=adam", "--method=linear,adam"], "of m"),
         (
             ["--method=bp", "--replacement_rate=0.1"],
             "--replacement_rate is of methods with cbp only.*=0.1 with "
@@ -156,9 +161,9 @@ def test_methods_that_do_not_go(methods, name, message):
         (["--method=linear", "--activation=elu"], "is not of methods with lin"),
     ],
 )
-def test_settings_that_no_method_needs(methods, arguments, message):
+def test_settings_that_no_method_needs(arguments, message):
     with pytest.raises(ValueError, match=message):
-        choose(methods, *arguments)
+        choose(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +183,9 @@ def test_settings_that_no_method_needs(methods, arguments, message):
         ("--activation=gelu", "activation"),
     ],
 )
-def test_settings_out_of_their_range(methods, argument, message):
+def test_settings_out_of_their_range(argument, message):
     with pytest.raises(flags.Error, match=message):
-        choose(methods, argument)
+        choose(argument)
 
 
 @pytest.mark.parametrize(
@@ -195,23 +200,50 @@ def test_settings_out_of_their_range(methods, argument, message):
         ("adam,l2", 0.001),
     ],
 )
-def test_defaults_do_not_depend_on_the_order_of_parts(
-    methods, name, learning_rate
-):
+def test_defaults_do_not_depend_on_the_order_of_parts(name, learning_rate):
     defaults = {"adam": 0.001, "cbp": 0.01, "l2": 0.03, None: 0.01}
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", f"--method={name}"])
-        [method] = methods.chosen({"learning_rate": defaults}, [])
+    [method] = choose(f"--method={name}", defaults={"learning_rate": defaults})
     assert method.settings["learning_rate"] == learning_rate
 
 
-def test_adam_is_that_of_pytorch(methods):
-    [method] = choose(methods, "--method=adam")
+@pytest.mark.parametrize("name", ["learning_rat", "hidden_units"])
+def test_a_default_of_no_flag(name):
+    with pytest.raises(ValueError, match=f"of flags.*Received: {name}"):
+        choose(defaults={name: 0.1})
+
+
+def test_of_a_shared_flag_each_part_has_its_own_default():
+    factors = {
+        name: choose(f"--method={name}")[0].settings["shrink"]
+        for name in (
+            "shrink_and_perturb_by_initializer",
+            "shrink_and_perturb_tasks",
+        )
+    }
+    assert set(factors.values()) == {0.999, 0.2}
+    [method] = choose(
+        "--method=shrink_and_perturb_tasks",
+        defaults={"shrink": {"shrink_and_perturb_by_initializer": 0.9}},
+    )
+    assert method.settings["shrink"] == 0.2
+
+
+def test_adam_is_that_of_pytorch():
+    [method] = choose("--method=adam")
     assert method.optimizer(0, "he_uniform").epsilon == 1e-8
 
 
-def test_optimizers_nest(methods):
-    [method] = choose(methods, "--method=cbp,adam,shrink_and_perturb")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cbp,shrink_and_perturb,adam",
+        "adam,shrink_and_perturb,cbp",
+        "shrink_and_perturb,cbp,adam",
+    ],
+)
+def test_optimizers_nest_in_the_order_of_the_records(name):
+    [method] = choose(f"--method={name}")
+    assert method.name == "cbp,shrink_and_perturb,adam"
     optimizer = method.optimizer(0, "he_uniform")
     kinds = []
     while optimizer is not None:
@@ -220,31 +252,32 @@ def test_optimizers_nest(methods):
     assert kinds == ["ContinualBackprop", "ShrinkAndPerturb", "Adam"]
 
 
-def test_weight_decay_is_the_decoupled_one(methods):
-    [method] = choose(methods, "--method=weight_decay,adam")
+def test_weight_decay_is_the_decoupled_one():
+    [method] = choose("--method=weight_decay,adam")
     assert method.optimizer(0, "he_uniform").weight_decay == 1e-4
     assert isinstance(method.optimizer(0, "he_uniform"), keras.optimizers.Adam)
 
 
-def test_new_networks_of_tasks_are_of_the_learner_s_seed(trainer, methods):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", "--method=shrink_and_perturb_tasks"])
-        [method] = methods.chosen({}, [])
+def test_new_networks_of_tasks_are_of_the_learner_s_seed(trainer):
+    flag_values = parse(trainer, "--method=shrink_and_perturb_tasks")
+    [method] = experiments.choose_methods(flag_values, {}, [])
 
-        def kernel(seeds, learner, task):
-            [callback] = method.task_callbacks(trainer.build_model, seeds)
-            return to_numpy(callback.build_model(learner, task).weights[0])
+    def kernel(seeds, learner, task):
+        [callback] = method.task_callbacks(
+            lambda method, seed: trainer.build_model(flag_values, method, seed),
+            seeds,
+        )
+        return to_numpy(callback.build_model(learner, task).weights[0])
 
-        expected = kernel([5], 0, 1)
-        np.testing.assert_array_equal(kernel([4, 5], 1, 1), expected)
-        for other in (kernel([6], 0, 1), kernel([5], 0, 2)):
-            assert not np.array_equal(other, expected)
+    expected = kernel([5], 0, 1)
+    np.testing.assert_array_equal(kernel([4, 5], 1, 1), expected)
+    for other in (kernel([6], 0, 1), kernel([5], 0, 2)):
+        assert not np.array_equal(other, expected)
 
 
-def test_new_weights_are_drawn_as_the_network_s(trainer, methods):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", "--method=shrink_and_perturb_by_initializer"])
-        [method] = methods.chosen({}, [])
-        model = trainer.build_model(method, 0)
+def test_new_weights_are_drawn_as_the_network_s(trainer):
+    flag_values = parse(trainer, "--method=shrink_and_perturb_by_initializer")
+    [method] = experiments.choose_methods(flag_values, {}, [])
+    model = trainer.build_model(flag_values, method, 0)
     hidden = model.get_layer("hidden").kernel_initializer
     assert model.optimizer.initializer.get_config() == hidden.get_config()
