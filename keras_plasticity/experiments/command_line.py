@@ -13,8 +13,7 @@ from keras_plasticity.experiments.methods import find_parts
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
 
-# The flags are those of the module that calls `define_flags`: its `--help`
-# lists them.
+# Flags belong to the module that calls `define_flags`: its `--help` lists them.
 flags.disclaim_key_flags()
 
 _DEFAULT_TEXT = "Default: the problem's and method's, printed at the start."

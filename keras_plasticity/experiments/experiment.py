@@ -1,4 +1,4 @@
-"""Trains methods on a stream, and tells what came of it."""
+"""Trains methods on a stream and reports the results."""
 
 import math
 import os
@@ -198,7 +198,7 @@ def _settings(flag_values, problem, chosen):
 
 
 def _all_that_matters(settings, chosen, parts):
-    """All that the results depend on, and how a run is told from another."""
+    """All that the results depend on: what two runs may differ in."""
     # A flag of methods is told for each of them, given or not.
     of_methods = {flag.name for flag in all_flags(parts)}
     result = {

@@ -1,4 +1,4 @@
-"""The initial weights of PyTorch's layers, which many papers rely on."""
+"""PyTorch's initial weights, on which the results of many papers rest."""
 
 import math
 
@@ -15,7 +15,14 @@ def pytorch_initializer(rng: np.random.Generator) -> keras.Initializer:
         rng: `numpy.random.Generator`, from which the seed is drawn.
 
     Returns:
-        A Keras initializer. Each kernel needs one of its own.
+        A Keras initializer, for one kernel: it draws the same numbers again.
+
+    Example:
+
+    ```python
+    rng = np.random.default_rng(0)
+    layer = keras.layers.Dense(2, kernel_initializer=pytorch_initializer(rng))
+    ```
     """
     return keras.initializers.VarianceScaling(
         1 / 3, "fan_in", "uniform", seed=int(rng.integers(2**31))

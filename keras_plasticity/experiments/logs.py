@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and its `summary.json`."""
+"""The log folder of a run, and its `summary.json`."""
 
 import datetime
 import importlib.metadata
@@ -19,12 +19,12 @@ _SUMMARY = "summary.json"
 def open_folder(
     log_dir, problem, run, settings, may_grow=(), resume=False, overwrite=False
 ):
-    """Settles where a run logs to.
+    """Opens the log folder of a run: a new one, or one to resume or replace.
 
     Args:
         log_dir: String, the folder that the user asked for, or `None`.
         problem: String, the name of the problem.
-        run: String, what sets the run apart. The time is added to it.
+        run: String, the first part of a new folder's name; the time follows.
         settings: Dict from name to value, all that the results depend on, the
             names of the methods under `"method"`.
         may_grow: Names of settings that may be larger when a run is resumed.

@@ -1,4 +1,4 @@
-"""Methods: one or more parts, with the values of all flags that they need."""
+"""Methods: one or more parts, with the values of the flags they need."""
 
 import dataclasses
 from collections.abc import Callable

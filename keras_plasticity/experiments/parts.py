@@ -1,8 +1,8 @@
 """The parts that methods are made of: one record for each.
 
-A new part is a further record in `PARTS`. Its flags, their checks and help
-texts, what it goes together with and its row in README's table all come from
-the record.
+To add a part, add a record to `PARTS`. Its flags with their checks and help
+texts, the parts it can be joined with, and its row in README's table all come
+from the record.
 """
 
 import dataclasses
@@ -58,7 +58,11 @@ class Flag:
     type: type = float
 
     def allows(self, value: float) -> bool:
-        """Whether a number lies in the interval."""
+        """Whether a number lies in the interval.
+
+        Args:
+            value: Number.
+        """
         if self.interval is None:
             return True
         lower, upper = (float(end) for end in self.interval[1:-1].split(","))
@@ -73,16 +77,16 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What can be a method, or be joined with other parts to one.
+    """A part of a method: it is one alone, or joined with others.
 
-    A part says by its fields where it steps in. A function among them gets the
-    method's settings, a dict from the name of a flag to its value; what a part
-    leaves at `None` stays as it is. Two parts that choose the same thing
+    The fields say what the part changes. Those that are functions get the
+    method's settings, a dict from the name of a flag to its value; a field that
+    is `None` changes nothing. Two parts that choose the same thing
     (`optimizer`, `activation` or `normalization`) contradict each other, and so
     do a part without hidden layers and one that changes them.
 
-    A regularizer is an optimizer wrapper, too: it adds to the gradients. As a
-    term of the model's loss it would be part of the error that is reported.
+    A regularizer is an optimizer wrapper too, which adds to the gradients: as a
+    term of the model's loss it would be part of the reported error.
 
     Args:
         name: String, as in `--method`.
@@ -146,7 +150,11 @@ class Part:
     task_callback: Callable[..., training.TaskCallback] | None = None
 
     def contradicts(self, other: "Part") -> bool:
-        """Whether a method cannot have both this part and another one."""
+        """Whether a method cannot have both this part and another one.
+
+        Args:
+            other: `Part`.
+        """
         if self.name in other.excludes or other.name in self.excludes:
             return True
         if any(

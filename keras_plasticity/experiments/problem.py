@@ -1,4 +1,4 @@
-"""What a trainer is about."""
+"""What a trainer shows: its metric, its defaults and published results."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _FEWEST_BINS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a trainer is about: its metric, its defaults and what is known.
+    """What a trainer shows: its metric, its defaults and published results.
 
     The defaults are those of a classification problem, shown in percent, one
     point for each task.

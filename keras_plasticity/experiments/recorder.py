@@ -1,4 +1,4 @@
-"""Keeps the results of a run while it trains."""
+"""Records the results of each task."""
 
 from keras_plasticity import training
 from keras_plasticity.experiments import runs

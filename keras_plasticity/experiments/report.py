@@ -1,4 +1,4 @@
-"""What is said about a run at its end: tables, figure and TensorBoard."""
+"""Reports on a run that has ended: tables, figure and TensorBoard charts."""
 
 import os
 
@@ -14,7 +14,13 @@ _MOST_ROWS = 12
 
 
 def report(problem, summary, log_dir):
-    """Prints the tables, draws the figure and tells TensorBoard."""
+    """Prints the tables, draws the figure and writes both for TensorBoard.
+
+    Args:
+        problem: `Problem`.
+        summary: Dict, the content of `summary.json`.
+        log_dir: String, the run's folder.
+    """
     measured = {
         run["method"]: run for run in summary["runs"] if run["per_task"]
     }

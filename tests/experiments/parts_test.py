@@ -11,6 +11,8 @@ from absl import flags
 
 import keras_plasticity
 from keras_plasticity import experiments
+from keras_plasticity import streams
+from keras_plasticity import training
 from keras_plasticity.experiments import methods
 from tests.helpers import to_numpy
 
@@ -154,6 +156,64 @@ def test_an_activation_follows_the_normalization():
         x = layer(x)
     values = to_numpy(x)
     assert (values[:, :3] == -values[:, 3:]).all() and values.any()
+
+
+def test_a_trainer_with_further_parts(tmp_path):
+    pytest.importorskip("matplotlib")
+    tasks = []
+
+    class Look(training.TaskCallback):
+        def on_task_begin(self, task, x, y):
+            tasks.append(task)
+
+    look = experiments.Part(
+        "look",
+        "changes nothing",
+        task_callback=lambda settings, build_fresh: Look(),
+        smallest_batch=5,
+    )
+    parts = (*PARTS, look)
+    flag_values = parse(
+        f"--log_dir={tmp_path}", "--method=look,recycle,l2", parts=parts
+    )
+
+    def build_model(method, seed):
+        output = method.layers.Dense(1)
+        model = keras.Sequential([keras.Input((20,)), *hidden(method), output])
+        model.compile(method.optimizer(seed, "he_uniform"), loss="mse")
+        return model
+
+    def run(batch_size):
+        return experiments.run(
+            flag_values,
+            experiments.Problem(
+                name="toy",
+                title="Toy",
+                metric="error",
+                result="loss",
+                metric_label="error",
+                examples_per_task=50,
+                num_probe_examples=10,
+                defaults={"threshold": 0.5},
+                published=lambda method: [],
+            ),
+            build_model,
+            lambda seed: streams.SlowlyChangingRegression(
+                num_tasks=2, examples_per_task=50, seed=seed
+            ),
+            num_tasks=2,
+            batch_size=batch_size,
+            parts=parts,
+        )
+
+    with pytest.raises(SystemExit, match="look needs batches of at least 5"):
+        run(batch_size=4)
+    [record] = run(batch_size=5)["runs"]
+    assert tasks == [0, 1]
+    assert record["method"] == "look,recycle,l2"
+    assert record["settings"]["threshold"] == 0.5
+    assert record["steps_per_learner"] == 20
+    assert (tmp_path / "look,recycle,l2").is_dir()
 
 
 def test_the_table_has_its_row():
