@@ -137,7 +137,7 @@ def test_it_wraps_the_optimizer_and_has_plastic_layers():
     assert method.name == "recycle,adam"
     optimizer = method.optimizer(0, "he_uniform")
     assert type(optimizer) is _Halve
-    assert type(optimizer.inner_optimizer) is keras.optimizers.Adam
+    assert isinstance(optimizer.inner_optimizer, keras.optimizers.Adam)
     [layer] = hidden(method)
     assert type(layer) is keras_plasticity.layers.Dense
 
