@@ -295,8 +295,8 @@ def methods_table(parts: Sequence[Part] = PARTS) -> str:
 
 
 def _make_method(parts, flag_values, problem_defaults):
-    omitted = [flag for part in parts for flag in part.omits]
-    needed = {f.name: f for f in COMMON_FLAGS if f not in omitted}
+    omitted = [name for part in parts for name in part.omits]
+    needed = {f.name: f for f in COMMON_FLAGS if f.name not in omitted}
     # A part's default comes before the common one.
     needed |= {flag.name: flag for part in parts for flag in part.flags}
     settings = {}
@@ -327,7 +327,7 @@ def _check_needed(flag_values, methods, parts):
         if needed_by:
             whose = f"is of methods with {' or '.join(needed_by)} only"
         else:
-            omitted_by = [p.name for p in parts if flag in p.omits]
+            omitted_by = [p.name for p in parts if flag.name in p.omits]
             whose = f"is not of methods with {' or '.join(omitted_by)}"
         raise ValueError(
             f"--{flag.name} {whose}. Leave it out, or add a method that has "

@@ -94,7 +94,7 @@ class Part:
         implementation: String, the name in Keras or in `keras_plasticity`, as
             README's table has it. Defaults to `""`.
         flags: Tuple of `Flag`s that it needs, beside `COMMON_FLAGS`.
-        omits: Tuple of those `COMMON_FLAGS` that have no meaning with it.
+        omits: Tuple of names of `COMMON_FLAGS` that have no meaning with it.
         excludes: Tuple of names of other parts that it contradicts. It is
             enough that one of the two names the other.
         optimizer: Function of the settings that returns the innermost
@@ -137,7 +137,7 @@ class Part:
     about: str
     implementation: str = ""
     flags: tuple[Flag, ...] = ()
-    omits: tuple[Flag, ...] = ()
+    omits: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     optimizer: Callable[[Settings], keras.optimizers.Optimizer] | None = None
     wrap: Callable[..., keras.optimizers.Optimizer] | None = None
@@ -172,18 +172,17 @@ class Part:
         )
 
 
-_LEARNING_RATE = Flag(
-    "learning_rate", "Step size of the optimizer", 0.01, "(0, inf)"
-)
-_MOMENTUM = Flag("momentum", "Momentum of SGD", 0.0, "[0, 1)")
-_ACTIVATION = Flag(
-    "activation",
-    "Of the hidden units",
-    "relu",
-    choices=tuple(activations.GAINS),
-)
 # Of every method, but for parts that omit them.
-COMMON_FLAGS = (_LEARNING_RATE, _MOMENTUM, _ACTIVATION)
+COMMON_FLAGS = (
+    Flag("learning_rate", "Step size of the optimizer", 0.01, "(0, inf)"),
+    Flag("momentum", "Momentum of SGD", 0.0, "[0, 1)"),
+    Flag(
+        "activation",
+        "Of the hidden units",
+        "relu",
+        choices=tuple(activations.GAINS),
+    ),
+)
 
 _L2 = Flag("l2", "weight of half the sum of squares", 1e-4, "[0, inf)")
 _SHRINK = Flag("shrink", "factor of the weights", 0.999, "[0, 1]")
@@ -256,7 +255,7 @@ PARTS = (
         "adam",
         "Adam",
         "`keras.optimizers.Adam`",
-        omits=(_MOMENTUM,),
+        omits=("momentum",),
         optimizer=_adam,
     ),
     # Sets an argument of the innermost optimizer, so before all wrappers.
@@ -404,7 +403,7 @@ PARTS = (
     Part(
         "linear",
         "no hidden layer",
-        omits=(_ACTIVATION,),
+        omits=("activation",),
         hidden_layers=False,
     ),
 )

@@ -40,7 +40,7 @@ RECYCLE = experiments.Part(
 CONCATENATED = experiments.Part(
     "concatenated",
     "twice as many units",
-    omits=(methods.COMMON_FLAGS[-1],),
+    omits=("activation",),
     activation=lambda settings, name: keras.layers.Lambda(
         lambda x: keras.ops.concatenate([x, -x], axis=-1), name=name
     ),
@@ -241,11 +241,13 @@ def test_defaults_are_allowed(flag):
     assert flag.default in flag.choices or flag.allows(flag.default)
 
 
-def test_excluded_parts_are_there():
+def test_names_in_records_are_those_of_records():
     names = {part.name for part in experiments.PARTS}
+    common = {flag.name for flag in methods.COMMON_FLAGS}
     assert len(names) == len(experiments.PARTS)
     for part in experiments.PARTS:
         assert set(part.excludes) <= names - {part.name}
+        assert set(part.omits) <= common
 
 
 @pytest.mark.parametrize(
