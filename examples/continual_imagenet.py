@@ -23,24 +23,25 @@ References:
 - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
 """
 
+import functools
 import math
 import sys
 
-import experiment
 import keras
 import numpy as np
-from absl import app
 from absl import flags
 
 from keras_plasticity import callbacks
 from keras_plasticity import datasets
+from keras_plasticity import experiments
 from keras_plasticity import streams
 
 NUM_CLASSES = 2
 # (filters, size of the kernel) and units of the paper's network.
 CONVOLUTIONS = ((32, 5), (64, 3), (128, 3))
 UNITS = (128, 128)
-TASKS_PER_PUBLISHED_BIN = 50
+# The first that is a part of a method counts.
+LEARNING_RATES = {"adam": 1e-3, "cbp": 0.01, "l2": 0.03, None: 0.01}
 # Test accuracy in percent, means of 50 tasks, read off the published figures:
 # (method, learning rate) -> [(last task of the 50, accuracy), ...].
 PUBLISHED = {
@@ -53,50 +54,39 @@ PUBLISHED = {
     ("cbp", 0.01): [(50, 84.5), (2000, 88.9), (5000, 90.45)],
 }
 
-flags.adopt_module_key_flags(experiment)
-NUM_TASKS = flags.DEFINE_integer("num_tasks", 2000, "Tasks.", lower_bound=1)
-EPOCHS = flags.DEFINE_integer(
-    "epochs", 250, "Passes over the images of a task.", lower_bound=1
-)
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 100, "Images in each update.", lower_bound=1
-)
-TRAIN_IMAGES = flags.DEFINE_integer(
-    "train_images_per_class", 600, "To train on.", lower_bound=1
-)
-TEST_IMAGES = flags.DEFINE_integer(
-    "test_images_per_class", 100, "To test on.", lower_bound=1
-)
-SCALE = flags.DEFINE_enum(
-    "scale",
-    "unit",
-    ["unit", "raw", "centered"],
-    "Pixels in [0, 1], as they are in [0, 255], or in [-1, 1]. (The paper "
-    "does not say.)",
-)
-NUM_PROBE_IMAGES = 200
-DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Folder of tensorflow_datasets with imagenet_resized/32x32 in it. By "
-    "default its own folder, to which the images are downloaded if need be.",
-)
-CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", None, "Folder for the images sorted by class."
-)
+
+def define_flags(flag_values):
+    integer = functools.partial(
+        flags.DEFINE_integer, lower_bound=1, flag_values=flag_values
+    )
+    integer("num_tasks", 2000, "Tasks.")
+    integer("epochs", 250, "Passes over the images of a task.")
+    integer("batch_size", 100, "Images in each update.")
+    integer("train_images_per_class", 600, "To train on.")
+    integer("test_images_per_class", 100, "To test on.")
+    flags.DEFINE_enum(
+        "scale",
+        "unit",
+        ["unit", "raw", "centered"],
+        "Pixels in [0, 1], as they are in [0, 255], or in [-1, 1]. (The paper "
+        "does not say.)",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "cache_dir",
+        None,
+        "Folder for the images sorted by class.",
+        flag_values=flag_values,
+    )
+    experiments.define_flags(flag_values, data_set="imagenet_resized/32x32")
 
 
 def build_model(image_shape, method, seed):
     """The paper's network, with the initial weights of PyTorch."""
     rng = np.random.default_rng(seed)
-
-    def initializer():
-        return keras.initializers.VarianceScaling(
-            1 / 3, "fan_in", "uniform", seed=int(rng.integers(2**31))
-        )
-
+    initializer = functools.partial(experiments.pytorch_initializer, rng)
     layers = [keras.Input(image_shape)]
-    if not method.has("linear"):
+    if method.has_hidden_layers:
         for number, (filters, size) in enumerate(CONVOLUTIONS, start=1):
             layers += method.hidden(
                 "Conv2D",
@@ -107,7 +97,7 @@ def build_model(image_shape, method, seed):
             )
             layers.append(keras.layers.MaxPooling2D(2))
     layers.append(keras.layers.Flatten())
-    if not method.has("linear"):
+    if method.has_hidden_layers:
         for number, units in enumerate(UNITS, start=1):
             layers += method.hidden(
                 "Dense",
@@ -117,15 +107,13 @@ def build_model(image_shape, method, seed):
             )
     layers.append(
         method.layers.Dense(
-            NUM_CLASSES, kernel_initializer=initializer(), name="head"
+            NUM_CLASSES,
+            kernel_initializer=initializer(),
+            name="head",
         )
     )
     model = keras.Sequential(layers)
-    for layer in model.layers:
-        if hasattr(layer, "kernel"):
-            # Not by an initializer: a new unit's bias is zero.
-            bound = 1 / math.sqrt(math.prod(layer.kernel.shape[:-1]))
-            layer.bias.assign(rng.uniform(-bound, bound, layer.bias.shape))
+    experiments.draw_pytorch_biases(model, rng)
     model.compile(
         optimizer=method.optimizer(seed, initializer()),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -134,96 +122,86 @@ def build_model(image_shape, method, seed):
     return model
 
 
-def tasks_per_bin():
-    """As the paper; a short run is shown in at least four bins."""
-    return min(TASKS_PER_PUBLISHED_BIN, max(1, NUM_TASKS.value // 4))
-
-
-def published(method):
+def published(flag_values, method):
+    settings = (
+        "epochs",
+        "batch_size",
+        "train_images_per_class",
+        "test_images_per_class",
+        "scale",
+    )
     is_protocol = (
-        EPOCHS.value == 250
-        and BATCH_SIZE.value == 100
-        and TRAIN_IMAGES.value == 600
-        and TEST_IMAGES.value == 100
-        and tasks_per_bin() == TASKS_PER_PUBLISHED_BIN
-        and SCALE.value == "unit"
+        experiments.has_defaults(flag_values, settings)
+        # A shorter run has smaller bins.
+        and flag_values.num_tasks >= 200
         and method.changed <= {"learning_rate"}
     )
     key = (method.name, method.settings["learning_rate"])
     return PUBLISHED.get(key, []) if is_protocol else []
 
 
-def make_problem():
-    steps = math.ceil(NUM_CLASSES * TRAIN_IMAGES.value / BATCH_SIZE.value)
-    return experiment.Problem(
+def make_problem(flag_values):
+    examples = NUM_CLASSES * flag_values.train_images_per_class
+    steps = math.ceil(examples / flag_values.batch_size) * flag_values.epochs
+    return experiments.Problem(
         name="continual_imagenet",
         title="Continual ImageNet",
         metric="test_accuracy",
         result="test_accuracy",
         metric_label="test accuracy (%)",
-        lower_is_better=False,
-        scale=100.0,
-        format=".2f",
-        tasks_per_bin=tasks_per_bin(),
-        x_label="tasks",
-        x_per_task=1,
-        examples_per_task=NUM_CLASSES * TRAIN_IMAGES.value,
-        steps_per_task=EPOCHS.value * steps,
-        num_learners=1,
-        methods=("bp", "cbp"),
-        num_probe_examples=NUM_PROBE_IMAGES,
-        diagnostics=True,
+        tasks_per_bin=experiments.tasks_per_bin(50, flag_values.num_tasks),
+        examples_per_task=examples,
+        num_probe_examples=200,
         # The best of those in the paper; Adam and what is not in it: those of
         # https://arxiv.org/abs/2308.11958.
         defaults={
-            # The first that is a part of a method counts.
-            "learning_rate": {
-                "adam": 1e-3,
-                "cbp": 0.01,
-                "l2": 0.03,
-                None: 0.01,
-            },
+            "learning_rate": LEARNING_RATES,
             "momentum": 0.9,
             "l2": {None: 1e-5, "l2": 3e-6},
             "noise_stddev": 1e-5,
             "shrink": {None: 0.9999, "shrink_and_perturb_tasks": 0.2},
             "replacement_rate": 3e-4,
+            # As Kumar et al. found best: dead units, once a task.
+            "redo_threshold": 0.0,
+            "redo_period": steps,
+            "redo_score_updates": 3,
+            "resets_threshold_period": steps,
         },
-        published=published,
-        may_grow=("num_tasks",),
+        published=functools.partial(published, flag_values),
     )
 
 
-def main(argv):
-    experiment.check_arguments(argv)
+def run(flag_values):
     try:
-        images, labels = datasets.load_imagenet(DATA_DIR.value, CACHE_DIR.value)
+        images, labels = datasets.load_imagenet(
+            flag_values.data_dir, flag_values.cache_dir
+        )
 
         def build_stream(seed):
             return streams.BinaryClassPairs(
                 images,
                 labels,
-                num_tasks=NUM_TASKS.value,
-                train_images_per_class=TRAIN_IMAGES.value,
-                test_images_per_class=TEST_IMAGES.value,
-                scale=SCALE.value,
+                num_tasks=flag_values.num_tasks,
+                train_images_per_class=flag_values.train_images_per_class,
+                test_images_per_class=flag_values.test_images_per_class,
+                scale=flag_values.scale,
                 seed=seed,
             )
 
         image_shape = build_stream(0).image_shape
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    experiment.run(
-        sys.modules[__name__],
-        make_problem(),
-        lambda method, seed: build_model(image_shape, method, seed),
+    return experiments.run(
+        flag_values,
+        make_problem(flag_values),
+        functools.partial(build_model, image_shape),
         build_stream,
-        num_tasks=NUM_TASKS.value,
-        batch_size=BATCH_SIZE.value,
-        epochs=EPOCHS.value,
+        num_tasks=flag_values.num_tasks,
+        batch_size=flag_values.batch_size,
+        epochs=flag_values.epochs,
         task_callbacks=[callbacks.ZeroWeights(["head"])],
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    experiments.launch(define_flags, run)

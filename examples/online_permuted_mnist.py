@@ -1,9 +1,9 @@
 """Online Permuted MNIST: classification with ever new orders of the pixels.
 
 A network learns from one example at a time, each seen once. Every 60,000
-examples a new task begins: all pixels are shuffled anew. Accuracy is measured
-on each example before the network learns from it. The defaults are those of
-the paper, 48 million steps of a large network; a small run on the CPU is
+examples a new task begins, with a new order of the pixels. Accuracy is
+measured on each example before the network learns from it. The defaults are
+those of the paper, 48 million steps of a large network. A small run is
 
     python examples/online_permuted_mnist.py --num_tasks=10 --hidden_units=100
 
@@ -19,16 +19,16 @@ References:
 - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
 """
 
+import functools
 import math
 import sys
 
-import experiment
 import keras
 import numpy as np
-from absl import app
 from absl import flags
 
 from keras_plasticity import datasets
+from keras_plasticity import experiments
 from keras_plasticity import streams
 
 NUM_CLASSES = 10
@@ -52,41 +52,32 @@ PUBLISHED = {
     ("cbp", 0.003, 2000): [(10, 95.0), (800, 95.0)],
 }
 
-flags.adopt_module_key_flags(experiment)
-NUM_TASKS = flags.DEFINE_integer("num_tasks", 800, "Tasks.", lower_bound=1)
-EXAMPLES_PER_TASK = flags.DEFINE_integer(
-    "examples_per_task", 60_000, "Examples in each task.", lower_bound=1
-)
-HIDDEN_UNITS = flags.DEFINE_integer(
-    "hidden_units", 2000, "Units in each hidden layer.", lower_bound=1
-)
-NUM_HIDDEN_LAYERS = flags.DEFINE_integer(
-    "num_hidden_layers", 3, "Hidden layers.", lower_bound=1
-)
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 1, "Examples in each update.", lower_bound=1
-)
-DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Folder of tensorflow_datasets with MNIST in it. By default its own "
-    "folder, to which MNIST is downloaded if need be.",
-)
+
+def define_flags(flag_values):
+    integer = functools.partial(
+        flags.DEFINE_integer, lower_bound=1, flag_values=flag_values
+    )
+    integer("num_tasks", 800, "Tasks.")
+    integer("examples_per_task", 60_000, "Examples in each task.")
+    integer("hidden_units", 2000, "Units in each hidden layer.")
+    integer("num_hidden_layers", 3, "Hidden layers.")
+    integer("batch_size", 1, "Examples in each update.")
+    experiments.define_flags(flag_values, data_set="MNIST")
 
 
-def build_model(num_pixels, method, seed):
+def build_model(flag_values, num_pixels, method, seed):
     """The paper's network, compiled: ReLU layers and one linear layer.
 
     The seed decides the initial weights, which are the same for all methods.
     """
     rng = np.random.default_rng(seed)
-    num_hidden = 0 if method.has("linear") else NUM_HIDDEN_LAYERS.value
-    seeds = rng.integers(2**31, size=NUM_HIDDEN_LAYERS.value + 1).tolist()
+    num_layers = flag_values.num_hidden_layers
+    seeds = rng.integers(2**31, size=num_layers + 1).tolist()
     layers = [keras.Input((num_pixels,))]
-    for i in range(num_hidden):
+    for i in range(num_layers if method.has_hidden_layers else 0):
         layers += method.hidden(
             "Dense",
-            units=HIDDEN_UNITS.value,
+            units=flag_values.hidden_units,
             kernel_initializer=keras.initializers.HeUniform(seeds[i]),
             name=f"hidden_{i + 1}",
         )
@@ -106,40 +97,34 @@ def build_model(num_pixels, method, seed):
     return model
 
 
-def published(method):
-    is_protocol = (
-        EXAMPLES_PER_TASK.value == 60_000
-        and NUM_HIDDEN_LAYERS.value == 3
-        and BATCH_SIZE.value == 1
+def published(flag_values, method):
+    is_protocol = experiments.has_defaults(
+        flag_values, ("examples_per_task", "num_hidden_layers", "batch_size")
     )
     changed = method.changed - {"learning_rate"}
     if method.has("dropout"):
         # The paper shows another rate than the one that it found best.
         is_protocol &= method.settings["dropout_rate"] == 0.1
         changed -= {"dropout_rate"}
-    key = (method.name, method.settings["learning_rate"], HIDDEN_UNITS.value)
-    return PUBLISHED.get(key, []) if is_protocol and not changed else []
+    if changed or not is_protocol:
+        return []
+    learning_rate = method.settings["learning_rate"]
+    key = (method.name, learning_rate, flag_values.hidden_units)
+    return PUBLISHED.get(key, [])
 
 
-def make_problem():
-    return experiment.Problem(
+def make_problem(flag_values):
+    steps_per_task = math.ceil(
+        flag_values.examples_per_task / flag_values.batch_size
+    )
+    return experiments.Problem(
         name="online_permuted_mnist",
         title="Online Permuted MNIST",
         metric="online_accuracy",
         result="accuracy",
         metric_label="online accuracy (%)",
-        lower_is_better=False,
-        scale=100.0,
-        format=".2f",
-        tasks_per_bin=1,
-        x_label="tasks",
-        x_per_task=1,
-        examples_per_task=EXAMPLES_PER_TASK.value,
-        steps_per_task=math.ceil(EXAMPLES_PER_TASK.value / BATCH_SIZE.value),
-        num_learners=1,
-        methods=("bp", "cbp"),
+        examples_per_task=flag_values.examples_per_task,
         num_probe_examples=NUM_PROBE_EXAMPLES,
-        diagnostics=True,
         # The best of those in the paper.
         defaults={
             "learning_rate": {None: 0.003, "adam": 1e-4},
@@ -151,34 +136,36 @@ def make_problem():
             # 100 units (BUILD_NOTES.md). 0.999 leaves a network at chance.
             "shrink": {None: 0.99999, "shrink_and_perturb_tasks": 0.2},
             "perturb": {None: 1e-3, "shrink_and_perturb_tasks": 0.8},
+            # As Kumar et al. found best: dead units, once a task.
+            "redo_threshold": 0.0,
+            "redo_period": steps_per_task,
+            "resets_threshold_period": steps_per_task,
         },
-        published=published,
-        may_grow=("num_tasks",),
+        published=functools.partial(published, flag_values),
     )
 
 
-def main(argv):
-    experiment.check_arguments(argv)
+def run(flag_values):
     try:
-        images, labels = datasets.load_mnist(DATA_DIR.value)
+        images, labels = datasets.load_mnist(flag_values.data_dir)
     except (ImportError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     num_pixels = math.prod(images.shape[1:])
-    experiment.run(
-        sys.modules[__name__],
-        make_problem(),
-        lambda method, seed: build_model(num_pixels, method, seed),
+    return experiments.run(
+        flag_values,
+        make_problem(flag_values),
+        functools.partial(build_model, flag_values, num_pixels),
         lambda seed: streams.OnlinePermutedImages(
             images,
             labels,
-            num_tasks=NUM_TASKS.value,
-            examples_per_task=EXAMPLES_PER_TASK.value,
+            num_tasks=flag_values.num_tasks,
+            examples_per_task=flag_values.examples_per_task,
             seed=seed,
         ),
-        num_tasks=NUM_TASKS.value,
-        batch_size=BATCH_SIZE.value,
+        num_tasks=flag_values.num_tasks,
+        batch_size=flag_values.batch_size,
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    experiments.launch(define_flags, run)

@@ -16,95 +16,72 @@ References:
 - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
 """
 
-import math
+import functools
 import sys
 
-import experiment
 import keras
 import numpy as np
-from absl import app
 from absl import flags
 
+from keras_plasticity import experiments
 from keras_plasticity import streams
 
-# The gain of each activation in the scheme of Kaiming He, as in the paper.
-GAINS = {
-    "relu": math.sqrt(2),
-    "leaky_relu": math.sqrt(2 / (1 + 0.01**2)),
-    "tanh": 5 / 3,
-    "sigmoid": 1.0,
-    "elu": math.sqrt(2),
-    "swish": math.sqrt(2),
-}
 # Squared error in the first and in the last bin of 20,000 examples, read off
 # the figure that the authors' repository ships (1 million examples, all slow
-# bits redrawn): (method, activation, learning rate) -> (first, last).
+# bits redrawn), with backpropagation: activation -> learning rate -> (first,
+# last). Without an activation it is the linear model.
 PUBLISHED = {
-    ("linear", None, 0.01): (0.885, 0.885),
-    ("bp", "relu", 0.01): (0.62, 1.25),
-    ("bp", "relu", 0.003): (0.71, 1.07),
-    ("bp", "relu", 0.001): (0.84, 0.86),
-    ("bp", "tanh", 0.01): (0.43, 0.89),
-    ("bp", "tanh", 0.003): (0.60, 0.92),
-    ("bp", "tanh", 0.001): (0.80, 0.84),
+    None: {0.01: (0.885, 0.885)},
+    "relu": {0.01: (0.62, 1.25), 0.003: (0.71, 1.07), 0.001: (0.84, 0.86)},
+    "tanh": {0.01: (0.43, 0.89), 0.003: (0.60, 0.92), 0.001: (0.80, 0.84)},
 }
 # The same of 3 million examples, one bit flipped at each change, in bins of
 # 40,000, read off the figure of the preprint (give or take 0.05).
 PUBLISHED_FLIP_ONE = {
-    ("linear", None, 0.01): (0.80, 0.80),
-    ("bp", "relu", 0.01): (0.65, 1.2),
-    ("bp", "relu", 0.003): (0.60, 1.05),
-    ("bp", "relu", 0.001): (0.60, 0.85),
-    ("bp", "leaky_relu", 0.01): (0.55, 1.0),
-    ("bp", "leaky_relu", 0.003): (0.60, 1.1),
-    ("bp", "leaky_relu", 0.001): (0.55, 0.80),
-    ("bp", "tanh", 0.01): (0.45, 0.85),
-    ("bp", "tanh", 0.003): (0.55, 0.85),
-    ("bp", "tanh", 0.001): (0.60, 0.85),
-    ("bp", "sigmoid", 0.01): (0.40, 0.90),
-    ("bp", "sigmoid", 0.003): (0.60, 0.85),
-    ("bp", "sigmoid", 0.001): (0.70, 0.85),
-    ("bp", "elu", 0.01): (0.45, 0.825),
-    ("bp", "elu", 0.003): (0.65, 0.70),
-    ("bp", "elu", 0.001): (0.55, 0.70),
-    ("bp", "swish", 0.01): (0.60, 1.05),
-    ("bp", "swish", 0.003): (0.55, 0.75),
-    ("bp", "swish", 0.001): (0.60, 0.75),
+    None: {0.01: (0.80, 0.80)},
+    "relu": {0.01: (0.65, 1.2), 0.003: (0.60, 1.05), 0.001: (0.60, 0.85)},
+    "leaky_relu": {0.01: (0.55, 1.0), 0.003: (0.60, 1.1), 0.001: (0.55, 0.80)},
+    "tanh": {0.01: (0.45, 0.85), 0.003: (0.55, 0.85), 0.001: (0.60, 0.85)},
+    "sigmoid": {0.01: (0.40, 0.90), 0.003: (0.60, 0.85), 0.001: (0.70, 0.85)},
+    "elu": {0.01: (0.45, 0.825), 0.003: (0.65, 0.70), 0.001: (0.55, 0.70)},
+    "swish": {0.01: (0.60, 1.05), 0.003: (0.55, 0.75), 0.001: (0.60, 0.75)},
 }
 
-flags.adopt_module_key_flags(experiment)
-NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples",
-    None,
-    "Examples for each learner. Default: 1,000,000, or 3,000,000 with "
-    "--flip_one.",
-    lower_bound=1,
-)
-EXAMPLES_PER_TASK = flags.DEFINE_integer(
-    "examples_per_task", 10_000, "Examples between changes.", lower_bound=1
-)
-FLIP_ONE = flags.DEFINE_boolean(
-    "flip_one", False, "Flip one slow bit at a change, not redraw all of them."
-)
-HIDDEN_UNITS = flags.DEFINE_integer(
-    "hidden_units", 5, "Hidden units of a learner.", lower_bound=1
-)
+
+def define_flags(flag_values):
+    integer = functools.partial(
+        flags.DEFINE_integer, lower_bound=1, flag_values=flag_values
+    )
+    integer(
+        "num_examples",
+        None,
+        "Examples for each learner. Default: 1,000,000, or 3,000,000 with "
+        "--flip_one.",
+    )
+    integer("examples_per_task", 10_000, "Examples between changes.")
+    integer("hidden_units", 5, "Hidden units of a learner.")
+    flags.DEFINE_boolean(
+        "flip_one",
+        False,
+        "Flip one slow bit at a change, not redraw all of them.",
+        flag_values=flag_values,
+    )
+    experiments.define_flags(flag_values)
 
 
-def build_model(method, seed):
+def build_model(flag_values, method, seed):
     """The paper's learner: one hidden layer, or none, and a linear output."""
     hidden_seed, output_seed = np.random.default_rng(seed).integers(
         2**31, size=2
     )
-    layers = [keras.Input((20,))]
-    gain = GAINS.get(method.settings.get("activation"), 1.0)
     initializer = keras.initializers.VarianceScaling(
-        gain**2, "fan_in", "uniform", seed=int(hidden_seed)
+        method.gain**2, "fan_in", "uniform", seed=int(hidden_seed)
     )
-    if not method.has("linear"):
+    layers = [keras.Input((20,))]
+    if method.has_hidden_layers:
         layers += method.hidden(
             "Dense",
-            units=HIDDEN_UNITS.value,
+            units=flag_values.hidden_units,
             kernel_initializer=initializer,
             name="hidden",
         )
@@ -122,32 +99,33 @@ def build_model(method, seed):
     return model
 
 
-def make_problem(num_tasks):
-    published_bin = 40_000 if FLIP_ONE.value else 20_000
-    # As the paper; a short run is shown in at least four bins.
-    tasks_per_bin = min(
-        max(1, published_bin // EXAMPLES_PER_TASK.value), max(1, num_tasks // 4)
+def make_problem(flag_values, num_tasks):
+    flip_one = flag_values.flip_one
+    examples_per_task = flag_values.examples_per_task
+    published_bin = 40_000 if flip_one else 20_000
+    tasks_per_bin = experiments.tasks_per_bin(
+        max(1, published_bin // examples_per_task), num_tasks
     )
 
     def published(method):
-        known = PUBLISHED_FLIP_ONE if FLIP_ONE.value else PUBLISHED
-        key = tuple(
-            method.settings.get(name)
-            for name in ("activation", "learning_rate")
+        known = PUBLISHED_FLIP_ONE if flip_one else PUBLISHED
+        marks = known.get(method.settings.get("activation"), {}).get(
+            method.settings["learning_rate"]
         )
-        marks = known.get((method.name, *key))
         is_protocol = (
-            EXAMPLES_PER_TASK.value == 10_000
-            and tasks_per_bin * 10_000 == published_bin
-            and HIDDEN_UNITS.value == 5
+            method.name in ("bp", "linear")
+            and experiments.has_defaults(
+                flag_values, ("examples_per_task", "hidden_units")
+            )
+            and tasks_per_bin * examples_per_task == published_bin
             and method.changed <= {"learning_rate", "activation"}
         )
         if marks is None or not is_protocol:
             return []
-        last = 3_000_000 if FLIP_ONE.value else 1_000_000
+        last = 3_000_000 if flip_one else 1_000_000
         return list(zip((published_bin, last), marks))
 
-    return experiment.Problem(
+    return experiments.Problem(
         name="slowly_changing_regression",
         title="Slowly-Changing Regression",
         metric="squared_error",
@@ -158,9 +136,8 @@ def make_problem(num_tasks):
         format=".3f",
         tasks_per_bin=tasks_per_bin,
         x_label="examples",
-        x_per_task=EXAMPLES_PER_TASK.value,
-        examples_per_task=EXAMPLES_PER_TASK.value,
-        steps_per_task=EXAMPLES_PER_TASK.value,
+        x_per_task=examples_per_task,
+        examples_per_task=examples_per_task,
         num_learners=30,
         methods=("bp", "cbp", "linear"),
         num_probe_examples=2000,
@@ -177,34 +154,36 @@ def make_problem(num_tasks):
             "dropout_rate": 0.03,
             "shrink": {None: 0.9999, "shrink_and_perturb_tasks": 0.5},
             "perturb": {None: 1e-3, "shrink_and_perturb_tasks": 0.5},
+            "resets_threshold_period": examples_per_task,
         },
         published=published,
         may_grow=("num_examples",),
     )
 
 
-def main(argv):
-    experiment.check_arguments(argv)
-    num_examples = NUM_EXAMPLES.value or (
-        3_000_000 if FLIP_ONE.value else 1_000_000
+def run(flag_values):
+    if flag_values.num_examples is None:
+        # What settles how long the run is, given or not.
+        flag_values.num_examples = (
+            3_000_000 if flag_values.flip_one else 1_000_000
+        )
+    num_tasks, rest = divmod(
+        flag_values.num_examples, flag_values.examples_per_task
     )
-    # What settles how long the run is, given or not.
-    flags.FLAGS.num_examples = num_examples
-    num_tasks, rest = divmod(num_examples, EXAMPLES_PER_TASK.value)
     if rest or not num_tasks:
         sys.exit(
             "--num_examples must be a multiple of --examples_per_task. "
-            f"Received: --num_examples={num_examples} "
-            f"--examples_per_task={EXAMPLES_PER_TASK.value}"
+            f"Received: --num_examples={flag_values.num_examples} "
+            f"--examples_per_task={flag_values.examples_per_task}"
         )
-    experiment.run(
-        sys.modules[__name__],
-        make_problem(num_tasks),
-        build_model,
+    return experiments.run(
+        flag_values,
+        make_problem(flag_values, num_tasks),
+        functools.partial(build_model, flag_values),
         lambda seed: streams.SlowlyChangingRegression(
             num_tasks=num_tasks,
-            examples_per_task=EXAMPLES_PER_TASK.value,
-            flip_one=FLIP_ONE.value,
+            examples_per_task=flag_values.examples_per_task,
+            flip_one=flag_values.flip_one,
             seed=seed,
         ),
         num_tasks=num_tasks,
@@ -212,4 +191,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    experiments.launch(define_flags, run)

@@ -30,7 +30,6 @@ import rich.console
 import rich.progress
 
 from keras_plasticity.files import atomic_write
-from keras_plasticity.progress_bar import ProgressBar
 
 try:
     import fcntl
@@ -124,6 +123,9 @@ def _load_finished(folder, source):
 
 def _finish(folder, source, console):
     """Builds or repairs a cache, and returns what `load` returns."""
+    # Imported here: `utils` needs TensorBoard.
+    from keras_plasticity.utils import ProgressBar
+
     where = f"The cache of {source.title} in {folder}"
     record, labels = _read_record(folder, source), None
     if record is not None:

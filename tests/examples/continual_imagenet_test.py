@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
+from keras_plasticity import experiments
 from keras_plasticity import training
 from tests.data_sets import data_dir
+from tests.examples.trainers import load
+from tests.examples.trainers import parse
 from tests.examples.trainers import run
 from tests.helpers import to_numpy
 
@@ -20,9 +21,17 @@ _TINY = [
 
 
 @pytest.fixture(scope="module")
-def trainer(import_trainer):
+def trainer():
     pytest.importorskip("matplotlib")
-    return import_trainer("continual_imagenet")
+    return load("continual_imagenet")
+
+
+def choose(trainer, *arguments):
+    """The problem and the one method of some flags."""
+    flag_values = parse(trainer, *arguments)
+    problem = trainer.make_problem(flag_values)
+    [method] = experiments.choose_methods(flag_values, problem.defaults, [])
+    return problem, method
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,7 @@ def test_the_head_is_zero_when_a_task_begins(
                 *arguments, callbacks=[*callbacks, Look()], **settings
             )
 
-    monkeypatch.setattr(trainer.experiment.training, "OnlineTrainer", Trainer)
+    monkeypatch.setattr(training, "OnlineTrainer", Trainer)
     arguments = ["--method=shrink_and_perturb_tasks", "--nodiagnostics"]
     run(trainer, tmp_path, *_TINY, *data_flags, *arguments)
     assert len(Look.heads) == 4
@@ -84,12 +93,9 @@ def test_the_head_is_zero_when_a_task_begins(
 
 
 def test_initial_weights_are_those_of_pytorch_and_new_biases_zero(trainer):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", "--method=cbp"])
-        problem = trainer.make_problem()
-        [method] = trainer.experiment.methods.chosen(problem.defaults, [])
-        model = trainer.build_model((32, 32, 3), method, 0)
-        [other] = trainer.build_model((32, 32, 3), method, 1).get_weights()[:1]
+    _, method = choose(trainer, "--method=cbp")
+    model = trainer.build_model((32, 32, 3), method, 0)
+    [other] = trainer.build_model((32, 32, 3), method, 1).get_weights()[:1]
     assert not np.array_equal(model.get_weights()[0], other)
     for layer, fan_in in zip(
         [layer for layer in model.layers if hasattr(layer, "kernel")],
@@ -107,15 +113,13 @@ def test_initial_weights_are_those_of_pytorch_and_new_biases_zero(trainer):
 
 def test_published_values_are_those_of_the_protocol(trainer):
     def published(*arguments):
-        with flagsaver.flagsaver():
-            flags.FLAGS(["trainer", "--method=cbp", *arguments])
-            problem = trainer.make_problem()
-            [method] = trainer.experiment.methods.chosen(problem.defaults, [])
-            return problem.published(method)
+        problem, method = choose(trainer, "--method=cbp", *arguments)
+        return problem.published(method)
 
     assert published() == [(50, 84.5), (2000, 88.9), (5000, 90.45)]
     for other in (
         "--epochs=50",
+        "--batch_size=50",
         "--train_images_per_class=400",
         "--test_images_per_class=50",
         "--scale=raw",

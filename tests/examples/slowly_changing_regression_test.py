@@ -6,9 +6,12 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
 
+from keras_plasticity import experiments
+from keras_plasticity.experiments import activations
+from tests.examples.trainers import load
+from tests.examples.trainers import parse
 from tests.examples.trainers import run
 
 _TINY = [
@@ -19,9 +22,9 @@ _TINY = [
 
 
 @pytest.fixture(scope="module")
-def trainer(import_trainer):
+def trainer():
     pytest.importorskip("matplotlib")
-    return import_trainer("slowly_changing_regression")
+    return load("slowly_changing_regression")
 
 
 def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
@@ -62,15 +65,16 @@ def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
     "activation", ["relu", "leaky_relu", "tanh", "sigmoid", "elu", "swish"]
 )
 def test_activations_and_their_initial_weights(trainer, activation):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", f"--activation={activation}"])
-        chosen = trainer.experiment.methods.chosen({}, ["bp", "cbp"])
-        models = [trainer.build_model(method, seed=1) for method in chosen]
+    flag_values = parse(trainer, f"--activation={activation}")
+    models = [
+        trainer.build_model(flag_values, method, seed=1)
+        for method in experiments.choose_methods(flag_values, {}, ["bp", "cbp"])
+    ]
     kernels = [
         keras.ops.convert_to_numpy(model.layers[0].kernel) for model in models
     ]
     np.testing.assert_array_equal(*kernels)
-    bound = trainer.GAINS[activation] * np.sqrt(3 / 20)
+    bound = activations.GAINS[activation] * np.sqrt(3 / 20)
     assert 0.9 * bound < np.abs(kernels[0]).max() <= bound
     # What the hidden layer feeds the output is the activation, as defined.
     x = np.random.default_rng(0).integers(0, 2, (7, 20)).astype("float32")
@@ -110,20 +114,18 @@ def test_the_same_learners_and_streams_for_every_run(trainer, tmp_path):
     ],
 )
 def test_bad_flags(trainer, arguments, message):
-    with flagsaver.flagsaver():
-        with pytest.raises(flags.Error, match=message):
-            flags.FLAGS(["trainer", *arguments])
+    with pytest.raises(flags.Error, match=message):
+        parse(trainer, *arguments)
 
 
 def test_published_values_are_those_of_the_settings(trainer):
     def published(*arguments, num_tasks=100):
-        with flagsaver.flagsaver():
-            flags.FLAGS(["trainer", *arguments])
-            problem = trainer.make_problem(num_tasks)
-            chosen = trainer.experiment.methods.chosen(
-                problem.defaults, problem.methods
-            )
-            return {m.name: problem.published(m) for m in chosen}
+        flag_values = parse(trainer, *arguments)
+        problem = trainer.make_problem(flag_values, num_tasks)
+        chosen = experiments.choose_methods(
+            flag_values, problem.defaults, problem.methods
+        )
+        return {m.name: problem.published(m) for m in chosen}
 
     assert published() == {
         "bp": [(20_000, 0.62), (1_000_000, 1.25)],
@@ -136,6 +138,10 @@ def test_published_values_are_those_of_the_settings(trainer):
     assert published("--examples_per_task=100")["bp"] == []
     assert published("--hidden_units=6")["bp"] == []
     assert published("--momentum=0.9")["bp"] == []
+    assert published("--method=l2", "--method=layer_norm") == {
+        "l2": [],
+        "layer_norm": [],
+    }
     # Too short for the bins of the published figure.
     assert published(num_tasks=7)["bp"] == []
 

@@ -4,7 +4,7 @@ import pytest
 from rich import console
 from rich import progress
 
-from keras_plasticity import progress_bar
+from keras_plasticity.utils import progress_bar
 
 
 @pytest.fixture

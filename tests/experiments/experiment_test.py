@@ -12,12 +12,14 @@ import time
 import keras
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from keras_plasticity.experiments import experiment
+from keras_plasticity.experiments import recorder
+from tests.examples.trainers import load
+from tests.examples.trainers import parse
 from tests.examples.trainers import run
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -26,9 +28,9 @@ _TINY = ["--num_examples=800", "--examples_per_task=200", "--num_learners=2"]
 
 
 @pytest.fixture(scope="module")
-def trainer(import_trainer):
+def trainer():
     pytest.importorskip("matplotlib")
-    return import_trainer("slowly_changing_regression")
+    return load("slowly_changing_regression")
 
 
 def errors(summary):
@@ -167,15 +169,15 @@ def test_of_other_methods_only_their_names_are_told(trainer, tmp_path):
 
 
 def test_help_lists_all_flags(trainer):
-    names = {f.name for f in flags.FLAGS.get_key_flags_for_module(trainer)}
+    key_flags = parse(trainer).get_key_flags_for_module(trainer)
     shared = {"method", "learning_rate", "num_learners", "log_dir", "resume"}
-    assert {"num_examples"} | shared <= names
+    assert {"num_examples"} | shared <= {flag.name for flag in key_flags}
 
 
 def test_an_interruption_says_how_to_go_on(
     trainer, tmp_path, capsys, monkeypatch
 ):
-    on_task_end = trainer.experiment.Recorder.on_task_end
+    on_task_end = recorder.Recorder.on_task_end
 
     def interrupt(self, task, results):
         on_task_end(self, task, results)
@@ -184,7 +186,7 @@ def test_an_interruption_says_how_to_go_on(
 
     arguments = [*_TINY, "--method=linear"]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.experiment.Recorder, "on_task_end", interrupt)
+        patch.setattr(recorder.Recorder, "on_task_end", interrupt)
         with pytest.raises(SystemExit):
             run(trainer, tmp_path, *arguments)
     told = re.search(
@@ -197,8 +199,7 @@ def test_an_interruption_says_how_to_go_on(
     assert told[1] == (went_on[1] if went_on else "0")
 
 
-def test_a_batch_that_is_larger_than_a_task(import_trainer, tmp_path):
-    experiment = import_trainer("experiment")
+def test_a_batch_that_is_larger_than_a_task():
     with pytest.raises(ValueError, match="has 500 ex.*--batch_size=1000"):
         experiment._check_batch_size([], 1000, 500)
 
@@ -242,10 +243,8 @@ def test_what_cannot_be_told_to_be_a_run_is_not_removed(trainer, tmp_path):
 
 @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
 def test_to_go_on_takes_a_folder(trainer, flag):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["trainer", flag])
-        with pytest.raises(SystemExit, match=f"{flag} needs the folder"):
-            trainer.main(["trainer"])
+    with pytest.raises(SystemExit, match=f"{flag} needs the folder"):
+        trainer.run(parse(trainer, flag))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How long work is going to take, for whoever looks at it now or later."""
+"""A `rich` progress bar that also works in the log file of a batch job."""
 
 import time
 
@@ -9,17 +9,26 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 class ProgressBar(progress.Progress):
-    """A bar with the time that is left; in a file, a line of it once a minute.
+    """A progress bar that logs one line a minute when there is no terminal.
 
-    A terminal is drawn over. Other output, such as the file of a batch job,
-    cannot be: there each minute in which something is done adds a line.
+    On a terminal the bar is redrawn in place. In other output, such as the log
+    file of a batch job, it adds a line for each minute with some progress.
 
     Args:
         *columns: Columns of `rich.progress`, between the bar and the times.
         console: `rich.console.Console` to print to. Defaults to `None`:
             standard output.
-        speed_estimate_period: Float, how many seconds back the time that is
-            left is estimated from: long enough to see a few steps.
+        speed_estimate_period: Float, the time left is estimated from the
+            speed over this many seconds: long enough to see a few steps.
+
+    Example:
+
+    ```python
+    with keras_plasticity.utils.ProgressBar() as bar:
+        task = bar.add_task("images", total=1000)
+        for _ in range(1000):
+            bar.advance(task)
+    ```
     """
 
     def __init__(

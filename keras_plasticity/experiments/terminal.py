@@ -6,8 +6,8 @@ from rich import console
 from rich import progress
 from rich import table
 
-from keras_plasticity import progress_bar
 from keras_plasticity import training
+from keras_plasticity.utils import progress_bar
 
 _TERMINAL = console.Console()
 

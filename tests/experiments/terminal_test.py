@@ -1,7 +1,7 @@
-def test_a_table_on_a_narrow_terminal_cuts_nothing(
-    import_trainer, monkeypatch, capsys
-):
-    terminal = import_trainer("terminal")
+from keras_plasticity.experiments import terminal
+
+
+def test_a_table_on_a_narrow_terminal_cuts_nothing(monkeypatch, capsys):
     narrow = terminal.console.Console(width=40)
     monkeypatch.setattr(terminal, "_TERMINAL", narrow)
     records = [f"a_method_with_a_very_long_name_{i}" for i in range(20)]
@@ -12,10 +12,7 @@ def test_a_table_on_a_narrow_terminal_cuts_nothing(
     assert all(record in printed for record in records)
 
 
-def test_progress_shows_tasks_and_the_last_figure(
-    import_trainer, monkeypatch, capsys
-):
-    terminal = import_trainer("terminal")
+def test_progress_shows_tasks_and_the_last_figure(monkeypatch, capsys):
     monkeypatch.setattr(terminal, "_TERMINAL", terminal.console.Console())
     bar = terminal.TaskProgress("bp", 8, lambda results: f"{results:.1f} %")
     with bar:

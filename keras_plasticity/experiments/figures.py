@@ -2,20 +2,26 @@
 
 import importlib.util
 import io
-import sys
 import textwrap
 
 import numpy as np
-import runs
+
+from keras_plasticity.experiments import runs
 
 _LEGEND_WIDTH = 34
 _LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def check_matplotlib():
-    """Fails before a run, and not after it, if no figure can be drawn."""
+    """Fails before a run, and not after it, if no figure can be drawn.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
     if importlib.util.find_spec("matplotlib") is None:
-        sys.exit("The figure needs matplotlib: pip install -e '.[figures]'")
+        raise ImportError(
+            "The figure needs matplotlib: pip install -e '.[figures]'"
+        )
 
 
 def draw(summary, labeled_runs, path):
@@ -31,7 +37,7 @@ def draw(summary, labeled_runs, path):
     Returns:
         Bytes, the PNG.
     """
-    # Imported here: to read a trainer's `--help` takes no figure.
+    # Imported here: most of what uses this package draws no figure.
     from matplotlib import figure as figures
     from matplotlib import ticker
 

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and its `summary.json`."""
+"""The log folder of a run, and its `summary.json`."""
 
 import datetime
 import importlib.metadata
@@ -8,7 +8,9 @@ import platform
 import shutil
 
 import keras
-import terminal
+
+from keras_plasticity.experiments import terminal
+from keras_plasticity.files import atomic_write
 
 _PACKAGES = ("keras", "numpy", "jax", "tensorflow", "torch", "tensorboard")
 _SETTINGS = "settings.json"
@@ -18,20 +20,20 @@ _SUMMARY = "summary.json"
 def open_folder(
     log_dir, problem, run, settings, may_grow=(), resume=False, overwrite=False
 ):
-    """Settles where a run logs to.
+    """Opens the log folder of a run: a new one, or one to resume or replace.
 
     Args:
         log_dir: String, the folder that the user asked for, or `None`.
         problem: String, the name of the problem.
-        run: String, what sets the run apart. The time is added to it.
+        run: String, the first part of a new folder's name; the time follows.
         settings: Dict from name to value, all that the results depend on, the
             names of the methods under `"method"`.
-        may_grow: Names of settings that may be larger when a run goes on.
-        resume: Boolean, whether to go on with the run in the folder.
+        may_grow: Names of settings that may be larger when a run is resumed.
+        resume: Boolean, whether to resume the run in the folder.
         overwrite: Boolean, whether to remove the run in the folder.
 
     Returns:
-        Tuple of the folder and of whether there is a run to go on with.
+        Tuple of the folder and of whether there is a run to resume.
 
     Raises:
         FileExistsError: If there is a run in the folder, and neither `resume`
@@ -40,7 +42,7 @@ def open_folder(
     """
     if resume and overwrite:
         raise ValueError(
-            "--resume goes on with a run, --overwrite removes it. Give one of "
+            "--resume continues a run, --overwrite removes it. Give one of "
             "them."
         )
     if log_dir is None:
@@ -169,14 +171,12 @@ def _check_same(before, settings, may_grow):
     ]
     if different:
         raise ValueError(
-            "The run in --log_dir has other settings, so --resume cannot go "
-            "on with it. Give the same flags, or another --log_dir, or "
+            "The run in --log_dir has other settings, so --resume cannot "
+            "continue it. Give the same flags, or another --log_dir, or "
             f"--overwrite to remove that run: {'; '.join(different)}"
         )
 
 
 def _write(path, content):
-    aside = f"{path}.tmp"
-    with open(aside, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-    os.replace(aside, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False))

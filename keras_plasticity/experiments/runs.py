@@ -1,4 +1,4 @@
-"""What recorded runs say: the entries `runs` of a `summary.json`.
+"""Reads recorded runs: the entries `runs` of a `summary.json`.
 
 An entry has the results of one method: `per_task`, a list with the metric of
 each learner, `None` where it is not finite.
@@ -17,7 +17,7 @@ def per_bin(summary, run):
         run: Dict, the run.
 
     Returns:
-        Tuple of the places on the x-axis, where each bin ends, and of an array
+        Tuple of the positions on the x-axis, where each bin ends, and an array
         of shape `(bins, learners)`.
     """
     name = f"{summary['metric']['name']}_per_learner"

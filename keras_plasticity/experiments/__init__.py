@@ -1,0 +1,52 @@
+"""What the trainers in `examples/` share: flags, methods, runs and reports.
+
+A trainer defines its flags, describes a `Problem`, says how to build a model
+and a stream, and calls `run`; `launch` makes a program of it.
+
+`import keras_plasticity` does not import this package, and importing it defines
+no flag: `define_flags` does.
+"""
+
+from keras_plasticity.experiments.command_line import (
+    define_flags as define_flags,
+)
+from keras_plasticity.experiments.command_line import (
+    has_defaults as has_defaults,
+)
+from keras_plasticity.experiments.command_line import launch as launch
+from keras_plasticity.experiments.compare import compare as compare
+from keras_plasticity.experiments.experiment import run as run
+from keras_plasticity.experiments.initial_weights import (
+    draw_pytorch_biases as draw_pytorch_biases,
+)
+from keras_plasticity.experiments.initial_weights import (
+    pytorch_initializer as pytorch_initializer,
+)
+from keras_plasticity.experiments.methods import Method as Method
+from keras_plasticity.experiments.methods import (
+    choose_methods as choose_methods,
+)
+from keras_plasticity.experiments.methods import methods_table as methods_table
+from keras_plasticity.experiments.parts import PARTS as PARTS
+from keras_plasticity.experiments.parts import Flag as Flag
+from keras_plasticity.experiments.parts import Part as Part
+from keras_plasticity.experiments.problem import Problem as Problem
+from keras_plasticity.experiments.problem import tasks_per_bin as tasks_per_bin
+
+__all__ = [
+    "Flag",
+    "Method",
+    "PARTS",
+    "Part",
+    "Problem",
+    "choose_methods",
+    "compare",
+    "define_flags",
+    "draw_pytorch_biases",
+    "has_defaults",
+    "launch",
+    "methods_table",
+    "pytorch_initializer",
+    "run",
+    "tasks_per_bin",
+]

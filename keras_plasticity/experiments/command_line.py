@@ -1,0 +1,210 @@
+"""The flags that all trainers share, and how a trainer is started."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from keras_plasticity.experiments.methods import all_flags
+from keras_plasticity.experiments.methods import find_parts
+from keras_plasticity.experiments.parts import PARTS
+from keras_plasticity.experiments.parts import Part
+
+# Flags belong to the module that calls `define_flags`: its `--help` lists them.
+flags.disclaim_key_flags()
+
+_DEFAULT_TEXT = "Default: the problem's and method's, printed at the start."
+_DEFINE = {
+    float: flags.DEFINE_float,
+    int: flags.DEFINE_integer,
+    bool: flags.DEFINE_boolean,
+}
+
+
+def define_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+    data_set: str | None = None,
+    parts: Sequence[Part] = PARTS,
+):
+    """Defines the flags that all trainers share.
+
+    They belong to the module that calls this function.
+
+    Args:
+        flag_values: The `absl.flags.FlagValues` to define them in. Defaults to
+            those of the command line.
+        data_set: String, the data set that the trainer reads from the folder
+            `--data_dir`. Defaults to `None`: there is no such flag.
+        parts: Sequence of `Part`s, of which a method is made. Defaults to
+            `PARTS`.
+
+    Example:
+
+    ```python
+    flag_values = flags.FlagValues()
+    keras_plasticity.experiments.define_flags(flag_values)
+    flag_values(["trainer", "--method=cbp", "--replacement_rate=1e-5"])
+    flag_values.replacement_rate  # 1e-5
+    ```
+    """
+    if data_set is not None:
+        flags.DEFINE_string(
+            "data_dir",
+            None,
+            f"Folder of tensorflow_datasets with {data_set} in it. By default "
+            "its own folder, to which the data are downloaded if need be.",
+            flag_values=flag_values,
+        )
+    _define_method_flags(flag_values, parts)
+    flags.DEFINE_integer(
+        "num_learners",
+        None,
+        "Independent learners of each method. Default: the problem's.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Of initial weights, tasks and all that is drawn. Learner i has `seed "
+        "+ i`, with every method.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "on_nan",
+        "stop",
+        ["stop", "continue"],
+        "What to do when a learner diverges: stop, or continue with the "
+        "others.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "log_dir",
+        None,
+        "Where results go. Default: logs/<problem>/<methods>-seed<seed>-"
+        "<time>.",
+        # absl has one of its own, for its own log files.
+        allow_override=True,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "resume",
+        False,
+        "Resume the run in --log_dir, to the same results as without an "
+        "interruption. A run that has ended can be resumed with more tasks.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "overwrite",
+        False,
+        "Remove the run that is in --log_dir, and start again.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "diagnostics",
+        None,
+        "Measure ranks, dead units and weights at the start of each task. "
+        "Default: the problem's.",
+        flag_values=flag_values,
+    )
+
+
+def has_defaults(flag_values: flags.FlagValues, names: Sequence[str]) -> bool:
+    """Whether flags have their default values, such as the paper's settings.
+
+    Args:
+        flag_values: The parsed `absl.flags.FlagValues`.
+        names: Sequence of strings, the flags' names.
+
+    Returns:
+        Boolean; also `True` where a default was given.
+
+    Example:
+
+    ```python
+    is_protocol = has_defaults(flag_values, ["epochs", "batch_size"])
+    ```
+    """
+    return all(
+        flag_values[name].value == flag_values[name].default for name in names
+    )
+
+
+def launch(
+    define_flags: Callable[[flags.FlagValues], None],
+    run: Callable[[flags.FlagValues], Any],
+):
+    """Runs a trainer from the command line. It does not return.
+
+    Args:
+        define_flags: Function that defines the trainer's flags in the
+            `absl.flags.FlagValues` that it is called with.
+        run: Function that is called with the parsed `absl.flags.FlagValues`.
+
+    Example:
+
+    ```python
+    if __name__ == "__main__":
+        experiments.launch(define_flags, run)
+    ```
+    """
+
+    def main(argv):
+        if len(argv) > 1:
+            raise app.UsageError(
+                f"All arguments are flags. Received: {' '.join(argv[1:])}"
+            )
+        if not flags.FLAGS["verbosity"].present:
+            # What JAX looks for, and how data are read, is no news.
+            logging.set_verbosity(logging.WARNING)
+        run(flags.FLAGS)
+
+    define_flags(flags.FLAGS)
+    app.run(main)
+
+
+def _define_method_flags(flag_values, parts):
+    flags.DEFINE_multi_string(
+        "method",
+        None,
+        "What to train with; repeat the flag for several. One or more, joined "
+        f"by commas, of {', '.join(part.name for part in parts)}.",
+        flag_values=flag_values,
+    )
+
+    def check_methods(names):
+        for name in names or ():
+            try:
+                find_parts(name, parts)
+            except ValueError as error:
+                raise flags.ValidationError(str(error)) from error
+        return True
+
+    flags.register_validator("method", check_methods, flag_values=flag_values)
+    for flag, needed_by in all_flags(parts).items():
+        _define_method_flag(flag, needed_by, flag_values)
+
+
+def _define_method_flag(flag, needed_by, flag_values):
+    text = f"{', '.join(needed_by)}: {flag.help}" if needed_by else flag.help
+    if flag.interval is not None:
+        text += f", in {flag.interval}"
+    text += f". {_DEFAULT_TEXT}"
+    # Without a default, to know whether it was given.
+    if flag.choices:
+        flags.DEFINE_enum(
+            flag.name, None, list(flag.choices), text, flag_values=flag_values
+        )
+    else:
+        _DEFINE[flag.type](flag.name, None, text, flag_values=flag_values)
+    if flag.interval is not None:
+        flags.register_validator(
+            flag.name,
+            lambda value: value is None or flag.allows(value),
+            f"must be in {flag.interval}",
+            flag_values=flag_values,
+        )

@@ -1,0 +1,336 @@
+"""Methods: one or more parts, with the values of the flags they need."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from absl import flags
+
+import keras_plasticity
+from keras_plasticity import utils
+from keras_plasticity.experiments import activations
+from keras_plasticity.experiments import parts as records
+from keras_plasticity.experiments.parts import COMMON_FLAGS
+from keras_plasticity.experiments.parts import PARTS
+from keras_plasticity.experiments.parts import Flag
+from keras_plasticity.experiments.parts import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method, with all the numbers it needs.
+
+    Args:
+        parts: Tuple of `Part`s, in the order of the records.
+        settings: Dict from the name of a flag to its value.
+        changed: Names of the settings that are not the problem's defaults.
+
+    Example:
+
+    ```python
+    def build_model(method, seed):
+        initializer = keras.initializers.HeUniform(seed)
+        hidden = method.hidden(
+            "Dense", units=100, kernel_initializer=initializer, name="hidden"
+        )
+        output = method.layers.Dense(10, name="output")
+        model = keras.Sequential([keras.Input((784,)), *hidden, output])
+        model.compile(method.optimizer(seed, initializer), loss="mse")
+        return model
+    ```
+    """
+
+    parts: tuple[Part, ...]
+    settings: Mapping[str, Any]
+    changed: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The parts as its optimizers nest, the outermost first: `cbp,l2`."""
+        return ",".join(part.name for part in reversed(self.parts))
+
+    def has(self, name: str) -> bool:
+        """Whether a part belongs to the method.
+
+        Args:
+            name: String, the part's name.
+        """
+        return any(part.name == name for part in self.parts)
+
+    @property
+    def has_hidden_layers(self) -> bool:
+        """Whether its networks are not linear."""
+        return all(part.hidden_layers for part in self.parts)
+
+    @property
+    def layers(self):
+        """The module whose layers have weights: plastic ones if need be."""
+        is_plastic = any(part.plastic_layers for part in self.parts)
+        return (keras_plasticity if is_plastic else keras).layers
+
+    @property
+    def gain(self) -> float:
+        """The gain of initial weights in the scheme of Kaiming He."""
+        return activations.GAINS.get(self.settings.get("activation"), 1.0)
+
+    def hidden(
+        self, weighted: str, name: str, **arguments: Any
+    ) -> list[keras.Layer]:
+        """A hidden layer: weights, normalization, activation, dropout.
+
+        Args:
+            weighted: String, the name of a Keras layer, such as `"Dense"`.
+            name: String, the name of the layer that has the activation.
+            **arguments: Of that layer. `kernel_initializer` has to be an
+                initializer with a seed.
+
+        Returns:
+            List of Keras layers.
+        """
+        layer = getattr(self.layers, weighted)
+        normalization = self._choice("normalization")
+        make_activation = self._choice("activation")
+        activation = activations.function(self.settings.get("activation"))
+        if normalization is None and make_activation is None:
+            result = [layer(activation=activation, name=name, **arguments)]
+        else:
+            result = [layer(name=f"{name}_weights", **arguments)]
+            if normalization is not None:
+                result.append(normalization(self.settings))
+            result.append(
+                keras.layers.Activation(activation, name=name)
+                if make_activation is None
+                else make_activation(self.settings, name)
+            )
+        seed = arguments["kernel_initializer"].seed
+        for part in self.parts:
+            if part.after_activation is not None:
+                result.append(part.after_activation(self.settings, seed))
+        return result
+
+    def optimizer(
+        self, seed: int, initializer: str | keras.Initializer
+    ) -> keras.optimizers.Optimizer:
+        """The optimizer with all that the method wraps it in.
+
+        Args:
+            seed: Integer, of what it draws.
+            initializer: Keras initializer, of the kind that the network's
+                kernels have.
+
+        Returns:
+            A Keras optimizer.
+        """
+        make_optimizer = self._choice("optimizer") or records.sgd
+        result = make_optimizer(self.settings)
+        for part in self.parts:
+            if part.wrap is not None:
+                result = part.wrap(result, self.settings, seed, initializer)
+        return result
+
+    def task_callbacks(
+        self,
+        build_model: Callable[["Method", int], keras.Model],
+        seeds: Sequence[int],
+    ) -> list[keras_plasticity.training.TaskCallback]:
+        """What the method does when a task begins.
+
+        Args:
+            build_model: Function of the method and a seed that returns a
+                model.
+            seeds: List of integers, one for each learner.
+
+        Returns:
+            List of callbacks of the engine.
+        """
+
+        def build_fresh(learner, task):
+            rng = np.random.default_rng([seeds[learner], task])
+            return build_model(self, int(rng.integers(2**31)))
+
+        return [
+            part.task_callback(self.settings, build_fresh)
+            for part in self.parts
+            if part.task_callback is not None
+        ]
+
+    def _choice(self, field):
+        """What the one part with this field has there; `None` without any."""
+        for part in self.parts:
+            if getattr(part, field) is not None:
+                return getattr(part, field)
+        return None
+
+
+def find_parts(name: str, parts: Sequence[Part] = PARTS) -> tuple[Part, ...]:
+    """The parts that the name of a method joins.
+
+    Args:
+        name: String, names of parts in any order, joined by commas.
+        parts: Sequence of all `Part`s. Defaults to `PARTS`.
+
+    Returns:
+        Tuple of `Part`s, in the order of `parts`.
+
+    Raises:
+        ValueError: If a part is unknown or there twice, or if two of them
+            contradict each other.
+    """
+    names = name.split(",")
+    if not set(names) <= {part.name for part in parts}:
+        raise ValueError(
+            "A method is one or more of "
+            f"{', '.join(part.name for part in parts)}, joined by commas. "
+            f"Received: --method={name}"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"A method has each part once. Received: --method={name}"
+        )
+    found = tuple(part for part in parts if part.name in names)
+    for number, part in enumerate(found):
+        for other in found[:number]:
+            if part.contradicts(other):
+                raise ValueError(
+                    f"{other.name} and {part.name} contradict each other: a "
+                    f"method can have one of them. Received: --method={name}"
+                )
+    return found
+
+
+def all_flags(parts: Sequence[Part] = PARTS) -> dict[Flag, tuple[str, ...]]:
+    """The flags of methods, each once.
+
+    Args:
+        parts: Sequence of all `Part`s. Defaults to `PARTS`.
+
+    Returns:
+        Dict from `Flag` to the names of the parts that need it; none for those
+        of every method.
+
+    Raises:
+        ValueError: If parts define a flag in different ways.
+    """
+    found = {flag.name: flag for flag in COMMON_FLAGS}
+    needed_by = {}
+    for part in parts:
+        for flag in part.flags:
+            first = found.setdefault(flag.name, flag)
+            if dataclasses.replace(flag, default=first.default) != first:
+                raise ValueError(
+                    "Parts that share a flag must define it alike, but for "
+                    "its default: use `dataclasses.replace(flag, default=...)`."
+                    f" Received for {part.name}: {flag}, and before: {first}"
+                )
+            if first not in COMMON_FLAGS:
+                needed_by.setdefault(flag.name, []).append(part.name)
+    return {
+        flag: tuple(needed_by.get(name, ())) for name, flag in found.items()
+    }
+
+
+def choose_methods(
+    flag_values: flags.FlagValues,
+    problem_defaults: Mapping[str, Any],
+    default_methods: Sequence[str],
+    parts: Sequence[Part] = PARTS,
+) -> list[Method]:
+    """The methods that the flags ask for.
+
+    Args:
+        flag_values: The `absl.flags.FlagValues` that were parsed.
+        problem_defaults: Dict from the name of a flag to its default for this
+            problem, or to a dict from part to the default for methods with
+            that part, the first of them that a method has, and from `None` to
+            the one for all others.
+        default_methods: Sequence of strings, the methods without `--method`.
+        parts: Sequence of all `Part`s. Defaults to `PARTS`.
+
+    Returns:
+        List of `Method`s, each once.
+
+    Raises:
+        ValueError: If a flag was given that no method needs, or a default is
+            that of no flag.
+    """
+    known = [flag.name for flag in all_flags(parts)]
+    unknown = [name for name in problem_defaults if name not in known]
+    if unknown:
+        raise ValueError(
+            "Defaults of a problem must be those of flags of the methods: "
+            f"{', '.join(known)}. Received: {', '.join(unknown)}"
+        )
+    names = flag_values["method"].value or default_methods
+    chosen = dict.fromkeys(find_parts(name, parts) for name in names)
+    methods = [
+        _make_method(each, flag_values, problem_defaults) for each in chosen
+    ]
+    _check_needed(flag_values, methods, parts)
+    return methods
+
+
+def methods_table(parts: Sequence[Part] = PARTS) -> str:
+    """README's table of the methods.
+
+    Args:
+        parts: Sequence of the `Part`s to list. Defaults to `PARTS`.
+
+    Returns:
+        String, Markdown with one row for each part.
+
+    Example:
+
+    ```python
+    print(keras_plasticity.experiments.methods_table())
+    ```
+    """
+    return utils.markdown_table(
+        ("method", "what it is", "of the library or of Keras"),
+        [(f"`{part.name}`", part.about, part.implementation) for part in parts],
+    )
+
+
+def _make_method(parts, flag_values, problem_defaults):
+    omitted = [name for part in parts for name in part.omits]
+    needed = {f.name: f for f in COMMON_FLAGS if f.name not in omitted}
+    # A part's default comes before the common one.
+    needed |= {flag.name: flag for part in parts for flag in part.flags}
+    settings = {}
+    changed = set()
+    for name, flag in needed.items():
+        default = _default(flag, parts, problem_defaults)
+        given = flag_values[name].value
+        settings[name] = default if given is None else given
+        if settings[name] != default:
+            changed.add(name)
+    return Method(parts, settings, frozenset(changed))
+
+
+def _default(flag, parts, problem_defaults):
+    default = problem_defaults.get(flag.name, flag.default)
+    if not isinstance(default, Mapping):
+        return default
+    names = [part.name for part in parts]
+    specific = [name for name in default if name in names]
+    return default[specific[0]] if specific else default.get(None, flag.default)
+
+
+def _check_needed(flag_values, methods, parts):
+    for flag, needed_by in all_flags(parts).items():
+        value = flag_values[flag.name].value
+        if value is None or any(flag.name in m.settings for m in methods):
+            continue
+        if needed_by:
+            whose = f"is of methods with {' or '.join(needed_by)} only"
+        else:
+            omitted_by = [p.name for p in parts if flag.name in p.omits]
+            whose = f"is not of methods with {' or '.join(omitted_by)}"
+        raise ValueError(
+            f"--{flag.name} {whose}. Leave it out, or add a method that has "
+            f"it. Received: --{flag.name}={value} with --method="
+            + " --method=".join(method.name for method in methods)
+        )
