@@ -60,6 +60,12 @@ def built_variables(optimizer):
     return optimizer._trainable_variables
 
 
+def is_built_with(optimizer, variables):
+    """Whether all of some model variables are among those."""
+    known = optimizer._trainable_variables_indices
+    return all(optimizer._var_key(v) in known for v in variables)
+
+
 def sublayers(layer):
     """A layer's sublayers at any depth."""
     return layer._flatten_layers(include_self=False)

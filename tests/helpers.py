@@ -1,5 +1,9 @@
 """Small models and data that several tests use."""
 
+import inspect
+import re
+import textwrap
+
 import keras
 import numpy as np
 import pytest
@@ -136,3 +140,17 @@ def mostly_slow(values, *kept):
         value if value in kept else pytest.param(value, marks=pytest.mark.slow)
         for value in values
     ]
+
+
+def docstring_example(documented):
+    """The names that the first code example of a docstring defines.
+
+    Returns:
+        Dict from name to object.
+    """
+    _, code = re.split("```python\n", inspect.getdoc(documented), maxsplit=1)
+    code = textwrap.dedent(code.split("```")[0].rstrip(" "))
+    names = {"keras": keras, "keras_plasticity": keras_plasticity, "ops": ops}
+    names["__name__"] = documented.__module__
+    exec(code, names)
+    return names

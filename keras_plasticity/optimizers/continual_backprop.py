@@ -227,7 +227,7 @@ class ContinualBackprop(UnitResetOptimizer):
 
     def get_config(self) -> dict[str, Any]:
         names = ["replacement_rate", "maturity_threshold", "decay_rate"]
-        names += ["utility", "transfer_mean", "reset_optimizer_state"]
+        names += ["utility", "transfer_mean"]
         return {**super().get_config(), **self.settings(*names)}
 
 

@@ -254,7 +254,8 @@ class HiddenUnits:
                 view.assign(index, ops.zeros(view.part_shape))
         for variable, initializer in self._restarting:
             view = WeightView.of(variable, 0)
-            view.assign(unit, initializer(view.part_shape, variable.dtype))
+            value = initializer(view.part_shape, dtype=variable.dtype)
+            view.assign(unit, value)
 
     def _draw(self, kind, view, index, draw):
         self._assign(kind, view, index, draw(view, index))

@@ -70,9 +70,9 @@ class PartInitializer:
         """
         dtype = view.variable.dtype if dtype is None else dtype
         if self._draws_whole:
-            whole = self._initializer(self._shape, dtype)
+            whole = self._initializer(self._shape, dtype=dtype)
             return view.take_from(keras.ops.convert_to_tensor(whole), index)
-        return self._initializer(view.part_shape, dtype)
+        return self._initializer(view.part_shape, dtype=dtype)
 
 
 def independent_initializer(initializer, shape, seed_generator=None):

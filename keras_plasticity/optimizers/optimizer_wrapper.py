@@ -52,10 +52,14 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             }
 
         def make_step(self, grads, variables):
+            # As large as the gradients are, where the loss is scaled.
+            strength = self.scale_loss(self.strength)
             grads = [
                 g
                 if g is None or self.is_statistic(v)
-                else g + self.strength * (v.value - self._initial[v.path].value)
+                else g
+                + ops.cast(strength, v.dtype)
+                * (v.value - self._initial[v.path].value)
                 for g, v in zip(grads, variables)
             ]
             self.apply_inner(grads, variables)
@@ -136,8 +140,16 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Returns:
             `keras.Variable` of the same shape and dtype.
         """
-        copy = self.add_variable_from_reference(reference_variable, name=name)
-        copy.assign(reference_variable)
+
+        def initial_value(shape, dtype=None):
+            # Not the same array: on JAX, `fit` gives the arrays of both away.
+            return ops.copy(ops.convert_to_tensor(reference_variable, dtype))
+
+        # Not assigned later: what TensorFlow does while it traces a step, it
+        # does not do at once.
+        copy = self.add_variable_from_reference(
+            reference_variable, name=name, initializer=initial_value
+        )
         self.copy_ids.add(id(copy))
         return copy
 
@@ -189,6 +201,11 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             raise ValueError(
                 "There must be one gradient for each variable. Received: "
                 f"{len(grads)} gradients, {len(trainable_variables)} variables."
+            )
+        if not keras_compat.is_built_with(self, trainable_variables):
+            raise ValueError(
+                f"This `{type(self).__name__}` was built on another model. "
+                "Use a new optimizer for each model."
             )
         self.make_step(list(grads), trainable_variables)
 

@@ -230,7 +230,6 @@ class UnitResetOptimizer(OptimizerWrapper):
             else:
                 inner_grads.append(gradient)
                 inner_variables.append(variable)
-        self._network.check_known(self, observations)
         inner_grads = backend.after_backward(inner_grads)
 
         if self.always_updates:
@@ -346,7 +345,8 @@ class UnitResetOptimizer(OptimizerWrapper):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "seed": self.seed}
+        names = ("reset_optimizer_state", "seed")
+        return {**super().get_config(), **self.settings(*names)}
 
 
 class _Network:
@@ -363,11 +363,9 @@ class _Network:
     def __init__(self):
         self.hidden = []
         self._inputs = {}
-        self._statistics = set()
         self._accumulated_steps = None
 
     def build(self, optimizer, variables, slot_table):
-        self._statistics = {id(v) for v in variables if is_unit_statistic(v)}
         layers = each_once(
             v.plastic_layer() for v in variables if is_unit_statistic(v)
         )
@@ -407,14 +405,6 @@ class _Network:
         if self._accumulated_steps is not None:
             for inputs in self._inputs.values():
                 inputs.add_accumulators(optimizer)
-
-    def check_known(self, optimizer, observations):
-        for key in observations:
-            if key not in self._statistics:
-                raise ValueError(
-                    f"This `{type(optimizer).__name__}` was built on another "
-                    "model. Use a new optimizer for each model."
-                )
 
     def touched_variables(self):
         """All variables that an update reads or assigns, each once."""

@@ -3,11 +3,9 @@ import json
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
 import keras_plasticity
 from keras_plasticity.optimizers import ContinualBackprop
-from tests.gradients import loss_and_gradients
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
@@ -53,35 +51,6 @@ class TestInnerOptimizer:
         ),
     }
 
-    @pytest.mark.parametrize(
-        "name",
-        mostly_slow(
-            OPTIMIZERS,
-            "sgd",
-            "adam",
-            "global_clipnorm",
-            "ema_overwriting",
-            "schedule",
-            "loss_scale",
-        ),
-    )
-    def test_rate_0_is_the_inner_optimizer(self, name):
-        data = make_data(24)
-        plain = make_model(layer=keras.layers.Dense)
-        train(plain, self.OPTIMIZERS[name](), data)
-        plastic = make_model()
-        start = weights_of(plastic)
-        wrapper = ContinualBackprop(self.OPTIMIZERS[name](), replacement_rate=0)
-        train(plastic, wrapper, data)
-        assert np.any(
-            start["layer_0/kernel"] != weights_of(plastic)["layer_0/kernel"]
-        )
-        assert_same_weights(plastic, plain)
-        # Units have ages and utilities all the same.
-        np.testing.assert_array_equal(plastic.layers[0].age, 6.0)
-        assert np.all(to_numpy(plastic.layers[0].utility) > 0)
-        assert wrapper.num_replaced() == {"layer_0": 0, "layer_1": 0}
-
     # Keras 3.15.1 cannot average the weights of a model that has variables
     # with `overwrite_with_gradient`; `ContinualBackprop` keeps them from it.
     @pytest.mark.parametrize(
@@ -126,35 +95,6 @@ class TestInnerOptimizer:
             np.testing.assert_allclose(optimizer.learning_rate, 0.1 / 3)
             models.append(model)
         assert_same_weights(models[1], models[0])
-
-    def test_learning_rate_and_iterations_are_the_inner_ones(self):
-        inner = keras.optimizers.SGD(0.5)
-        wrapper = ContinualBackprop(inner)
-        wrapper.learning_rate = 0.25
-        np.testing.assert_allclose(inner.learning_rate, 0.25)
-        np.testing.assert_allclose(wrapper.learning_rate, 0.25)
-        train(make_model(), wrapper, make_data(12))
-        assert int(wrapper.iterations) == int(inner.iterations) == 3
-
-    def test_swap_ema_weights_callback(self):
-        # The callback asks the optimizer for `inner_optimizer` by name.
-        data = make_data(16)
-        model = make_model()
-        wrapper = ContinualBackprop(
-            keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5),
-            **_OFTEN,
-        )
-        model.compile(optimizer=wrapper, loss="mse")
-        model.fit(
-            *data,
-            batch_size=4,
-            epochs=2,
-            verbose=0,
-            validation_data=data,
-            callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
-        )
-        for values in weights_of(model).values():
-            assert np.all(np.isfinite(values))
 
 
 class TestGenerate:
@@ -315,23 +255,6 @@ class TestGraphOfLayers:
         assert wrapper.num_replaced() == {"layer_0": 18, "layer_1": 15}
         np.testing.assert_array_equal(_ages(model)[2], 0.0)
 
-    @pytest.mark.parametrize("frozen", [0, 1, 2])
-    def test_frozen_layer_is_never_changed(self, frozen):
-        model = make_model((4, 6, 5, 5, 3))
-        model.layers[frozen].trainable = False
-        start = weights_of(model)
-        wrapper = ContinualBackprop(keras.optimizers.SGD(0.1), **_OFTEN)
-        train(model, wrapper, make_data(60, (4, 6, 5, 5, 3)))
-        end = weights_of(model)
-        for key in start:
-            same = np.array_equal(start[key], end[key])
-            assert same == key.startswith(f"layer_{frozen}/"), key
-        # Nor those it reads: they would lose their outgoing weights.
-        expected = {"layer_0", "layer_1", "layer_2"}
-        expected -= {f"layer_{frozen}", f"layer_{frozen - 1}"}
-        assert set(wrapper.num_replaced()) == expected
-        assert all(n > 0 for n in wrapper.num_replaced().values())
-
     def test_two_readers_share_the_vote(self):
         # Utility is the mean weighted by units: here (3 * a + 1 * b) / 4.
         inputs = keras.Input((4,))
@@ -393,126 +316,8 @@ class TestGraphOfLayers:
             atol=1e-7,
         )
 
-    def test_layer_without_gradient_in_a_step_is_left_alone(self):
-        # The loss of a step may not reach one branch of the model.
-        inputs = keras.Input((4,))
-        dense = keras_plasticity.layers.Dense
-        outputs = []
-        for name in "ab":
-            hidden = dense(5, activation="tanh", name=f"{name}_hidden")(inputs)
-            outputs.append(dense(1, name=f"{name}_output")(hidden))
-        model = keras.Model(inputs, outputs)
-        wrapper = ContinualBackprop(keras.optimizers.SGD(0.1))
-        wrapper.build(model.trainable_variables)
-        x, y = make_data(4, (4, 1))
-
-        def loss_of_a(y, outputs):
-            return ops.mean((outputs[0] - y) ** 2)
-
-        if keras.backend.backend() == "jax":
-            # JAX cannot tell: there every variable has a gradient.
-            pytest.skip("JAX gives zeros, not `None`, for unused variables.")
-        _, gradients = loss_and_gradients(model, loss_of_a, x, y)
-        wrapper.apply(gradients, model.trainable_variables)
-        np.testing.assert_array_equal(model.get_layer("a_hidden").age, 1.0)
-        np.testing.assert_array_equal(model.get_layer("b_hidden").age, 0.0)
-
 
 class TestAccumulationAndLossScale:
-    def _run(self, optimizer, batch_size, **kwargs):
-        model = make_model()
-        train(model, optimizer, make_data(96), batch_size, **kwargs)
-        return model
-
-    def test_accumulated_steps_equal_the_joined_batch(self):
-        # Contribution is a mean over examples, so it can be accumulated.
-        runs = []
-        for steps, batch_size in [(1, 8), (2, 4)]:
-            wrapper = ContinualBackprop(
-                keras.optimizers.SGD(
-                    0.1,
-                    gradient_accumulation_steps=steps if steps > 1 else None,
-                ),
-                **_OFTEN,
-            )
-            runs.append((self._run(wrapper, batch_size), wrapper))
-        (joined, joined_wrapper), (parts, parts_wrapper) = runs
-        assert joined_wrapper.num_replaced()["layer_0"] > 2
-        assert joined_wrapper.num_replaced() == parts_wrapper.num_replaced()
-        assert_same_weights(parts, joined, rtol=1e-5, atol=1e-6)
-        for a, b in zip(parts.layers, joined.layers):
-            np.testing.assert_array_equal(to_numpy(a.age), to_numpy(b.age))
-            np.testing.assert_allclose(
-                to_numpy(a.utility), to_numpy(b.utility), rtol=1e-4, atol=1e-7
-            )
-            np.testing.assert_allclose(
-                to_numpy(a.mean_activation),
-                to_numpy(b.mean_activation),
-                rtol=1e-4,
-                atol=1e-6,
-            )
-
-    def test_units_age_once_an_update(self):
-        wrapper = ContinualBackprop(
-            keras.optimizers.Adam(0.01, gradient_accumulation_steps=3),
-            replacement_rate=0,
-        )
-        model = self._run(wrapper, 4)  # 24 steps, 8 updates.
-        np.testing.assert_array_equal(_ages(model)[0], 8.0)
-
-    @pytest.mark.parametrize("place", ["inside", "outside"])
-    def test_loss_scale(self, place):
-        def make_optimizer():
-            return keras.optimizers.SGD(0.1, momentum=0.5)
-
-        scaler = keras.optimizers.LossScaleOptimizer
-        if place == "inside":
-            optimizer = ContinualBackprop(
-                # Powers of two: the scaled run is the same number by number.
-                scaler(make_optimizer(), initial_scale=4.0),
-                **_OFTEN,
-            )
-            wrapper = optimizer
-        else:
-            wrapper = ContinualBackprop(make_optimizer(), **_OFTEN)
-            optimizer = scaler(wrapper, initial_scale=4.0)
-        model = self._run(optimizer, 8)
-        plain_wrapper = ContinualBackprop(make_optimizer(), **_OFTEN)
-        plain = self._run(plain_wrapper, 8)
-        assert wrapper.num_replaced() == plain_wrapper.num_replaced()
-        assert wrapper.num_replaced()["layer_0"] > 2
-        assert_same_weights(model, plain, rtol=1e-5, atol=1e-6)
-        for a, b in zip(model.layers, plain.layers):
-            np.testing.assert_array_equal(to_numpy(a.age), to_numpy(b.age))
-
-    @pytest.mark.parametrize("place", ["inside", "outside"])
-    def test_skipped_step_counts_for_nothing(self, place):
-        scaler = keras.optimizers.LossScaleOptimizer
-        inner = keras.optimizers.SGD(0.1)
-        if place == "inside":
-            optimizer = ContinualBackprop(scaler(inner), replacement_rate=0.1)
-        else:
-            optimizer = scaler(ContinualBackprop(inner, replacement_rate=0.1))
-        model = make_model()
-        model.compile(optimizer=optimizer, loss="mse")
-        x, y = make_data(4)
-        model.train_on_batch(x, y)
-        before = weights_of(model)
-        statistics = [to_numpy(layer.utility) for layer in model.layers]
-        # Too large a target: the gradient overflows, nothing else does.
-        model.train_on_batch(x, np.full_like(y, 1e38))
-        after = weights_of(model)
-        for key in before:
-            np.testing.assert_array_equal(before[key], after[key])
-        np.testing.assert_array_equal(_ages(model)[0], 1.0)
-        for layer, utility in zip(model.layers, statistics):
-            np.testing.assert_array_equal(to_numpy(layer.utility), utility)
-        model.train_on_batch(x, y)
-        np.testing.assert_array_equal(_ages(model)[0], 2.0)
-        assert np.any(
-            before["layer_0/kernel"] != to_numpy(model.layers[0].kernel)
-        )
-
     def test_skipped_step_among_accumulated_ones(self):
         wrapper = ContinualBackprop(
             keras.optimizers.LossScaleOptimizer(
@@ -545,161 +350,38 @@ class TestAccumulationAndLossScale:
         assert_same_weights(model, twin, rtol=1e-4, atol=1e-6)
 
 
-class TestSeed:
-    def _run(self, seed):
-        model = make_model()
-        wrapper = ContinualBackprop(
-            keras.optimizers.SGD(0.1), **{**_OFTEN, "seed": seed}
-        )
-        train(model, wrapper, make_data(60))
-        return model
-
-    def test_same_seed_same_run(self):
-        assert_same_weights(self._run(11), self._run(11))
-
-    def test_other_seed_other_run(self):
-        first, second = weights_of(self._run(11)), weights_of(self._run(12))
-        assert np.any(first["layer_0/kernel"] != second["layer_0/kernel"])
-
-
-class TestPrecision:
-    @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-    def test_trains_in_mixed_precision(self, policy):
-        model = make_model(dtype=policy)
-        optimizer = ContinualBackprop(keras.optimizers.Adam(0.01), **_OFTEN)
-        if policy == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(
-                optimizer, initial_scale=8.0
-            )
-        train(model, optimizer, make_data(80))
-        wrapper = getattr(optimizer, "inner_optimizer", optimizer)
-        if policy == "mixed_bfloat16":
-            wrapper = optimizer
-        assert wrapper.num_replaced()["layer_0"] > 3
-        for layer in model.layers:
-            assert layer.utility.dtype == "float32"
-            assert np.all(np.isfinite(to_numpy(layer.kernel)))
-
-    def test_float64_weights_stay_float64(self):
-        model = make_model(dtype="float64")
-        train(
-            model,
-            ContinualBackprop(keras.optimizers.SGD(0.01), **_OFTEN),
-            make_data(60),
-        )
-        if keras.backend.backend() != "jax":  # It has no float64 by default.
-            assert to_numpy(model.layers[0].kernel).dtype == "float64"
-        assert np.any(_ages(model)[0] < 10)
-
-
-def test_run_eagerly_is_the_same():
-    runs = []
-    for run_eagerly in (False, True):
-        model = make_model((4, 6, 3))
-        wrapper = ContinualBackprop(
-            keras.optimizers.SGD(0.1),
-            replacement_rate=0.5,
-            maturity_threshold=1,
-            seed=2,
-        )
-        # On PyTorch nothing is compiled either way.
-        train(model, wrapper, make_data(12, (4, 6, 3)), run_eagerly=run_eagerly)
-        runs.append(model)
-        assert wrapper.num_replaced()["layer_0"] >= 3
-    assert_same_weights(*runs, rtol=1e-5, atol=1e-6)
-
-
 @keras.saving.register_keras_serializable(package="tests")
 def squared_outgoing(outgoing_magnitude):
     return outgoing_magnitude**2
 
 
 class TestConfig:
-    SETTINGS = {
-        "replacement_rate": 0.25,
-        "maturity_threshold": 7,
-        "decay_rate": 0.5,
-        "transfer_mean": True,
-        "reset_optimizer_state": False,
-        "seed": 9,
-        "name": "other_name",
-    }
-
     @pytest.mark.parametrize(
         "utility",
         ["overall", "random", squared_outgoing],
         ids=lambda u: getattr(u, "__name__", u),
     )
     def test_round_trip(self, utility):
-        inner = keras.optimizers.LossScaleOptimizer(
-            keras.optimizers.AdamW(0.125, weight_decay=0.5, clipnorm=2.0),
-            dynamic_growth_steps=17,
-        )
-        wrapper = ContinualBackprop(inner, utility=utility, **self.SETTINGS)
-        config = wrapper.get_config()
-        text = json.dumps(config)
-        loaded = json.loads(text)
-        twin = ContinualBackprop.from_config(loaded)
-        # The caller's dict is left as it was.
-        assert json.dumps(loaded) == text
+        wrapper = ContinualBackprop(keras.optimizers.SGD(), utility=utility)
+        text = json.dumps(wrapper.get_config())
+        twin = ContinualBackprop.from_config(json.loads(text))
         assert json.dumps(twin.get_config()) == text
-        for key, value in self.SETTINGS.items():
-            assert getattr(twin, key) == value
         assert twin.utility == utility
-        assert twin.inner_optimizer.dynamic_growth_steps == 17
-        np.testing.assert_allclose(twin.learning_rate, 0.125)
-
-    def test_keras_serialization(self):
-        wrapper = ContinualBackprop(keras.optimizers.Adam(), **self.SETTINGS)
-        serialized = json.loads(json.dumps(keras.optimizers.serialize(wrapper)))
-        assert serialized["registered_name"] == (
-            "keras_plasticity>ContinualBackprop"
-        )
-        twin = keras.optimizers.deserialize(serialized)
-        assert isinstance(twin, ContinualBackprop)
-        assert twin.get_config() == wrapper.get_config()
-
-    def test_every_argument_is_in_the_config(self):
-        import inspect
-
-        arguments = set(inspect.signature(ContinualBackprop).parameters)
-        config = ContinualBackprop(keras.optimizers.SGD()).get_config()
-        assert set(config) == arguments - {"kwargs"}
 
 
 class TestSaving:
-    CASES = {
-        "sgd": (lambda: keras.optimizers.SGD(0.1), "contribution"),
-        "adam_overall": (lambda: keras.optimizers.Adam(0.01), "overall"),
-        "random_utility": (
-            lambda: keras.optimizers.SGD(0.1, momentum=0.9),
-            "random",
-        ),
-        "half_accumulated": (
-            lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=4),
-            "contribution",
-        ),
-        "loss_scale": (
-            lambda: keras.optimizers.LossScaleOptimizer(
-                keras.optimizers.SGD(0.1), initial_scale=4.0
-            ),
-            squared_outgoing,
-        ),
-    }
-
     @pytest.mark.parametrize(
-        "name",
-        mostly_slow(
-            CASES, "adam_overall", "random_utility", "half_accumulated"
-        ),
+        "utility",
+        mostly_slow(["overall", "random", squared_outgoing], "random"),
+        ids=lambda u: getattr(u, "__name__", u),
     )
-    def test_going_on_is_never_having_stopped(self, name, tmp_path):
-        make_inner, utility = self.CASES[name]
+    def test_going_on_is_never_having_stopped(self, utility, tmp_path):
         x, y = make_data(120)
         model = make_model(kernel_initializer="he_normal")
         settings = {**_OFTEN, "replacement_rate": 0.13}
-        wrapper = ContinualBackprop(make_inner(), utility=utility, **settings)
-        # 15 steps, so that with accumulation a step is open.
+        wrapper = ContinualBackprop(
+            keras.optimizers.Adam(0.01), utility=utility, **settings
+        )
         train(model, wrapper, (x[:60], y[:60]))
         done = wrapper.num_replaced()
         model.save(tmp_path / "model.keras")
@@ -708,28 +390,9 @@ class TestSaving:
         for each in (model, loaded):
             each.fit(x[60:], y[60:], batch_size=4, shuffle=False, verbose=0)
         total = wrapper.num_replaced()
-        if name != "half_accumulated":
-            assert all(total[key] > done[key] > 0 for key in total)
+        assert all(total[key] > done[key] > 0 for key in total)
         assert loaded.optimizer.num_replaced() == total
         assert_same_weights(loaded, model)
-        for a, b in zip(loaded.layers, model.layers):
-            for name in ("age", "utility", "mean_activation"):
-                np.testing.assert_array_equal(
-                    to_numpy(getattr(a, name)), to_numpy(getattr(b, name))
-                )
-
-    def test_state_is_in_variables(self):
-        # Whatever is not there is neither saved nor carried by a JAX step.
-        wrapper = ContinualBackprop(keras.optimizers.Adam(0.01), **_OFTEN)
-        model = make_model()
-        wrapper.build(model.trainable_variables)
-        ids = [id(v) for v in wrapper.variables]
-        assert len(set(ids)) == len(ids)
-        for variable in wrapper.inner_optimizer.variables:
-            assert id(variable) in ids
-        assert id(wrapper._seed_generator.state) in ids
-        # The model's own variables are not the optimizer's.
-        assert not set(ids) & {id(v) for v in model.variables}
 
 
 class TestBadInput:
@@ -780,69 +443,22 @@ class TestBadInput:
                 "must take one or more of the arguments",
                 id="utility_without_arguments",
             ),
-            pytest.param(
-                {"clipnorm": 1.0},
-                "does not take `clipnorm`.*on the `inner_optimizer` instead",
-                id="argument_of_the_inner_optimizer",
-            ),
         ],
     )
     def test_argument(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             ContinualBackprop(keras.optimizers.SGD(), **kwargs)
 
-    @pytest.mark.parametrize("inner", ["sgd", None, 0.1])
-    def test_inner_is_not_an_optimizer(self, inner):
-        with pytest.raises(TypeError, match="must be a `keras.optimizers.Opt"):
-            ContinualBackprop(inner)
-
-    @pytest.mark.parametrize("depth", [1, 2])
-    def test_nested(self, depth):
-        inner = ContinualBackprop(keras.optimizers.SGD())
-        if depth == 2:
-            inner = keras.optimizers.LossScaleOptimizer(inner)
-        with pytest.raises(ValueError, match="units would be replaced twice"):
-            ContinualBackprop(inner)
-
     def _build(self, model, inner=None, **kwargs):
         wrapper = ContinualBackprop(inner or keras.optimizers.SGD(), **kwargs)
         wrapper.build(model.trainable_variables)
         return wrapper
-
-    def test_inner_is_built(self):
-        inner = keras.optimizers.SGD()
-        inner.build(make_model().trainable_variables)
-        with pytest.raises(
-            ValueError, match="`inner_optimizer` is already bui"
-        ):
-            self._build(make_model(), inner)
-
-    def test_no_plastic_layer(self):
-        with pytest.raises(ValueError, match="There is no plastic layer"):
-            self._build(make_model(layer=keras.layers.Dense))
 
     def test_transfer_mean_needs_a_bias(self):
         with pytest.raises(
             ValueError, match="into the bias of layer 'layer_1', which has none"
         ):
             self._build(make_model(use_bias=False), transfer_mean=True)
-
-    def test_apply_before_build(self):
-        with pytest.raises(ValueError, match="must already be built"):
-            ContinualBackprop(keras.optimizers.SGD()).apply([0.0])
-
-    def test_number_of_gradients(self):
-        model = make_model()
-        wrapper = self._build(model)
-        with pytest.raises(ValueError, match="one gradient for each variable"):
-            wrapper.apply([ops.zeros((4, 6))], model.trainable_variables)
-
-    def test_apply_to_another_model(self):
-        wrapper = self._build(make_model())
-        other = make_model()
-        gradients = [ops.zeros(v.shape) for v in other.trainable_variables]
-        with pytest.raises(ValueError, match="built on another model"):
-            wrapper.apply(gradients, other.trainable_variables)
 
     def test_fit_another_model(self):
         wrapper = ContinualBackprop(keras.optimizers.SGD(0.1))

@@ -1,12 +1,9 @@
-import inspect
-
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from keras_plasticity.optimizers import L2
-from tests.gradients import compiled_step
 from tests.gradients import loss_and_gradients
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
@@ -15,7 +12,6 @@ from tests.helpers import make_plain_model
 from tests.helpers import to_numpy
 from tests.helpers import train
 from tests.helpers import train_plain_model
-from tests.helpers import weights_of
 
 
 def _momentum_loop(weight, gradients, l2):
@@ -114,28 +110,6 @@ class TestPenalty:
             torch_optimizer.step()
         assert_same_weights(ours, theirs, rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize(
-        "make_inner",
-        [
-            pytest.param(lambda: keras.optimizers.Adam(0.01), id="adam"),
-            pytest.param(
-                lambda: keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=0.1),
-                id="momentum",
-            ),
-        ],
-    )
-    def test_0_is_the_inner_optimizer(self, make_inner):
-        model = train_plain_model(L2(make_inner(), l2=0))
-        assert_same_weights(model, train_plain_model(make_inner()))
-
-    def test_variable_without_gradient_is_left_alone(self):
-        variables = [keras.Variable(np.ones(2, "float32")) for _ in range(2)]
-        optimizer = L2(keras.optimizers.SGD(0.1), l2=1.0)
-        with pytest.warns(UserWarning, match="Gradients do not exist"):
-            optimizer.apply([None, ops.zeros(2)], variables)
-        np.testing.assert_array_equal(to_numpy(variables[0]), 1.0)
-        np.testing.assert_allclose(to_numpy(variables[1]), 0.9, rtol=1e-6)
-
     def test_statistics_of_plastic_layers_are_no_weights(self):
         plastic = make_model()
         train(plastic, L2(keras.optimizers.SGD(0.1), l2=0.1), make_data(24))
@@ -153,111 +127,11 @@ class TestPenalty:
 
 
 class TestInnerOptimizer:
-    def test_accumulated_steps_equal_the_joined_batch(self):
-        joined = train_plain_model(
-            L2(keras.optimizers.SGD(0.1), l2=0.1), batch_size=8
-        )
-        inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
-        parts = train_plain_model(L2(inner, l2=0.1), batch_size=4)
-        assert_same_weights(parts, joined, rtol=1e-5, atol=1e-6)
-
-    @pytest.mark.parametrize("place", ["inside", "outside", "factor"])
-    def test_loss_scale_leaves_the_penalty(self, place):
-        # Powers of two: the scaled run is the same but for roundings.
-        if place == "inside":
-            optimizer = L2(
-                keras.optimizers.LossScaleOptimizer(
-                    keras.optimizers.SGD(0.1), initial_scale=8.0
-                ),
-                l2=0.1,
-            )
-        elif place == "outside":
-            optimizer = keras.optimizers.LossScaleOptimizer(
-                L2(keras.optimizers.SGD(0.1), l2=0.1), initial_scale=8.0
-            )
-        else:
-            inner = keras.optimizers.SGD(0.1, loss_scale_factor=8.0)
-            optimizer = L2(inner, l2=0.1)
-        expected = train_plain_model(L2(keras.optimizers.SGD(0.1), l2=0.1))
-        assert_same_weights(
-            train_plain_model(optimizer), expected, rtol=1e-5, atol=1e-6
-        )
-
     def test_clipping_acts_on_the_sum(self):
         variable = keras.Variable(np.full(2, 10.0, "float32"))
         optimizer = L2(keras.optimizers.SGD(1.0, clipvalue=0.5), l2=1.0)
         optimizer.apply([ops.zeros(2)], [variable])
         np.testing.assert_allclose(to_numpy(variable), 9.5, rtol=1e-6)
-
-    @pytest.mark.parametrize(
-        "policy", ["mixed_bfloat16", "bfloat16", "mixed_float16"]
-    )
-    def test_low_precision(self, policy):
-        keras.config.set_dtype_policy(policy)
-        try:
-            model = train_plain_model(
-                L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
-            )
-        finally:
-            keras.config.set_dtype_policy("float32")
-        expected = train_plain_model(
-            L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
-        )
-        for key, value in weights_of(model).items():
-            np.testing.assert_allclose(
-                value.astype("float32"), weights_of(expected)[key], atol=0.05
-            )
-
-    @pytest.mark.skipif(
-        keras.backend.backend() != "jax", reason="pure functions"
-    )
-    def test_stateless_apply(self):
-        model = make_plain_model()
-        step = compiled_step(
-            model,
-            L2(keras.optimizers.Adam(0.01), l2=0.1),
-            keras.losses.MeanSquaredError(),
-        )
-        x, y = make_data(24)
-        for i in range(0, 24, 4):
-            step(x[i : i + 4], y[i : i + 4])
-        expected = train_plain_model(L2(keras.optimizers.Adam(0.01), l2=0.1))
-        assert_same_weights(model, expected, rtol=1e-5, atol=1e-6)
-
-
-class TestConfig:
-    def test_round_trip(self):
-        optimizer = L2(keras.optimizers.Adam(0.25), l2=0.5, name="decay")
-        config = optimizer.get_config()
-        twin = L2.from_config(config)
-        assert twin.get_config() == optimizer.get_config() == config
-        assert isinstance(twin.inner_optimizer, keras.optimizers.Adam)
-        assert twin.l2 == 0.5 and twin.name == "decay"
-        np.testing.assert_allclose(twin.learning_rate, 0.25)
-
-    def test_keras_serialization(self):
-        optimizer = L2(keras.optimizers.SGD(0.25), l2=0.5)
-        twin = keras.optimizers.deserialize(
-            keras.optimizers.serialize(optimizer)
-        )
-        assert isinstance(twin, L2)
-        assert twin.get_config() == optimizer.get_config()
-
-    def test_every_argument_is_in_the_config(self):
-        arguments = set(inspect.signature(L2).parameters)
-        config = L2(keras.optimizers.SGD()).get_config()
-        assert set(config) == arguments - {"kwargs"}
-
-    def test_going_on_is_never_having_stopped(self, tmp_path):
-        x, y = make_data(48)
-        model = make_plain_model()
-        optimizer = L2(keras.optimizers.SGD(0.1, momentum=0.9), l2=0.1)
-        train(model, optimizer, (x[:24], y[:24]))
-        model.save(tmp_path / "model.keras")
-        loaded = keras.models.load_model(tmp_path / "model.keras")
-        for each in (model, loaded):
-            each.fit(x[24:], y[24:], batch_size=4, shuffle=False, verbose=0)
-        assert_same_weights(loaded, model)
 
 
 @pytest.mark.parametrize("l2", [-0.1, float("nan"), float("inf"), "a", True])

@@ -1,5 +1,3 @@
-import inspect
-
 import keras
 import numpy as np
 import pytest
@@ -9,13 +7,10 @@ from keras_plasticity.optimizers import L2
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
-from keras_plasticity.training import OnlineTrainer
-from tests.gradients import compiled_step
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import make_plain_model
-from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 from tests.helpers import train
 from tests.helpers import train_plain_model
@@ -136,18 +131,6 @@ class TestNoise:
         tolerance = 5 * (2 * self.REFRESH / self.STEPS) ** 0.5
         assert abs(sums.var() - 1) < tolerance
 
-    def test_seed(self):
-        def run(seed):
-            optimizer = ShrinkAndPerturb(
-                keras.optimizers.SGD(0.1), noise_stddev=0.1, seed=seed
-            )
-            return weights_of(train_plain_model(optimizer, num=8))[
-                "layer_0/kernel"
-            ]
-
-        np.testing.assert_array_equal(run(1), run(1))
-        assert np.all(run(1) != run(2))
-
     def test_low_precision(self):
         keras.config.set_dtype_policy("bfloat16")
         try:
@@ -263,24 +246,6 @@ class TestNothingToDo:
         expected = train_plain_model(L2(make_inner(), l2=0.1))
         assert_same_weights(train_plain_model(optimizer), expected)
 
-    @pytest.mark.parametrize("name", INNER)
-    def test_shrink_1_and_perturb_0_is_the_inner_optimizer(self, name):
-        make_inner = self.INNER[name]
-        optimizer = ShrinkAndPerturbByInitializer(
-            make_inner(), shrink=1, perturb=0
-        )
-        assert_same_weights(
-            train_plain_model(optimizer), train_plain_model(make_inner())
-        )
-
-    def test_variable_without_gradient_is_left_alone(self, make_wrapper):
-        kernels = [keras.Variable(np.ones((2, 2), "f4")) for _ in range(2)]
-        optimizer = make_wrapper(keras.optimizers.SGD(0.1))
-        with pytest.warns(UserWarning, match="Gradients do not exist"):
-            optimizer.apply([None, ops.zeros((2, 2))], kernels)
-        np.testing.assert_array_equal(to_numpy(kernels[0]), 1.0)
-        assert np.all(to_numpy(kernels[1]) != 1.0)
-
 
 @pytest.mark.slow
 class TestUpdates:
@@ -300,50 +265,8 @@ class TestUpdates:
             weights[::3][1:], _record(plain, steps=6)[1:], rtol=1e-5, atol=1e-6
         )
 
-    @pytest.mark.parametrize("place", ["inside", "outside"])
-    def test_skipped_step_counts_for_nothing(self, make_wrapper, place):
-        scaler = keras.optimizers.LossScaleOptimizer
-        if place == "inside":
-            optimizer = make_wrapper(scaler(keras.optimizers.SGD(0.1)))
-        else:
-            optimizer = scaler(make_wrapper(keras.optimizers.SGD(0.1)))
-        model, twin = make_plain_model(), make_plain_model()
-        model.compile(optimizer=optimizer, loss="mse")
-        twin.compile(
-            optimizer=make_wrapper(keras.optimizers.SGD(0.1)), loss="mse"
-        )
-        x, y = make_data(24)
-        for i in range(0, 24, 4):
-            if i == 8:
-                before = weights_of(model)
-                # Too large a target: the gradient overflows.
-                model.train_on_batch(x[:4], np.full_like(y[:4], 1e38))
-                for key, value in weights_of(model).items():
-                    np.testing.assert_array_equal(value, before[key])
-            model.train_on_batch(x[i : i + 4], y[i : i + 4])
-            twin.train_on_batch(x[i : i + 4], y[i : i + 4])
-        assert_same_weights(model, twin, rtol=1e-4, atol=1e-6)
-
 
 class TestConfig:
-    def test_round_trip(self, make_wrapper):
-        optimizer = make_wrapper(keras.optimizers.Adam(0.25), name="noisy")
-        twin = keras.optimizers.deserialize(
-            keras.optimizers.serialize(optimizer)
-        )
-        assert type(twin) is type(optimizer)
-        assert twin.get_config() == optimizer.get_config()
-        assert twin.name == "noisy" and twin.seed == 5
-        assert twin.noise_refresh_steps == 4
-
-    @pytest.mark.parametrize(
-        "kind", [ShrinkAndPerturb, ShrinkAndPerturbByInitializer]
-    )
-    def test_every_argument_is_in_the_config(self, kind):
-        arguments = set(inspect.signature(kind).parameters)
-        config = kind(keras.optimizers.SGD()).get_config()
-        assert set(config) == arguments - {"kwargs"}
-
     def test_initializer_is_in_the_config(self):
         optimizer = ShrinkAndPerturbByInitializer(
             keras.optimizers.SGD(),
@@ -352,82 +275,6 @@ class TestConfig:
         twin = ShrinkAndPerturbByInitializer.from_config(optimizer.get_config())
         assert isinstance(twin.initializer, keras.initializers.RandomNormal)
         assert twin.initializer.stddev == 0.5
-
-
-@pytest.mark.slow
-class TestSaving:
-    INNER = {
-        "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
-        "half_accumulated": lambda: keras.optimizers.Adam(
-            0.01, gradient_accumulation_steps=4
-        ),
-        "loss_scale": lambda: keras.optimizers.LossScaleOptimizer(
-            keras.optimizers.SGD(0.1), initial_scale=4.0
-        ),
-    }
-
-    @pytest.mark.parametrize("name", INNER)
-    def test_going_on_is_never_having_stopped(
-        self, make_wrapper, name, tmp_path
-    ):
-        x, y = make_data(60)
-        model = make_plain_model()
-        # Six steps, in the middle of a table.
-        train(model, make_wrapper(self.INNER[name]()), (x[:24], y[:24]))
-        model.save(tmp_path / "model.keras")
-        loaded = keras.models.load_model(tmp_path / "model.keras")
-        for each in (model, loaded):
-            each.fit(x[24:], y[24:], batch_size=4, shuffle=False, verbose=0)
-        assert_same_weights(loaded, model)
-
-
-class TestLoops:
-    @pytest.mark.skipif(
-        keras.backend.backend() != "jax", reason="pure functions"
-    )
-    def test_stateless_apply(self, make_wrapper):
-        model = make_plain_model()
-        optimizer = make_wrapper(keras.optimizers.SGD(0.1))
-        step = compiled_step(model, optimizer, keras.losses.MeanSquaredError())
-        x, y = make_data(24)
-        for i in range(0, 24, 4):
-            step(x[i : i + 4], y[i : i + 4])
-        expected = train_plain_model(make_wrapper(keras.optimizers.SGD(0.1)))
-        assert_same_weights(model, expected, rtol=1e-5, atol=1e-6)
-
-    @pytest.mark.parametrize("steps", mostly_slow([None, 2], 2))
-    def test_learners_side_by_side_equal_each_alone(self, make_wrapper, steps):
-        def build(learner):
-            model = make_plain_model(seed=learner)
-            inner = keras.optimizers.SGD(
-                0.1, momentum=0.9, gradient_accumulation_steps=steps
-            )
-            optimizer = make_wrapper(inner)
-            optimizer = type(optimizer).from_config(
-                {**optimizer.get_config(), "seed": learner}
-            )
-            model.compile(optimizer=optimizer, loss="mse")
-            return model
-
-        trainer = OnlineTrainer(build, num_learners=3)
-        trainer.fit(lambda learner: _Stream(learner))
-        for learner in range(3):
-            alone = OnlineTrainer(build(learner))
-            alone.fit(_Stream(learner))
-            assert_same_weights(
-                trainer.model(learner), alone.model(), rtol=1e-4, atol=1e-5
-            )
-
-
-class _Stream:
-    def __init__(self, seed):
-        self.data = make_data(20, seed=seed)
-
-    def __len__(self):
-        return 2
-
-    def task(self, index):
-        return tuple(array[index * 10 :][:10] for array in self.data)
 
 
 @pytest.mark.slow
@@ -448,35 +295,6 @@ class TestWithContinualBackprop:
         model = make_model(kernel_initializer="he_normal")
         train(model, optimizer, make_data(num), batch_size)
         return model
-
-    NO_CHANGE = {
-        "l2": lambda inner: L2(inner, l2=0),
-        "shrink_and_perturb": lambda inner: ShrinkAndPerturb(
-            inner, l2=0, noise_stddev=0
-        ),
-        "by_initializer": lambda inner: ShrinkAndPerturbByInitializer(
-            inner, shrink=1, perturb=0
-        ),
-    }
-
-    @pytest.mark.parametrize("order", ["inside", "outside"])
-    @pytest.mark.parametrize("name", NO_CHANGE)
-    def test_that_changes_nothing(self, name, order):
-        optimizer, continual = self._nest(
-            order, keras.optimizers.Adam(0.01), self.NO_CHANGE[name]
-        )
-        model = self._run(optimizer)
-        plain = ContinualBackprop(keras.optimizers.Adam(0.01), **self.OFTEN)
-        plain_model = self._run(plain)
-        assert continual.num_replaced() == plain.num_replaced()
-        assert min(plain.num_replaced().values()) > 2
-        assert_same_weights(model, plain_model)
-        for a, b in zip(model.layers, plain_model.layers):
-            for statistic in ("age", "utility", "mean_activation"):
-                np.testing.assert_array_equal(
-                    to_numpy(getattr(a, statistic)),
-                    to_numpy(getattr(b, statistic)),
-                )
 
     @pytest.mark.parametrize("order", ["inside", "outside"])
     def test_statistics_get_no_noise(self, make_wrapper, order):

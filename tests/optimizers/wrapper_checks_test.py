@@ -1,0 +1,1116 @@
+"""One table of optimizer wrappers, and one list of checks for all of them.
+
+A new wrapper needs one row in `ROWS`, and has every check.
+"""
+
+import functools
+import inspect
+import itertools
+import json
+import types
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_plasticity
+from keras_plasticity.optimizers import L2
+from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers import OptimizerWrapper
+from keras_plasticity.optimizers import ReDo
+from keras_plasticity.optimizers import SelfNormalizedResets
+from keras_plasticity.optimizers import ShrinkAndPerturb
+from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
+from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.training import OnlineTrainer
+from tests.gradients import compiled_step
+from tests.gradients import loss_and_gradients
+from tests.helpers import docstring_example
+from tests.helpers import make_data
+from tests.helpers import make_model
+from tests.helpers import mostly_slow
+from tests.helpers import to_numpy
+from tests.helpers import weights_of
+
+_BACKEND = keras.backend.backend()
+
+
+class Row(NamedTuple):
+    """A wrapper, and the settings that it is checked with.
+
+    Attributes:
+        name: String.
+        kind: The class.
+        visible: Dict, settings under which it does something in each of the
+            first few updates; if it replaces units, in the first four.
+        nothing: Dict, settings under which it is the inner optimizer.
+        config: Dict, a value other than the default for every setting.
+        needs_plastic: Boolean, whether the model has to have plastic layers.
+        inside: `Row` of a wrapper between this one and the inner optimizer.
+    """
+
+    name: str
+    kind: type
+    visible: dict
+    nothing: dict
+    config: dict
+    needs_plastic: bool = False
+    inside: "Row | None" = None
+
+    def make(self, inner, **settings):
+        if self.inside is not None:
+            inner = self.inside.make(inner)
+        return self.kind(inner, **{**self.visible, **settings})
+
+    def make_nothing(self, inner):
+        if self.inside is not None:
+            inner = self.inside.make_nothing(inner)
+        return self.kind(inner, **self.nothing)
+
+    @property
+    def replaces_units(self):
+        return issubclass(self.kind, UnitResetOptimizer)
+
+    @property
+    def has_seed(self):
+        return "seed" in self.config
+
+
+_L2 = Row("L2", L2, {"l2": 0.1}, {"l2": 0}, {"l2": 0.5})
+_SHRINK_AND_PERTURB = Row(
+    "ShrinkAndPerturb",
+    ShrinkAndPerturb,
+    {"l2": 0.1, "noise_stddev": 0.01, "noise_refresh_steps": 3, "seed": 1},
+    {"l2": 0, "noise_stddev": 0},
+    {"l2": 0.5, "noise_stddev": 0.25, "noise_refresh_steps": 7, "seed": 9},
+)
+_CONTINUAL_BACKPROP = Row(
+    "ContinualBackprop",
+    ContinualBackprop,
+    {"replacement_rate": 0.1, "maturity_threshold": 1, "seed": 1},
+    {"replacement_rate": 0},
+    {
+        "replacement_rate": 0.25,
+        "maturity_threshold": 7,
+        "decay_rate": 0.5,
+        "utility": "overall",
+        "transfer_mean": True,
+        "reset_optimizer_state": False,
+        "seed": 9,
+    },
+    needs_plastic=True,
+)
+ROWS = [
+    _L2,
+    _SHRINK_AND_PERTURB,
+    # Without a table of noise.
+    _SHRINK_AND_PERTURB._replace(
+        name="ShrinkAndPerturb_1",
+        visible={**_SHRINK_AND_PERTURB.visible, "noise_refresh_steps": 1},
+    ),
+    Row(
+        "ShrinkAndPerturbByInitializer",
+        ShrinkAndPerturbByInitializer,
+        {"noise_refresh_steps": 3, "seed": 1},
+        {"shrink": 1, "perturb": 0},
+        {
+            "shrink": 0.5,
+            "perturb": 0.25,
+            "initializer": "he_normal",
+            "noise_refresh_steps": 7,
+            "seed": 9,
+        },
+    ),
+    _CONTINUAL_BACKPROP,
+    Row(
+        "ReDo",
+        ReDo,
+        {"threshold": 0.3, "period": 2, "score_updates": 2, "seed": 1},
+        {"threshold": 1e9, "period": 10**6},
+        {
+            "threshold": 0.5,
+            "period": 7,
+            "score_updates": 3,
+            "reset_optimizer_state": False,
+            "seed": 9,
+        },
+        needs_plastic=True,
+    ),
+    Row(
+        "SelfNormalizedResets",
+        SelfNormalizedResets,
+        {
+            "min_threshold": 8,
+            "initial_threshold": 16,
+            "max_threshold": 32,
+            "threshold_period": 3,
+            "seed": 1,
+        },
+        {"min_threshold": 10**6, "max_threshold": 10**6}
+        | {"initial_threshold": 10**6},
+        {
+            "quantile": 0.5,
+            "min_threshold": 7,
+            "max_threshold": 70,
+            "initial_threshold": 17,
+            "threshold_period": 5,
+            "reset_optimizer_state": False,
+            "seed": 9,
+        },
+        needs_plastic=True,
+    ),
+    _CONTINUAL_BACKPROP._replace(name="ContinualBackprop_L2", inside=_L2),
+    # Methods of a user's own, as the base classes' docstrings have them.
+    Row(
+        "L2Init",
+        docstring_example(OptimizerWrapper)["L2Init"],
+        {"strength": 0.1},
+        {"strength": 0.0},
+        {"strength": 0.5},
+    ),
+    Row(
+        "ReplaceSilent",
+        docstring_example(UnitResetOptimizer)["ReplaceSilent"],
+        {"patience": 2, "seed": 1},
+        {"patience": 10**6},
+        {"patience": 5, "reset_optimizer_state": False, "seed": 9},
+        needs_plastic=True,
+    ),
+]
+_ROWS = {row.name: row for row in ROWS}
+# One of each kind: changes gradients; changes weights; replaces units.
+_KINDS = ("L2", "ShrinkAndPerturb", "ContinualBackprop")
+
+
+def rows(*quick, where=lambda row: True):
+    """Parametrizes a check over the table.
+
+    Args:
+        *quick: Names of the rows that are not slow. By default all.
+        where: Function, which rows the check is for.
+    """
+    names = [row.name for row in ROWS if where(row)]
+    values = [
+        _ROWS[name]
+        if not quick or name in quick
+        else pytest.param(_ROWS[name], marks=pytest.mark.slow)
+        for name in names
+    ]
+    return pytest.mark.parametrize("row", values, ids=names)
+
+
+def resets(row):
+    return row.replaces_units
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fast_compilation():
+    if _BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    # Compilation is nearly all the time that these checks take.
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+_DIMS = (4, 6, 5, 3)
+_BATCH = 8
+# Steps of a short run and of a long one.
+_FEW, _MANY = 4, 12
+# A TensorFlow graph takes longer to make than to do without.
+_EAGERLY = {"run_eagerly": _BACKEND == "tensorflow"}
+# Two programs, which a compiler may round differently.
+_ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def _sgd(**kwargs):
+    return keras.optimizers.SGD(0.1, momentum=0.5, **kwargs)
+
+
+def _adam(**kwargs):
+    return keras.optimizers.Adam(0.01, **kwargs)
+
+
+def _data(steps=_MANY):
+    """Inputs, and targets that are soon learned: linear functions."""
+    x, _ = make_data(steps * _BATCH, _DIMS)
+    weights = np.random.default_rng(2).normal(size=(_DIMS[0], _DIMS[-1]))
+    return x, (x @ weights).astype("float32")
+
+
+def _make_model(row=None, seed=1, dims=_DIMS, **kwargs):
+    """A chain of dense layers, of which a unit each is silent."""
+    is_plastic = row is not None and row.needs_plastic
+    source = keras_plasticity.layers if is_plastic else keras.layers
+    model = make_model(
+        dims,
+        source.Dense,
+        "relu",
+        seed,
+        kernel_initializer="he_normal",
+        **kwargs,
+    )
+    for layer in model.layers[:-1]:
+        bias = to_numpy(layer.bias)
+        bias[0] = -4.0
+        layer.bias.assign(bias)
+    return model
+
+
+def _fit(model, first, last, batch_size=_BATCH, **kwargs):
+    """Trains on the batches from `first` to `last` of the data."""
+    part = slice(first * _BATCH, last * _BATCH)
+    x, y = (array[part] for array in _data())
+    return model.fit(
+        x, y, batch_size=batch_size, shuffle=False, verbose=0, **kwargs
+    )
+
+
+def _run(row, optimizer, steps=_FEW, model=None, **kwargs):
+    """A trained model."""
+    model = _make_model(row) if model is None else model
+    model.compile(optimizer, "mse", **{**_EAGERLY, **kwargs})
+    _fit(model, 0, steps)
+    return model
+
+
+def _values(model):
+    """All weights of a model, what it observed last excepted, by name."""
+    return {
+        variable.path[variable.path.rindex(f"{layer.name}/") :]: to_numpy(
+            variable
+        )
+        for layer in model.layers
+        for variable in layer.weights
+        if "input_" not in variable.path and "num_ex" not in variable.path
+    }
+
+
+def _assert_equal(actual, expected, **tolerance):
+    """Bit for bit, or within `rtol` and `atol`."""
+    assert actual.keys() == expected.keys() and actual
+    for key, value in expected.items():
+        if tolerance:
+            np.testing.assert_allclose(
+                actual[key], value, err_msg=key, **tolerance
+            )
+        else:
+            np.testing.assert_array_equal(actual[key], value, err_msg=key)
+
+
+def _differ(actual, expected):
+    return any(np.any(actual[key] != expected[key]) for key in expected)
+
+
+def _resetting(optimizer):
+    """The `UnitResetOptimizer` among wrappers."""
+    while not isinstance(optimizer, UnitResetOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _num_replaced(row, optimizer):
+    if not row.replaces_units:
+        return None
+    return _resetting(optimizer).num_replaced()
+
+
+@functools.cache
+def _reference(name, seed=1):
+    """The run that others are compared with: compiled, by `fit`.
+
+    Returns:
+        Namespace of what `_values` gives after a `short` and after a `long`
+        run; numbers of units replaced in these runs, `None` for a wrapper that
+        replaces none; how often Python computed the loss in the first step,
+        and in all; and the `model`, which has trained once more on all data.
+    """
+    row = _ROWS[name]
+    calls = []
+
+    def loss(y, prediction):
+        calls.append(None)
+        return ops.mean(ops.square(y - prediction), axis=-1)
+
+    model = _make_model(row, seed)
+    settings = {"seed": seed} if row.has_seed else {}
+    optimizer = row.make(_sgd(), **settings)
+    model.compile(optimizer, loss)
+    result = types.SimpleNamespace(model=model)
+    _fit(model, 0, 1)
+    result.calls_first = len(calls)
+    _fit(model, 1, _FEW)
+    result.short = _values(model)
+    result.short_replaced = _num_replaced(row, optimizer)
+    _fit(model, _FEW, _MANY)
+    result.long = _values(model)
+    result.long_replaced = _num_replaced(row, optimizer)
+    _fit(model, 0, _MANY)
+    result.calls = len(calls)
+    return result
+
+
+@functools.cache
+def _plain_run(name, steps=_FEW):
+    """What `_values` gives after a run of an inner optimizer alone."""
+    return _values(_run(None, _INNER[name](), steps))
+
+
+def _weights_in(values):
+    return {k: v for k, v in values.items() if "statistics" not in k}
+
+
+# What a wrapper does, seen on one compiled run of each.
+
+
+@rows()
+def test_does_something(row):
+    reference = _reference(row.name)
+    assert _differ(reference.short, _plain_run("momentum"))
+    if row.replaces_units:
+        assert set(reference.short_replaced) == {"layer_0", "layer_1"}
+        assert all(reference.short_replaced.values())
+
+
+@rows()
+def test_converges(row):
+    reference = _reference(row.name)
+    x, y = _data()
+    start = _make_model(row)
+    losses = [
+        np.mean((to_numpy(model(x)) - y) ** 2)
+        for model in (start, reference.model)
+    ]
+    assert losses[1] < 0.5 * losses[0]
+
+
+@rows()
+def test_compiles_once(row):
+    if _BACKEND == "torch":
+        pytest.skip("PyTorch compiles nothing.")
+    reference = _reference(row.name)
+    assert reference.calls == reference.calls_first
+
+
+@rows()
+def test_iterations_are_those_of_the_inner_optimizer(row):
+    optimizer = _reference(row.name).model.optimizer
+    assert int(optimizer.iterations) == 2 * _MANY
+    assert int(optimizer.inner_optimizer.iterations) == 2 * _MANY
+
+
+@rows()
+def test_learning_rate_is_that_of_the_inner_optimizer(row):
+    inner = keras.optimizers.SGD(0.5)
+    optimizer = row.make(inner)
+    optimizer.learning_rate = 0.25
+    np.testing.assert_allclose(inner.learning_rate, 0.25)
+    np.testing.assert_allclose(optimizer.learning_rate, 0.25)
+
+
+@rows()
+def test_state_is_in_variables(row):
+    # Whatever is not there is neither saved nor carried by a JAX step.
+    model = _make_model(row)
+    optimizer = row.make(_adam())
+    optimizer.build(model.trainable_variables)
+    ids = [id(v) for v in optimizer.variables]
+    assert len(set(ids)) == len(ids)
+    for variable in optimizer.inner_optimizer.variables:
+        assert id(variable) in ids
+    if row.has_seed:
+        assert id(optimizer._seed_generator.state) in ids
+    # The model's own variables are not the optimizer's.
+    assert not set(ids) & {id(v) for v in model.variables}
+
+
+# The inner optimizer.
+
+_INNER = {
+    "sgd": lambda: keras.optimizers.SGD(0.1),
+    "momentum": _sgd,
+    "adam": _adam,
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    "rmsprop": lambda: keras.optimizers.RMSprop(0.01, momentum=0.9),
+    "clipvalue": lambda: keras.optimizers.SGD(0.1, clipvalue=0.01),
+    "clipnorm": lambda: keras.optimizers.SGD(0.1, clipnorm=0.02),
+    # Would be smaller if statistics were among the gradients.
+    "global_clipnorm": lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.05),
+    "ema": lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5),
+    "ema_overwriting": lambda: keras.optimizers.SGD(
+        0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3
+    ),
+    "schedule": lambda: keras.optimizers.SGD(
+        keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    ),
+    "accumulating": lambda: _sgd(gradient_accumulation_steps=2),
+    "loss_scale": lambda: keras.optimizers.LossScaleOptimizer(
+        _sgd(), initial_scale=8.0
+    ),
+}
+_QUICK_PAIRS = {
+    ("L2", "adam"),
+    ("ShrinkAndPerturb", "accumulating"),
+    ("ShrinkAndPerturbByInitializer", "loss_scale"),
+    ("ContinualBackprop", "global_clipnorm"),
+    ("ContinualBackprop", "ema_overwriting"),
+    ("ContinualBackprop", "schedule"),
+    ("ContinualBackprop", "loss_scale"),
+    ("ReDo", "momentum"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, inner",
+    [
+        (row.name, inner)
+        if (row.name, inner) in _QUICK_PAIRS
+        else pytest.param(row.name, inner, marks=pytest.mark.slow)
+        for row in ROWS
+        for inner in _INNER
+    ],
+)
+def test_strength_0_is_the_inner_optimizer(name, inner):
+    row = _ROWS[name]
+    model = _make_model(row)
+    start = _values(model)
+    optimizer = row.make_nothing(_INNER[inner]())
+    _run(row, optimizer, model=model)
+    weights = _weights_in(_values(model))
+    _assert_equal(weights, _plain_run(inner))
+    assert _differ(weights, _weights_in(start))
+    if row.replaces_units:
+        # Units have ages all the same.
+        updates = 2 if inner == "accumulating" else 4
+        np.testing.assert_array_equal(model.layers[0].age, updates)
+        assert not any(optimizer.num_replaced().values())
+
+
+@rows(*_KINDS)
+def test_accumulated_steps_equal_the_joined_batch(row):
+    optimizer = row.make(_sgd(gradient_accumulation_steps=2))
+    model = _make_model(row)
+    model.compile(optimizer, "mse")
+    x, y = _data()
+    half = _BATCH // 2
+    before = _weights_in(_values(model))
+    model.train_on_batch(x[:half], y[:half])
+    _assert_equal(_weights_in(_values(model)), before)
+    for i in range(1, 2 * _FEW):
+        part = slice(i * half, (i + 1) * half)
+        model.train_on_batch(x[part], y[part])
+    reference = _reference(row.name)
+    assert _num_replaced(row, optimizer) == reference.short_replaced
+    _assert_equal(_values(model), reference.short, **_ROUNDING)
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+@rows("L2", "ContinualBackprop")
+def test_loss_scale_and_skipped_steps(row, place):
+    # Powers of two: the scaled run is the same but for roundings.
+    def scale(optimizer):
+        return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+
+    if place == "inside":
+        optimizer = row.make(scale(_sgd()))
+    else:
+        optimizer = scale(row.make(_sgd()))
+    model = _make_model(row)
+    model.compile(optimizer, "mse")
+    x, y = _data()
+    for i in range(_FEW):
+        part = slice(i * _BATCH, (i + 1) * _BATCH)
+        if i == 2:
+            before = _values(model)
+            # Too large a target: the gradient overflows, nothing else does.
+            model.train_on_batch(x[part], np.full_like(y[part], 1e38))
+            _assert_equal(_values(model), before)
+        model.train_on_batch(x[part], y[part])
+    reference = _reference(row.name)
+    assert _num_replaced(row, optimizer) == reference.short_replaced
+    _assert_equal(_values(model), reference.short, **_ROUNDING)
+
+
+@rows("L2")
+def test_loss_scale_factor(row):
+    optimizer = row.make(_sgd(loss_scale_factor=8.0))
+    model = _run(row, optimizer)
+    reference = _reference(row.name)
+    assert _num_replaced(row, optimizer) == reference.short_replaced
+    _assert_equal(_values(model), reference.short, **_ROUNDING)
+
+
+@rows("ContinualBackprop")
+def test_moving_average_takes_the_place_of_the_weights(row):
+    inner = _sgd(use_ema=True, ema_momentum=0.5)
+    model = _run(row, row.make(inner))
+    weights = weights_of(model)
+    for key, value in weights.items():
+        # As Keras names the variable that belongs to a weight.
+        (average,) = [
+            variable
+            for variable in inner.variables
+            if variable.path.endswith(f"{key.replace('/', '_')}_average")
+        ]
+        np.testing.assert_array_equal(value, to_numpy(average), err_msg=key)
+        assert np.any(value != _reference(row.name).short[key])
+
+
+@rows("ContinualBackprop", where=lambda row: row.inside is None)
+def test_swap_ema_weights_callback(row):
+    # The callback asks the optimizer for `inner_optimizer` by name.
+    optimizer = row.make(_sgd(use_ema=True, ema_momentum=0.5))
+    model = _make_model(row)
+    model.compile(optimizer, "mse", **_EAGERLY)
+    _fit(
+        model,
+        0,
+        2,
+        epochs=2,
+        validation_data=_data(1),
+        callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+    )
+    for values in weights_of(model).values():
+        assert np.all(np.isfinite(values))
+
+
+# Frozen layers, and variables without gradient.
+
+
+@pytest.mark.parametrize("frozen", mostly_slow([0, 1, 2, 3], 1))
+@rows("ContinualBackprop")
+def test_frozen_layer_is_never_changed(row, frozen):
+    model = _make_model(row, dims=(4, 6, 5, 5, 3))
+    model.layers[frozen].trainable = False
+    start = weights_of(model)
+    optimizer = row.make(_sgd())
+    _run(row, optimizer, model=model)
+    end = weights_of(model)
+    for key in start:
+        same = np.array_equal(start[key], end[key])
+        assert same == key.startswith(f"layer_{frozen}/"), key
+    if row.replaces_units:
+        # Nor are units replaced that it reads: they would lose weights of it.
+        expected = {"layer_0", "layer_1", "layer_2"}
+        expected -= {f"layer_{frozen}", f"layer_{frozen - 1}"}
+        replaced = _num_replaced(row, optimizer)
+        assert set(replaced) == expected and all(replaced.values())
+
+
+def _two_branches(row):
+    """Two networks that have nothing but their inputs in common."""
+    source = keras_plasticity.layers if row.needs_plastic else keras.layers
+    inputs = keras.Input((4,))
+    outputs = []
+    for name in "ab":
+        hidden = source.Dense(5, activation="relu", name=f"{name}_0")(inputs)
+        outputs.append(source.Dense(1, name=f"{name}_1")(hidden))
+    return keras.Model(inputs, outputs)
+
+
+@rows("ShrinkAndPerturb", "ContinualBackprop")
+def test_variable_without_gradient_is_left_alone(row):
+    model = _two_branches(row)
+    variables = model.trainable_variables
+    optimizer = row.make(_sgd())
+    optimizer.build(variables)
+    # The loss of a step may not reach one branch of the model. Backends other
+    # than JAX give `None` for it; there a user may.
+    grads = [
+        ops.ones(v.shape, v.dtype) if "a_" in v.path else None
+        for v in variables
+    ]
+    start = [to_numpy(v) for v in variables]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply(grads, variables)
+    for gradient, variable, before in zip(grads, variables, start):
+        same = np.array_equal(to_numpy(variable), before)
+        if gradient is None:
+            assert same, variable.path
+        elif not OptimizerWrapper.is_statistic(variable):
+            assert not same, variable.path
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+    "policy",
+    mostly_slow(
+        ["mixed_bfloat16", "bfloat16", "mixed_float16", "float16", "float64"],
+        "bfloat16",
+    ),
+)
+# TensorFlow is the one that refuses to compute with two dtypes.
+@rows(*(() if _BACKEND == "tensorflow" else _KINDS[1:]))
+def test_dtypes_are_kept(row, policy):
+    if policy == "float64" and _BACKEND == "jax":
+        pytest.skip("JAX has no float64 by default.")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        optimizer = row.make(_sgd())
+        model = _run(row, optimizer)
+    finally:
+        keras.config.set_dtype_policy(before)
+    expected = keras.DTypePolicy(policy).variable_dtype
+    weights = [v for v in model.weights if "statistics" not in v.path]
+    assert {v.dtype for v in weights} == {expected}
+    for variable in weights:
+        value = to_numpy(variable).astype("float64")
+        assert np.all(np.isfinite(value)), variable.path
+        assert np.any(value), variable.path
+    statistics = [v for v in model.weights if "statistics" in v.path]
+    assert {v.dtype for v in statistics} <= {"float32"}
+    if row.replaces_units:
+        optimizer = _resetting(optimizer)
+        for units in optimizer._network.hidden:
+            for variable in units.variables:
+                assert variable.dtype in ("float32", "int32"), variable.path
+        # What is due is a matter of counting, whatever the precision.
+        assert sum(optimizer.num_replaced().values()) > 0
+        return
+    reference = _reference(row.name).short
+    for key, value in weights_of(model).items():
+        value = value.astype("float32")
+        np.testing.assert_allclose(value, reference[key], atol=0.05)
+
+
+@rows(*_KINDS, where=lambda row: row.has_seed)
+def test_same_seed_same_run(row):
+    models = [_run(row, row.make(_sgd())) for _ in range(2)]
+    _assert_equal(*map(_values, models))
+
+
+@rows(*_KINDS, where=lambda row: row.has_seed)
+def test_other_seed_other_run(row):
+    model = _run(row, row.make(_sgd(), seed=2))
+    reference = _reference(row.name).short
+    assert _differ(_weights_in(_values(model)), reference)
+
+
+# Loops.
+
+
+@rows("ContinualBackprop", *(["L2Init"] if _BACKEND == "tensorflow" else []))
+def test_run_eagerly(row):
+    if _BACKEND == "torch":
+        pytest.skip("PyTorch compiles nothing.")
+    optimizer = row.make(_sgd())
+    model = _run(row, optimizer, run_eagerly=True)
+    reference = _reference(row.name)
+    assert _num_replaced(row, optimizer) == reference.short_replaced
+    _assert_equal(_values(model), reference.short, **_ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["stateless_apply"] if _BACKEND == "jax" else ["apply", "apply_gradients"],
+)
+@rows(*_KINDS)
+def test_loops_by_hand(row, method):
+    # On JAX, `apply` is what `test_run_eagerly` runs.
+    model = _make_model(row)
+    variables = model.trainable_variables
+    optimizer = row.make(_sgd())
+    loss = keras.losses.MeanSquaredError()
+
+    def step(x, y):
+        _, grads = loss_and_gradients(model, loss, x, y)
+        if method == "apply":
+            optimizer.apply(grads, variables)
+        else:
+            optimizer.apply_gradients(zip(grads, variables))
+
+    if method == "stateless_apply":
+        step = compiled_step(model, optimizer, loss)
+    x, y = _data()
+    for i in range(_FEW):
+        part = slice(i * _BATCH, (i + 1) * _BATCH)
+        step(x[part], y[part])
+    reference = _reference(row.name)
+    assert _num_replaced(row, optimizer) == reference.short_replaced
+    _assert_equal(_values(model), reference.short, **_ROUNDING)
+
+
+class _Stream:
+    """The data, as three tasks."""
+
+    def __len__(self):
+        return 3
+
+    def task(self, index):
+        steps = _MANY // 3
+        part = slice(index * steps * _BATCH, (index + 1) * steps * _BATCH)
+        return tuple(array[part] for array in _data())
+
+
+def _compiled(row, inner="momentum", seed=1):
+    model = _make_model(row, seed)
+    settings = {"seed": seed} if row.has_seed else {}
+    model.compile(row.make(_INNER[inner](), **settings), "mse", **_EAGERLY)
+    return model
+
+
+@rows("ShrinkAndPerturb", "ContinualBackprop")
+def test_engine_equals_fit(row):
+    model = _compiled(row)
+    OnlineTrainer(model).fit(_Stream(), batch_size=_BATCH)
+    reference = _reference(row.name)
+    assert _num_replaced(row, model.optimizer) == reference.long_replaced
+    _assert_equal(_values(model), reference.long, **_ROUNDING)
+
+
+# On JAX, small models train side by side, larger ones on a CPU one by one.
+@pytest.mark.parametrize(
+    "most", mostly_slow([3000, 0], 3000) if _BACKEND == "jax" else [None]
+)
+@pytest.mark.parametrize(
+    "inner", mostly_slow(["momentum", "accumulating"], "accumulating")
+)
+@rows("ShrinkAndPerturb", "ContinualBackprop")
+def test_learners_side_by_side_equal_each_alone(row, inner, most, monkeypatch):
+    if _BACKEND == "jax":
+        from keras_plasticity.training import jax_loop
+
+        monkeypatch.setattr(jax_loop, "_MOST_WEIGHTS_SIDE_BY_SIDE", most)
+    trainer = OnlineTrainer(lambda i: _compiled(row, inner, i + 1), 2)
+    trainer.fit(lambda i: _Stream(), batch_size=_BATCH)
+    for learner in range(2):
+        model = trainer.model(learner)
+        alone = _compiled(row, inner, learner + 1)
+        _fit(alone, 0, _MANY)
+        replaced = _num_replaced(row, alone.optimizer)
+        assert _num_replaced(row, model.optimizer) == replaced
+        _assert_equal(_values(model), _values(alone), **_ROUNDING)
+
+
+# What is kept.
+
+
+@pytest.mark.parametrize("kind", mostly_slow(["model", "weights"], "model"))
+@pytest.mark.parametrize(
+    "inner", mostly_slow(["momentum", "accumulating", "loss_scale"], "momentum")
+)
+@rows(*_KINDS)
+def test_going_on_is_never_having_stopped(row, inner, kind, tmp_path):
+    # In the middle of a table of noise, and of an accumulated step.
+    middle, steps = 5, _FEW + 5
+    optimizer = row.make(_INNER[inner]())
+    model = _run(row, optimizer, middle)
+    if kind == "model":
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    else:
+        # Of a run that had come further, in the same program.
+        loaded = _make_model(row, seed=2)
+        _run(row, row.make(_INNER[inner]()), 2, loaded)
+        model.save_weights(tmp_path / "all.weights.h5")
+        loaded.load_weights(tmp_path / "all.weights.h5")
+    _assert_equal(_values(loaded), _values(model))
+    done = _num_replaced(row, optimizer)
+    assert _num_replaced(row, loaded.optimizer) == done
+    for each in (model, loaded):
+        _fit(each, middle, steps)
+    _assert_equal(_values(loaded), _values(model))
+    total = _num_replaced(row, optimizer)
+    assert _num_replaced(row, loaded.optimizer) == total
+    assert int(loaded.optimizer.iterations) == int(optimizer.iterations)
+
+
+def _arguments(kind):
+    """Names of all arguments of a wrapper's constructor."""
+    return {
+        name
+        for base in kind.__mro__
+        if issubclass(base, OptimizerWrapper)
+        and not base.__name__.startswith("_")
+        for name in inspect.signature(base).parameters
+        if name != "kwargs"
+    }
+
+
+@rows()
+def test_config(row):
+    default = row.kind(_sgd()).get_config()
+    assert set(default) == _arguments(row.kind)
+    # The row has another value for each.
+    assert set(row.config) == set(default) - {"inner_optimizer", "name"}
+    inner = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.AdamW(0.125, weight_decay=0.5, clipnorm=2.0),
+        dynamic_growth_steps=17,
+    )
+    settings = {**row.config, "name": "other_name"}
+    optimizer = row.kind(
+        row.inside.make(inner) if row.inside else inner, **settings
+    )
+    config = optimizer.get_config()
+    for key in settings:
+        assert config[key] != default[key]
+    text = json.dumps(config)
+    loaded = json.loads(text)
+    twin = row.kind.from_config(loaded)
+    # The caller's dict is left as it was.
+    assert json.dumps(loaded) == text
+    assert json.dumps(twin.get_config()) == text
+    serialized = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
+    assert json.dumps(serialized["config"]) == text
+    again = keras.optimizers.deserialize(serialized)
+    for each in (twin, again):
+        assert type(each) is row.kind
+        assert json.dumps(each.get_config()) == text
+        np.testing.assert_allclose(each.learning_rate, 0.125)
+
+
+# One wrapper around another.
+
+_PLAIN = [row.name for row in ROWS if row.inside is None]
+_QUICK_NESTED = {
+    ("ShrinkAndPerturb", "ContinualBackprop", "inner"),
+    ("ContinualBackprop", "ShrinkAndPerturb", "outer"),
+}
+
+
+@pytest.mark.parametrize(
+    "outer, inner, active",
+    [
+        case
+        if case in _QUICK_NESTED
+        else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(_PLAIN, _PLAIN, ("outer", "inner"))
+        if not all(_ROWS[name].replaces_units for name in case[:2])
+    ],
+)
+def test_nested(outer, inner, active):
+    # That which does nothing changes nothing.
+    outer, inner = _ROWS[outer], _ROWS[inner]
+    if active == "outer":
+        row, optimizer = outer, outer.make(inner.make_nothing(_sgd()))
+    else:
+        row, optimizer = inner, outer.make_nothing(inner.make(_sgd()))
+    model = _make_model(outer if outer.needs_plastic else inner)
+    _run(None, optimizer, model=model)
+    reference = _reference(row.name)
+    assert _num_replaced(row, optimizer) == reference.short_replaced
+    expected = _weights_in(reference.short)
+    _assert_equal(_weights_in(_values(model)), expected, **_ROUNDING)
+    if row.replaces_units:
+        _assert_equal(_values(model), reference.short, **_ROUNDING)
+
+
+@pytest.mark.parametrize("between", ["nothing", "loss_scale", "wrapper"])
+@rows(where=resets)
+@pytest.mark.parametrize(
+    "outer", [row for row in ROWS if resets(row)], ids=lambda row: row.name
+)
+def test_unit_resets_are_not_nested(outer, row, between):
+    inner = row.make(_sgd())
+    if between == "loss_scale":
+        inner = keras.optimizers.LossScaleOptimizer(inner)
+    elif between == "wrapper":
+        inner = L2(inner)
+    with pytest.raises(
+        ValueError,
+        match=f"`inner_optimizer` of a `{outer.kind.__name__}` must not itself "
+        f"be or hold a `{row.kind.__name__}`: units would be replaced twice",
+    ):
+        outer.kind(inner)
+
+
+# Replaced units.
+
+
+def _train_until_replaced(row, model, optimizer):
+    """Trains up to an update in which a unit of the last layer but one goes."""
+    model.compile(optimizer, "mse", **_EAGERLY)
+    x, y = _data()
+    for i in range(_MANY):
+        part = slice(i * _BATCH, (i + 1) * _BATCH)
+        model.train_on_batch(x[part], y[part])
+        if i > 0 and np.any(to_numpy(model.layers[-2].age) == 0):
+            return
+    raise AssertionError("No unit was replaced.")
+
+
+def _slots(optimizer, weight):
+    """The slots of a weight in a Keras optimizer, found by their names."""
+    prefix = weight.path.replace("/", "_") + "_"
+    return [
+        to_numpy(variable)
+        for variable in optimizer.variables
+        if variable.path.split("/")[-1].startswith(prefix)
+    ]
+
+
+@pytest.mark.parametrize("inner", mostly_slow(["momentum", "adam"], "adam"))
+@rows("ReDo", where=resets)
+def test_slots_of_replaced_units_begin_anew(row, inner):
+    model = _make_model(row)
+    inner = _INNER[inner]()
+    _train_until_replaced(row, model, row.make(inner))
+    _, layer, reader = model.layers
+    new = to_numpy(layer.age) == 0
+    assert 0 < new.sum() < len(new)
+    for slot in _slots(inner, layer.kernel):
+        np.testing.assert_array_equal(slot[:, new], 0.0)
+        assert np.all(np.any(slot[:, ~new], axis=0))
+    for slot in _slots(inner, reader.kernel):
+        np.testing.assert_array_equal(slot[new], 0.0)
+        assert np.all(np.any(slot[~new], axis=1))
+    for slot in _slots(inner, layer.bias):
+        # ReDo leaves them as they are.
+        is_reset = "bias" in row.kind.slots_to_reset
+        assert np.any(slot[new]) == (not is_reset)
+        assert np.all(slot[~new])
+
+
+# Models of several kinds.
+
+
+def _make_kind(kind, row):
+    source = keras_plasticity.layers if row.needs_plastic else keras.layers
+    hidden = {"activation": "relu", "bias_initializer": "ones"}
+    if kind == "convolutional":
+        inputs = x = keras.Input((6, 6, 2))
+        x = source.Conv2D(4, 3, name="first", **hidden)(x)
+        x = keras.layers.MaxPooling2D()(x)
+        x = source.Conv2D(5, 2, name="second", **hidden)(x)
+        x = keras.layers.Flatten()(x)
+    else:
+        inputs = x = keras.Input((4,))
+        x = skip = source.Dense(6, name="stem")(x)
+        x = source.Dense(5, name="first", **hidden)(x)
+        x = source.Dense(6, name="second")(x)
+        x = keras.layers.Add()([x, skip])
+    model = keras.Model(inputs, source.Dense(3, name="output")(x))
+    for layer in model.layers:
+        if getattr(layer, "activation", None) is keras.activations.relu:
+            # One unit is silent.
+            bias = to_numpy(layer.bias)
+            bias[0] = -9.0
+            layer.bias.assign(bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["convolutional", "residual"], "residual")
+)
+@rows("ContinualBackprop")
+def test_models_of_other_kinds(row, kind):
+    model = _make_kind(kind, row)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4 * _BATCH, *model.input_shape[1:])).astype("f4")
+    y = np.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+    y = np.tile(y.reshape(-1, 1), 3)
+    optimizer = row.make(
+        _sgd() if not row.replaces_units else keras.optimizers.SGD(0.0)
+    )
+    start = _weights_in(_values(model))
+    model.compile(optimizer, "mse", **_EAGERLY)
+    model.fit(x, y, _BATCH, shuffle=False, verbose=0)
+    end = _weights_in(_values(model))
+    for key, value in end.items():
+        assert np.all(np.isfinite(value)), key
+    if not row.replaces_units:
+        assert all(np.any(end[key] != start[key]) for key in end)
+        return
+    replaced = _num_replaced(row, optimizer)
+    hidden = ["first", "second"] if kind == "convolutional" else ["first"]
+    assert set(replaced) == set(hidden) and all(replaced.values())
+    # Nothing but replacement has changed these weights.
+    may_change = {
+        key: np.zeros(value.shape, bool) for key, value in end.items()
+    }
+    readers = {"first": "second", "second": "output"}
+    for name in hidden:
+        # Of all updates there were; a new unit is younger.
+        age = to_numpy(model.get_layer(name).age)
+        new = age < 4
+        assert np.any(new) and not np.all(new)
+        may_change[f"{name}/kernel"][..., new] = True
+        may_change[f"{name}/bias"][new] = True
+        outgoing = may_change[f"{readers[name]}/kernel"]
+        if outgoing.ndim == 2 and len(outgoing) != len(new):
+            new = np.tile(new, len(outgoing) // len(new))
+        outgoing[..., new, :] = True
+    for key, value in end.items():
+        changed = value != start[key]
+        assert not np.any(changed & ~may_change[key]), key
+        assert np.any(changed) == np.any(may_change[key]), key
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("inner", ["sgd", None, 0.1])
+@rows()
+def test_inner_is_not_an_optimizer(row, inner):
+    with pytest.raises(TypeError, match="must be a `keras.optimizers.Opt"):
+        row.make(inner)
+
+
+@rows()
+def test_argument_of_the_inner_optimizer(row):
+    with pytest.raises(
+        ValueError,
+        match=f"`{row.kind.__name__}` does not take `clipnorm`.*on the "
+        "`inner_optimizer` instead. Received: clipnorm=1.0",
+    ):
+        row.make(_sgd(), clipnorm=1.0)
+
+
+@rows()
+def test_apply_before_build(row):
+    with pytest.raises(ValueError, match="must already be built"):
+        row.make(_sgd()).apply([0.0])
+
+
+@rows()
+def test_number_of_gradients(row):
+    model = _make_model(row)
+    optimizer = row.make(_sgd())
+    optimizer.build(model.trainable_variables)
+    number = len(model.trainable_variables)
+    for variables in ((model.trainable_variables,), ()):
+        with pytest.raises(
+            ValueError, match=f"1 gradients, {number} variables"
+        ):
+            optimizer.apply([ops.zeros((4, 6))], *variables)
+
+
+@rows()
+def test_no_gradients(row):
+    optimizer = row.make(_sgd())
+    optimizer.apply([], [])
+    assert not optimizer.built
+
+
+@rows()
+def test_other_model(row):
+    optimizer = row.make(_sgd())
+    optimizer.build(_make_model(row).trainable_variables)
+    other = _make_model(row).trainable_variables
+    gradients = [ops.zeros(v.shape) for v in other]
+    with pytest.raises(
+        ValueError, match=f"`{row.kind.__name__}` was built on another model"
+    ):
+        optimizer.apply(gradients, other)
+
+
+@rows(where=resets)
+def test_inner_is_built(row):
+    inner = _sgd()
+    inner.build(_make_model().trainable_variables)
+    with pytest.raises(ValueError, match="`inner_optimizer` is already built"):
+        row.make(inner).build(_make_model(row).trainable_variables)
+
+
+@rows(where=resets)
+def test_no_plastic_layer(row):
+    with pytest.raises(ValueError, match="There is no plastic layer"):
+        row.make(_sgd()).build(_make_model().trainable_variables)
