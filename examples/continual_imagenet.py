@@ -73,10 +73,7 @@ def define_flags(flag_values):
         flag_values=flag_values,
     )
     flags.DEFINE_string(
-        "cache_dir",
-        None,
-        "Folder for the images sorted by class.",
-        flag_values=flag_values,
+        "cache_dir", None, "For images sorted by class.", flag_values
     )
     experiments.define_flags(flag_values, data_set="imagenet_resized/32x32")
 
@@ -107,9 +104,7 @@ def build_model(image_shape, method, seed):
             )
     layers.append(
         method.layers.Dense(
-            NUM_CLASSES,
-            kernel_initializer=initializer(),
-            name="head",
+            NUM_CLASSES, kernel_initializer=initializer(), name="head"
         )
     )
     model = keras.Sequential(layers)
@@ -123,21 +118,16 @@ def build_model(image_shape, method, seed):
 
 
 def published(flag_values, method):
-    settings = (
-        "epochs",
-        "batch_size",
-        "train_images_per_class",
-        "test_images_per_class",
-        "scale",
-    )
+    images = ("train_images_per_class", "test_images_per_class", "scale")
     is_protocol = (
-        experiments.has_defaults(flag_values, settings)
+        experiments.has_defaults(flag_values, ("epochs", "batch_size", *images))
         # A shorter run has smaller bins.
         and flag_values.num_tasks >= 200
         and method.changed <= {"learning_rate"}
     )
-    key = (method.name, method.settings["learning_rate"])
-    return PUBLISHED.get(key, []) if is_protocol else []
+    if not is_protocol:
+        return []
+    return PUBLISHED.get((method.name, method.settings["learning_rate"]), [])
 
 
 def make_problem(flag_values):

@@ -14,7 +14,7 @@ from keras_plasticity import validation
 from keras_plasticity.callbacks import activations
 from keras_plasticity.callbacks import probe
 from keras_plasticity.diagnostics.rank import several_ranks
-from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.optimizers import optimizer_wrapper
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.weights import trainable_weights
@@ -79,7 +79,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         in inference mode. Total: norm of all weights' gradients. The loss is
         assumed to be a mean over examples: with `reduction="sum"`, set
         `batch_size` to the number of examples of the probe.
-    - `replaced_units`: units that `ContinualBackprop` replaced since the last
+    - `replaced_units`: units that the optimizer replaced since the last
         measurement (in `OnlineTrainer`: during the task). Total: sum.
     - `utility`, `age`: histograms in TensorBoard only, of the first learner.
 
@@ -342,7 +342,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
 
     def _state(self, model):
         """What `_changes` compares: kernels, and counts of replaced units."""
-        optimizer = _continual_backprop(model)
+        optimizer = _unit_reset_optimizer(model)
         state = {}
         if self._wants("weight_change"):
             state["kernels"] = _kernels(model)
@@ -408,7 +408,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             self._writer.flush()
 
     def _write_histograms(self, step, model):
-        optimizer = _continual_backprop(model)
+        optimizer = _unit_reset_optimizer(model)
         if self._log_dir is None or optimizer is None:
             return
         names = optimizer.num_replaced()
@@ -507,12 +507,12 @@ def _by_layer(model, variables):
     return result
 
 
-def _continual_backprop(model):
-    """The model's `ContinualBackprop`, inside other wrappers too, if any."""
+def _unit_reset_optimizer(model):
+    """The model's `UnitResetOptimizer`, inside other wrappers too, if any."""
     for optimizer in optimizer_wrapper.wrapped(
         getattr(model, "optimizer", None)
     ):
-        if isinstance(optimizer, ContinualBackprop):
+        if isinstance(optimizer, UnitResetOptimizer):
             return optimizer
     return None
 
