@@ -62,7 +62,15 @@ def bp_errors(trainer):
     ],
 )
 def test_every_method_trains_and_differs_from_bp(trainer, bp_errors, name):
-    arguments = ["--replacement_rate=0.02"] if "cbp" in name else []
+    # So that units are replaced in a run of 400 updates.
+    arguments = {
+        "cbp": ["--replacement_rate=0.02"],
+        "redo": ["--redo_period=20", "--redo_threshold=0.8"],
+        "self_normalized_resets": [
+            "--resets_min_threshold=1",
+            "--resets_initial_threshold=5",
+        ],
+    }.get(name.split(",")[0], [])
     method, errors, model = train(trainer, f"--method={name}", *arguments)
     assert method.name == name
     assert np.isfinite(errors).all()
@@ -70,7 +78,7 @@ def test_every_method_trains_and_differs_from_bp(trainer, bp_errors, name):
         np.testing.assert_array_equal(errors, bp_errors)
     else:
         assert not np.array_equal(errors, bp_errors)
-    if method.has("cbp"):
+    if any(map(method.has, ("cbp", "redo", "self_normalized_resets"))):
         assert sum(model.optimizer.num_replaced().values()) > 10
 
 
