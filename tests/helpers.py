@@ -1,5 +1,6 @@
 """Small models and data that several tests use."""
 
+import functools
 import inspect
 import re
 import textwrap
@@ -142,8 +143,12 @@ def mostly_slow(values, *kept):
     ]
 
 
+@functools.cache  # A class is registered once.
 def docstring_example(documented):
     """The names that the first code example of a docstring defines.
+
+    Args:
+        documented: Class or function.
 
     Returns:
         Dict from name to object.

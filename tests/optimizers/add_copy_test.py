@@ -10,6 +10,7 @@ from keras_plasticity.optimizers import OptimizerWrapper
 from tests.helpers import docstring_example
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
 _DIMS = (4, 5, 3)
@@ -105,7 +106,12 @@ def _entries(model, unit):
         yield weight, is_new
 
 
-@pytest.mark.parametrize("name", _SLOTS)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        _SLOTS, "average_of_zeros", "function_by_keyword", "array", "copy"
+    ),
+)
 def test_slot_returns_to_its_own_beginning(name):
     name_of_slot, make_initializer = _SLOTS[name]
     inner = SlotOptimizer(name_of_slot, make_initializer)

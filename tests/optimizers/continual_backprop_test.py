@@ -370,9 +370,10 @@ class TestConfig:
 
 
 class TestSaving:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "utility",
-        mostly_slow(["overall", "random", squared_outgoing], "random"),
+        ["overall", "random", squared_outgoing],
         ids=lambda u: getattr(u, "__name__", u),
     )
     def test_going_on_is_never_having_stopped(self, utility, tmp_path):
