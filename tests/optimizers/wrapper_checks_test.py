@@ -988,6 +988,8 @@ def _make_kind(kind, row):
         x = keras.layers.Add()([x, skip])
     model = keras.Model(inputs, source.Dense(3, name="output")(x))
     for layer in model.layers:
+        if layer.name in ("stem", "second") and kind == "residual":
+            layer.replaceable = False  # `Add` merges their units.
         if getattr(layer, "activation", None) is keras.activations.relu:
             # One unit is silent.
             bias = to_numpy(layer.bias)

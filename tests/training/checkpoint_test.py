@@ -1,4 +1,5 @@
 import os
+import pathlib
 
 import keras
 import numpy as np
@@ -145,7 +146,7 @@ def test_checkpoints_take_a_small_part_of_the_time(path, monkeypatch):
 @pytest.mark.slow
 def test_interrupted_save_leaves_the_checkpoint_before_it(path, monkeypatch):
     fit(path, num_tasks=2)
-    before = open(path, "rb").read()
+    before = pathlib.Path(path).read_bytes()
 
     def savez(file, **arrays):
         file.write(b"half of it")
@@ -155,7 +156,7 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(path, monkeypatch):
         patch.setattr(np, "savez", savez)
         _, trainer, _ = fit(path, num_tasks=3, resume=True)
     assert trainer.interrupted
-    assert open(path, "rb").read() == before
+    assert pathlib.Path(path).read_bytes() == before
     results, _, _ = fit(path, num_tasks=3, resume=True)
     np.testing.assert_array_equal(results["loss"], fit(num_tasks=3)[0]["loss"])
 
