@@ -193,7 +193,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         """
         if self.built:
             return
-        self._check_observed()
+        self._check_attributes()
         if innermost(self.inner_optimizer).built:
             raise ValueError(
                 "`inner_optimizer` is already built, for this or for another "
@@ -208,13 +208,27 @@ class UnitResetOptimizer(OptimizerWrapper):
             slot_table = None
         self._network.build(self, variables, slot_table)
 
-    def _check_observed(self):
-        unknown = [name for name in self.observed if name not in OBSERVATIONS]
-        if unknown:
+    def _check_attributes(self):
+        """Checks what a subclass says of itself."""
+        for name, known in (
+            ("observed", OBSERVATIONS),
+            ("slots_to_reset", UnitResetOptimizer.slots_to_reset),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, str) or not set(value) <= set(known):
+                raise ValueError(
+                    f"`{name}` of `{type(self).__name__}` must be a tuple of "
+                    f"any of {', '.join(map(repr, known))}. "
+                    f"Received: {name}={value!r}"
+                )
+        if (
+            "activation_deviation" in self.observed
+            and "activation_mean" not in self.observed
+        ):
             raise ValueError(
-                f"`observed` of `{type(self).__name__}` must be a tuple of any "
-                f"of {', '.join(OBSERVATIONS)}. "
-                f"Received: observed={self.observed}"
+                "'activation_deviation' is the deviation from the running mean "
+                "activation, so `observed` must have 'activation_mean' too. "
+                f"Received: observed={self.observed!r}"
             )
 
     def build_inner(self, variables):
