@@ -325,10 +325,11 @@ def _reference(name, seed=1):
     """The run that others are compared with: compiled, by `fit`.
 
     Returns:
-        Namespace of what `_values` gives after a `short` and after a `long`
-        run; numbers of units replaced in these runs, `None` for a wrapper that
-        replaces none; how often Python computed the loss in the first step,
-        and in all; and the `model`, which has trained once more on all data.
+        Namespace of what `_values` gives after the `first` step, a `short` run
+        and a `long` one; numbers of units replaced in these runs, `None` for a
+        wrapper that replaces none; how often Python computed the loss in the
+        first step, and in all; and the `model`, which has trained once more on
+        all data.
     """
     row = _ROWS[name]
     calls = []
@@ -344,6 +345,7 @@ def _reference(name, seed=1):
     result = types.SimpleNamespace(model=model)
     _fit(model, 0, 1)
     result.calls_first = len(calls)
+    result.first = _values(model)
     _fit(model, 1, _FEW)
     result.short = _values(model)
     result.short_replaced = _num_replaced(row, optimizer)
@@ -655,7 +657,9 @@ def test_dtypes_are_kept(row, policy):
     keras.config.set_dtype_policy(policy)
     try:
         optimizer = row.make(_sgd())
-        model = _run(row, optimizer)
+        model = _run(row, optimizer, steps=1)
+        first = weights_of(model)
+        _fit(model, 1, _FEW)
     finally:
         keras.config.set_dtype_policy(before)
     expected = keras.DTypePolicy(policy).variable_dtype
@@ -675,10 +679,17 @@ def test_dtypes_are_kept(row, policy):
         # What is due is a matter of counting, whatever the precision.
         assert sum(optimizer.num_replaced().values()) > 0
         return
-    reference = _reference(row.name).short
-    for key, value in weights_of(model).items():
-        value = value.astype("float32")
-        np.testing.assert_allclose(value, reference[key], atol=0.05)
+    # Roundings to 8 binary digits. In later steps, they may switch a unit on or
+    # off for one example, which then makes a run of its own.
+    reference = _reference(row.name).first
+    for key, value in first.items():
+        np.testing.assert_allclose(
+            value.astype("float32"),
+            reference[key],
+            rtol=0.01,
+            atol=0.005,
+            err_msg=key,
+        )
 
 
 @rows("ContinualBackprop", where=lambda row: row.has_seed)
