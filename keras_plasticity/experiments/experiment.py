@@ -124,7 +124,7 @@ def run(
         sys.exit(str(error))
     terminal.print_start(problem.title, settings | {"log_dir": log_dir})
     if flag_values.resume and not is_resumed:
-        print(f"There is nothing to go on with in {log_dir}: a new run.")
+        print(f"There is no run to resume in {log_dir}: starting a new one.")
     seeds = [flag_values.seed + i for i in range(settings["num_learners"])]
     records = []
     for method in chosen:
@@ -154,7 +154,7 @@ def run(
             )
             print(
                 "Interrupted: the tasks that were finished are written. The "
-                f"same command with --resume --log_dir={log_dir} goes on, "
+                f"same command with --resume --log_dir={log_dir} resumes "
                 f"{method.name} from task {tasks}."
             )
         if record["interrupted"] or record["failure"]:
@@ -302,7 +302,7 @@ def _train(
         except MemoryError as error:
             failure = f"{method.name}: {error}"
     if trainer.resumed_from is not None:
-        print(f"{method.name}: went on from task {trainer.resumed_from}.")
+        print(f"{method.name}: resumed from task {trainer.resumed_from}.")
     tasks = len(recorder.records)
     steps = tasks * steps_per_task
     record = {

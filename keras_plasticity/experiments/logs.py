@@ -56,7 +56,7 @@ def open_folder(
     there = _files_of_a_run(log_dir)
     if there and not resume and not overwrite:
         raise FileExistsError(
-            "--log_dir holds another run. Use --resume to go on with it, "
+            "--log_dir holds another run. Use --resume to continue it, "
             "--overwrite to remove it, or another folder. "
             f"Received: --log_dir={log_dir} with {there[0]}"
         )

@@ -325,10 +325,10 @@ def _check_needed(flag_values, methods, parts):
         if value is None or any(flag.name in m.settings for m in methods):
             continue
         if needed_by:
-            whose = f"is of methods with {' or '.join(needed_by)} only"
+            whose = f"belongs to methods with {' or '.join(needed_by)} only"
         else:
             omitted_by = [p.name for p in parts if flag.name in p.omits]
-            whose = f"is not of methods with {' or '.join(omitted_by)}"
+            whose = f"does not belong to methods with {' or '.join(omitted_by)}"
         raise ValueError(
             f"--{flag.name} {whose}. Leave it out, or add a method that has "
             f"it. Received: --{flag.name}={value} with --method="

@@ -334,8 +334,8 @@ class OnlineTrainer:
         done = saved.progress["tasks_done"]
         if done > len(tasks):
             raise ValueError(
-                f"The checkpoint is of a run that is further already: {done} "
-                f"tasks are done. Received: num_tasks={len(tasks)}"
+                "The checkpoint belongs to a run that is further already: "
+                f"{done} tasks are done. Received: num_tasks={len(tasks)}"
             )
         if self._loop is None:
             # A finished run must have its models, too.
@@ -346,7 +346,7 @@ class OnlineTrainer:
         ]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                "The checkpoint is of another model or optimizer: their "
+                "The checkpoint belongs to another model or optimizer: their "
                 "variables differ in number or shape. Received variables of "
                 f"the shapes {shapes[1]}, the checkpoint has {shapes[0]}"
             )
@@ -445,14 +445,14 @@ class _Saver:
         if self._path is None:
             if resume:
                 raise ValueError(
-                    "`resume=True` needs a `checkpoint` to go on from. "
+                    "`resume=True` needs a `checkpoint` to resume from. "
                     "Received: resume=True, checkpoint=None"
                 )
             return None
         if not os.path.exists(self._path):
             if resume:
                 logging.warning(
-                    "There is no checkpoint at %s to go on from: training "
+                    "There is no checkpoint at %s to resume from: training "
                     "starts afresh.",
                     self._path,
                 )
@@ -460,14 +460,14 @@ class _Saver:
         if not resume:
             raise FileExistsError(
                 "There is a checkpoint of another run already. Set "
-                "`resume=True` to go on from it, or remove it. "
+                "`resume=True` to resume from it, or remove it. "
                 f"Received: checkpoint={self._path}"
             )
         saved = checkpoints.load(self._path)
         differences = checkpoints.differences(saved.settings, self._settings)
         if differences:
             raise ValueError(
-                "The checkpoint is of a run with other settings: "
+                "The checkpoint belongs to a run with other settings: "
                 f"{'; '.join(differences)}. "
                 f"Received: checkpoint={self._path}"
             )

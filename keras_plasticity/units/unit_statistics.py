@@ -214,7 +214,7 @@ class UnitStatistics(keras.layers.Layer):
 
     def load_own_variables(self, store):
         if not store.keys():
-            # The weights of a plain Keras layer: statistics start anew.
+            # The weights of a plain Keras layer: statistics start again.
             for variable in self.variables:
                 is_gain = variable is self.input_gain
                 fill = ops.ones if is_gain else ops.zeros

@@ -51,8 +51,8 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     resumed = run(trainer, tmp_path / "b", *arguments, "--resume")
     assert errors(resumed) == errors(expected)
     output = capsys.readouterr().out
-    assert "bp: went on from task 2." in output
-    assert "cbp: went on from task 2." in output
+    assert "bp: resumed from task 2." in output
+    assert "cbp: resumed from task 2." in output
     # What TensorBoard shows.
     events = plugin_event_accumulator.EventAccumulator(
         str(tmp_path / "b" / "bp")
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on(tmp_path):
 
 def test_with_nothing_to_resume_a_run_is_new(trainer, tmp_path, capsys):
     run(trainer, tmp_path, *_TINY, "--method=linear", "--resume")
-    assert "nothing to go on with" in capsys.readouterr().out
+    assert "no run to resume" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_defaults_that_are_given_and_what_to_do_may_change(
         "--learning_rate=0.01",
         "--on_nan=continue",
     )
-    assert "linear: went on from task 2." in capsys.readouterr().out
+    assert "linear: resumed from task 2." in capsys.readouterr().out
     assert errors(resumed) == errors(expected)
 
 
@@ -190,12 +190,12 @@ def test_an_interruption_says_how_to_go_on(
         with pytest.raises(SystemExit):
             run(trainer, tmp_path, *arguments)
     told = re.search(
-        r"same\s+command with --resume --log_dir=\S+ goes on, linear from "
+        r"same\s+command with --resume --log_dir=\S+ resumes linear from "
         r"task (\d)",
         capsys.readouterr().out,
     )
     run(trainer, tmp_path, *arguments, "--resume")
-    went_on = re.search(r"went on from task (\d)", capsys.readouterr().out)
+    went_on = re.search(r"resumed from task (\d)", capsys.readouterr().out)
     assert told[1] == (went_on[1] if went_on else "0")
 
 

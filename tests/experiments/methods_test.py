@@ -141,16 +141,25 @@ def test_methods_that_do_not_go(name, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--momentum=0.9", "--method=adam", "--method=linear,adam"], "of m"),
+        (["--momentum=0.9", "--method=adam", "--method=linear,adam"], "to m"),
         (
             ["--method=bp", "--replacement_rate=0.1"],
-            "--replacement_rate is of methods with cbp only.*=0.1 with "
+            "--replacement_rate belongs to methods with cbp only.*=0.1 with "
             "--method=bp",
         ),
-        (["--method=cbp", "--l2=0.1"], "--l2 is of .* l2 or shrink_and_pert"),
-        (["--method=l2", "--dropout_rate=0"], "--dropout_rate is of"),
-        (["--method=adam", "--momentum=0.9"], "--momentum is not of .* adam"),
-        (["--method=linear", "--activation=elu"], "is not of methods with lin"),
+        (
+            ["--method=cbp", "--l2=0.1"],
+            "--l2 belongs to .* l2 or shrink",
+        ),
+        (["--method=l2", "--dropout_rate=0"], "--dropout_rate belongs to"),
+        (
+            ["--method=adam", "--momentum=0.9"],
+            "--momentum does not .* adam",
+        ),
+        (
+            ["--method=linear", "--activation=elu"],
+            "not belong to .* lin",
+        ),
     ],
 )
 def test_settings_that_no_method_needs(arguments, message):

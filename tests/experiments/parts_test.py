@@ -119,11 +119,11 @@ def test_bad_flags(arguments, message):
     [
         (
             ["--method=bp", "--period=3"],
-            "--period is of methods with recycle only.*=3 with --method=bp",
+            "--period belongs to methods with recycle only.*=3 with --meth",
         ),
         (
             ["--method=concatenated", "--activation=elu"],
-            "--activation is not of methods with linear or concatenated",
+            "--activation does not belong to methods with linear or concat",
         ),
     ],
 )

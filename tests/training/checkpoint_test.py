@@ -179,7 +179,7 @@ def test_bfloat16_variables_are_kept(path):
 
 def test_existing_checkpoint_is_not_overwritten(path):
     fit(path, num_tasks=1)
-    with pytest.raises(FileExistsError, match="Set `resume=True` to go on"):
+    with pytest.raises(FileExistsError, match="Set `resume=True` to resume"):
         fit(path)
 
 
@@ -199,7 +199,7 @@ def test_other_settings_are_refused(path):
 def test_other_model_is_refused(path):
     OnlineTrainer(build()).fit(ArrayStream(), checkpoint=path)
     trainer = OnlineTrainer(build(method="bp"))
-    with pytest.raises(ValueError, match="of another model or optimizer"):
+    with pytest.raises(ValueError, match="to another model or optimizer"):
         trainer.fit(ArrayStream(), checkpoint=path, resume=True)
 
 
