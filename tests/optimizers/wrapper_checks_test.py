@@ -1105,21 +1105,22 @@ def test_no_gradients(row):
 @rows()
 def test_other_model(row):
     optimizer = row.make(_sgd())
-    optimizer.build(_make_model(row).trainable_variables)
-    other = _make_model(row).trainable_variables
-    gradients = [ops.zeros(v.shape) for v in other]
+    # Variables know their layers only as long as there is a model.
+    model, other = _make_model(row), _make_model(row)
+    optimizer.build(model.trainable_variables)
+    gradients = [ops.zeros(v.shape) for v in other.trainable_variables]
     with pytest.raises(
         ValueError, match=f"`{row.kind.__name__}` was built on another model"
     ):
-        optimizer.apply(gradients, other)
+        optimizer.apply(gradients, other.trainable_variables)
 
 
 @rows(where=resets)
 def test_inner_is_built(row):
-    inner = _sgd()
-    inner.build(_make_model().trainable_variables)
+    inner, model = _sgd(), _make_model(row)
+    inner.build(model.trainable_variables)
     with pytest.raises(ValueError, match="`inner_optimizer` is already built"):
-        row.make(inner).build(_make_model(row).trainable_variables)
+        row.make(inner).build(model.trainable_variables)
 
 
 @rows(where=resets)
