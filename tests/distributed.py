@@ -10,8 +10,22 @@ import sys
 
 import numpy as np
 
+_SETTINGS = {
+    "ContinualBackprop": {
+        "replacement_rate": 0.05,
+        "maturity_threshold": 3,
+        "utility": "overall",
+    },
+    "ReDo": {"threshold": 0.6, "period": 4, "score_updates": 2},
+    "SelfNormalizedResets": {
+        "min_threshold": 16,
+        "initial_threshold": 32,
+        "threshold_period": 5,
+    },
+}
 
-def _build():
+
+def _build(method="ContinualBackprop"):
     import keras
 
     import keras_plasticity
@@ -37,12 +51,8 @@ def _build():
             ),
         ]
     )
-    optimizer = keras_plasticity.optimizers.ContinualBackprop(
-        keras.optimizers.Adam(0.01),
-        replacement_rate=0.05,
-        maturity_threshold=3,
-        utility="overall",
-        seed=4,
+    optimizer = getattr(keras_plasticity.optimizers, method)(
+        keras.optimizers.Adam(0.01), seed=4, **_SETTINGS[method]
     )
     return model, optimizer
 
@@ -61,10 +71,10 @@ def _arrays(model, optimizer, prefix, read=np.asarray):
     return arrays
 
 
-def jax_distribution(kind):
+def jax_distribution(kind, method):
     import keras
 
-    single = _build()
+    single = _build(method)
     _train(*single)
     distribution = keras.distribution
     devices = distribution.list_devices()
@@ -79,7 +89,7 @@ def jax_distribution(kind):
             layout_map=layout, batch_dim_name="batch"
         )
     distribution.set_distribution(chosen)
-    several = _build()
+    several = _build(method)
     _train(*several)
     return {
         **_arrays(*single, "single_"),
@@ -96,18 +106,18 @@ def _train(model, optimizer):
     model.fit(*_data(), batch_size=16, shuffle=False, verbose=0)
 
 
-def mirrored():
+def mirrored(method):
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    single = _build()
+    single = _build(method)
     _train(*single)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        several = _build()
+        several = _build(method)
         _train(*several)
     result = _arrays(*single, "single_")
     for replica, prefix in enumerate(["several_", "other_"]):
