@@ -10,8 +10,15 @@ import keras
 import numpy as np
 import pytest
 
+from tests.helpers import mostly_slow
+
 _BACKEND = keras.backend.backend()
-_METHODS = ("ContinualBackprop", "ReDo", "SelfNormalizedResets")
+# ReDo is the like of the others.
+_METHODS = mostly_slow(
+    ["ContinualBackprop", "ReDo", "SelfNormalizedResets"],
+    "ContinualBackprop",
+    "SelfNormalizedResets",
+)
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -66,8 +73,12 @@ def _assert_equal(result, first, second, atol=0.0, in_each_layer=True):
 @pytest.mark.skipif(_BACKEND != "jax", reason="`keras.distribution` of JAX")
 @pytest.mark.parametrize(
     "kind, method",
-    [("data", method) for method in _METHODS]
-    + [("model", "ContinualBackprop")],
+    [
+        ("data", "ContinualBackprop"),
+        ("data", "SelfNormalizedResets"),
+        pytest.param("data", "ReDo", marks=pytest.mark.slow),
+        ("model", "ContinualBackprop"),
+    ],
 )
 def test_distribution(tmp_path, kind, method):
     path = tmp_path / "result.npz"

@@ -17,5 +17,5 @@ def test_trainable_weights_are_those_of_the_plain_model():
     names = [v.path.split("/")[-1] for v in weights.trainable_weights(model)]
     assert names == ["kernel", "bias", "gamma", "beta"]
     others = [v for v in model.trainable_variables if weights.is_statistic(v)]
-    # Eight statistics of the trainable plastic layer, two error accumulators.
-    assert len(others) == 8 + 2
+    # Ten statistics of the trainable plastic layer, two error accumulators.
+    assert len(others) == 10 + 2

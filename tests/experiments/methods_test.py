@@ -10,6 +10,7 @@ from keras_plasticity import experiments
 from keras_plasticity import training
 from tests.examples.trainers import load
 from tests.examples.trainers import parse
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
 
@@ -52,14 +53,25 @@ def bp_errors(trainer):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *(part.name for part in experiments.PARTS),
-        "cbp,l2",
+    mostly_slow(
+        [
+            *(part.name for part in experiments.PARTS),
+            "cbp,l2",
+            "cbp,shrink_and_perturb,adam",
+            "cbp,layer_norm",
+            "cbp,online_norm",
+            "linear,l2",
+        ],
+        "bp",
+        "dropout",
+        "shrink_and_perturb_tasks",
+        "cbp",
+        "redo",
+        "self_normalized_resets",
         "cbp,shrink_and_perturb,adam",
-        "cbp,layer_norm",
         "cbp,online_norm",
-        "linear,l2",
-    ],
+        "linear",
+    ),
 )
 def test_every_method_trains_and_differs_from_bp(trainer, bp_errors, name):
     # So that units are replaced in a run of 400 updates.
