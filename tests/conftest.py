@@ -1,5 +1,11 @@
-import keras
-import pytest
+import os
+
+# On a CPU, TensorFlow has convolutions with channels first by oneDNN only, which
+# it leaves off on processors without instructions for neural networks.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
 
 if keras.backend.backend() == "torch":
     import torch
