@@ -1,7 +1,7 @@
 import os
 
-# On a CPU, TensorFlow has convolutions with channels first by oneDNN only, which
-# it leaves off on processors without instructions for neural networks.
+# On a CPU, TensorFlow has convolutions with channels first by oneDNN only, and
+# leaves it off on processors without instructions for neural networks.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras  # noqa: E402
