@@ -205,6 +205,8 @@ def test_xla_on_tensorflow():
     _assert_equal(models[0].weights, weights, rtol=1e-3, atol=1e-4)
 
 
+# PyTorch's compiler sets off warnings by what it does to look into a step.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(_BACKEND != "torch", reason="It is a part of PyTorch.")
 def test_torch_compile(monkeypatch):
     import torch
