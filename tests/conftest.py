@@ -14,6 +14,19 @@ if keras.backend.backend() == "torch":
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def fast_compilation():
+    """For modules in which JAX's compilation takes nearly all the time."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers():
     """Every test draws the same numbers, alone or among others."""

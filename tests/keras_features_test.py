@@ -20,17 +20,7 @@ _EAGERLY = {"run_eagerly": _BACKEND == "tensorflow"}
 _READERS = {"conv_0": "conv_1", "conv_1": "dense_0", "dense_0": "dense_1"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _fast_compilation():
-    if _BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    # Compilation is nearly all the time that these tests take.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def _make_model(source=layers, **kwargs):

@@ -14,17 +14,7 @@ from tests.helpers import to_numpy
 _BACKEND = keras.backend.backend()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _fast_compilation():
-    if _BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    # Compilation is nearly all the time that these tests take.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 @pytest.fixture(autouse=True)

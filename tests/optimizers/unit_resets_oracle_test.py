@@ -206,9 +206,11 @@ def test_redo(name):
 )
 def test_self_normalized_resets(name):
     case = {**_DEFAULTS, **_RESETS, **_RESETS_CASES[name]}
-    _run(
+    oracle = _run(
         case,
         SelfNormalizedResets,
         reference_resets.SelfNormalizedResets,
         {key: case[key] for key in _RESETS},
     )
+    thresholds = {each for layer in oracle.threshold for each in layer}
+    assert thresholds != {case["initial_threshold"]}

@@ -205,17 +205,7 @@ def resets(row):
     return row.replaces_units
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _fast_compilation():
-    if _BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    # Compilation is nearly all the time that these checks take.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 _DIMS = (4, 6, 5, 3)
