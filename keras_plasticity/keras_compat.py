@@ -87,6 +87,12 @@ def note_caller(layer):
         statistics.callers[context.entry_layer] = None
 
 
+def is_inference():
+    """Whether a layer is being called with `training=False`."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    return context is not None and context.get_value("training") is False
+
+
 def is_graph_model(layer):
     """Whether a layer is a Functional or Sequential model with a graph.
 

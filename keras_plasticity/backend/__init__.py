@@ -6,6 +6,11 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `repeat(times, body, variables)`: runs `body()` a number of times that is
   only known while the step runs, where `body` reads and assigns `variables`.
 - `run_if(condition, body, variables)`: the same, once or not at all.
+- `keep_if(condition, body, variables)`: runs `body()`, whose assignments to
+  `variables`, and the integer it returns (else 0), hold where a condition is
+  true. For small things that are computed in almost every step.
+- `are_positive(values)`: which scalar tensors are above zero, each a boolean
+  tensor or, in eager code, a boolean.
 - `assign_part(variable, shape, axes, indices, value)`: writes one row, column
   or channel of a variable, viewed in another shape, and leaves the rest.
 - `add_to_rows(variable, columns, amount)`: adds a number to each row of a
@@ -13,6 +18,10 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
+- `identity(inputs, values, backward)`: returns `inputs`, but the backward pass
+  is given: see `units.backward_pass`.
+- `track(layer, variables)`: lets the backend know of a layer's variables that
+  Keras does not list.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on parts of
   the same batch.
@@ -43,17 +52,27 @@ _active = importlib.import_module(f"{__name__}.{keras.backend.backend()}")
 
 add_to_rows = _active.add_to_rows
 after_backward = _active.after_backward
+are_positive = _active.are_positive
 assign_part = _active.assign_part
 column_magnitudes = _active.column_magnitudes
 compute_now = _active.compute_now
 gradients = _active.gradients
+identity = _active.identity
 mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
+track = _active.track
 
 
 def run_if(condition, body, variables):
     """Runs `body()` if a boolean scalar tensor is true; see `repeat`."""
     repeat(keras.ops.cast(condition, "int32"), body, variables)
+
+
+def keep_if(condition, body, variables):
+    """See above; a condition that is a plain boolean costs nothing."""
+    if isinstance(condition, bool):
+        return body() if condition else 0
+    return _active.keep_if(condition, body, variables)

@@ -52,6 +52,21 @@ def repeat(times, body, variables):
         variable.assign(value)
 
 
+def keep_if(condition, body, variables):
+    """Runs `body()` and selects; XLA drops what is known when it compiles."""
+    before = [keras.ops.convert_to_tensor(v) for v in variables]
+    result = body()
+    for variable, value in zip(variables, before):
+        after = keras.ops.convert_to_tensor(variable)
+        if after is not value:
+            variable.assign(jnp.where(condition, after, value))
+    return jnp.where(condition, result, 0)
+
+
+def are_positive(values):
+    return [value > 0 for value in values]
+
+
 def assign_part(variable, shape, axes, indices, value):
     """Writes `value` at `indices` of `axes`; XLA does so in place."""
     old = keras.ops.convert_to_tensor(variable)
@@ -72,6 +87,29 @@ def add_to_rows(variable, columns, amount):
     old = keras.ops.convert_to_tensor(variable)
     rows = jnp.arange(old.shape[0])
     variable.assign(old.at[rows, columns].add(amount))
+
+
+def identity(inputs, values, backward):
+    """See `keras_plasticity.backend`."""
+
+    @jax.custom_vjp
+    def function(inputs, values):
+        return inputs
+
+    def forward(inputs, values):
+        return inputs, (inputs, values)
+
+    def vjp(residuals, upstream):
+        inputs, values = residuals
+        gradient, *new_values = backward(upstream, inputs, values)
+        return gradient, new_values
+
+    function.defvjp(forward, vjp)
+    return function(inputs, values)
+
+
+def track(layer, variables):
+    """Keras' own lists are enough on JAX."""
 
 
 def after_backward(gradients):

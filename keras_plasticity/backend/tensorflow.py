@@ -30,6 +30,25 @@ def repeat(times, body, variables):
     )
 
 
+def keep_if(condition, body, variables):
+    """See `keras_plasticity.backend`."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tf.cond(
+            condition, lambda: tf.cast(body(), tf.int32), lambda: tf.constant(0)
+        )
+    # Replicas cannot assign variables within a condition.
+    before = [tf.identity(v.value) for v in variables]
+    result = body()
+    for variable, value in zip(variables, before):
+        variable.assign(tf.where(condition, variable.value, value))
+    return tf.where(condition, result, 0)
+
+
+def are_positive(values):
+    return [value > 0 for value in values]
+
+
 def assign_part(variable, shape, axes, indices, value):
     """Writes `value` at `indices` of `axes`, in place."""
     # Positions in the flattened weight of the elements to write: the given
@@ -73,6 +92,20 @@ def _on_this_replica(variable):
     copies = context.strategy.experimental_local_results(variable)
     replica = tf.get_static_value(context.replica_id_in_sync_group)
     return copies[replica % len(copies)]
+
+
+def identity(inputs, values, backward):
+    """See `keras_plasticity.backend`."""
+
+    @tf.custom_gradient
+    def function(inputs, *values):
+        return inputs, lambda upstream: backward(upstream, inputs, values)
+
+    return function(inputs, *values)
+
+
+def track(layer, variables):
+    """The attributes of a layer are tracked on TensorFlow."""
 
 
 def after_backward(gradients):

@@ -23,6 +23,20 @@ def repeat(times, body, variables):
         body()
 
 
+def keep_if(condition, body, variables):
+    """Runs `body()` if there is something to keep; see `are_positive`."""
+    del variables
+    return body() if condition else 0
+
+
+@torch.compiler.disable
+def are_positive(values):
+    """All of them in one transfer: eager code branches on numbers it knows."""
+    if not values:
+        return []
+    return (torch.stack(values) > 0).tolist()
+
+
 def assign_part(variable, shape, axes, indices, value):
     """Writes `value` at `indices` of `axes`, in place."""
     target = variable.value.view(shape)
@@ -36,6 +50,42 @@ def add_to_rows(variable, columns, amount):
     """Adds a number to each row of a matrix, in place."""
     rows = torch.arange(len(columns), device=columns.device)
     variable.value[rows, columns.long()] += amount
+
+
+class _Identity(torch.autograd.Function):
+    """Not Keras' own custom gradient: `torch.func` cannot transform that."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(inputs, backward, *values):
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        inputs, ctx.function, *values = inputs
+        ctx.save_for_backward(inputs, *values)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        inputs, *values = ctx.saved_tensors
+        gradient, *new_values = ctx.function(upstream, inputs, values)
+        return (gradient, None, *new_values)
+
+    @staticmethod
+    def jvp(ctx, tangent, *others):
+        return tangent.view_as(tangent)
+
+
+def identity(inputs, values, backward):
+    """See `keras_plasticity.backend`."""
+    return _Identity.apply(inputs, backward, *values)
+
+
+def track(layer, variables):
+    """Makes variables parameters of a layer as a `torch.nn.Module`."""
+    for variable in variables:
+        layer.register_parameter(f"{variable.name}_of_units", variable.value)
 
 
 def after_backward(gradients):

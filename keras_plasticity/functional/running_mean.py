@@ -49,10 +49,12 @@ def running_mean(mean: Tensor, value: Tensor, step_size: Tensor) -> Tensor:
 
     Args:
         mean: Tensor, the corrected mean before this observation.
-        value: Tensor, the observation.
+        value: Tensor, the observation. Where it is not finite the mean stays
+            as it is.
         step_size: Tensor, as `keras_plasticity.functional.step_size` gives it.
 
     Returns:
         Tensor, the corrected mean with this observation in it.
     """
-    return mean + step_size * (value - mean)
+    change = step_size * (value - mean)
+    return mean + ops.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)

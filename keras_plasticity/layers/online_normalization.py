@@ -207,7 +207,7 @@ class OnlineNormalization(keras.layers.Layer):
             )
         )
         self.scale_error, self.shift_error = (
-            backward_pass.add_overwritten_weight(self, name, size)
+            backward_pass.add_overwritten_weight(self, name, (size,))
             for name in ("scale_error", "shift_error")
         )
         self.input_spec = keras.InputSpec(

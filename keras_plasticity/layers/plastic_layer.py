@@ -61,7 +61,8 @@ class PlasticLayer:
         statistics = getattr(self, "statistics", None)
         if statistics is not None:  # `None` while `make_plastic` traces.
             keras_compat.note_caller(self)
-            inputs = statistics.observe(inputs, self.feature_axis(inputs))
+            if statistics.observes_inference or not keras_compat.is_inference():
+                inputs = statistics.observe(inputs, self.feature_axis(inputs))
         return super().call(inputs, *args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):

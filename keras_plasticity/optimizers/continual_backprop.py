@@ -157,7 +157,7 @@ class ContinualBackprop(UnitResetOptimizer):
     def update_statistics(self, units):
         units.mean_activation.assign(
             units.mean_over_consumers(
-                lambda outgoing: outgoing.inputs.statistics.input_offset.value
+                lambda outgoing: outgoing.inputs.running_mean()
             )
         )
         if self._utility_function is None:
@@ -178,14 +178,10 @@ class ContinualBackprop(UnitResetOptimizer):
             incoming_magnitude = units.incoming_magnitude()
 
         def utility(outgoing):
-            statistics = outgoing.inputs.statistics
+            means = outgoing.inputs.means
             compute = {
-                "activation_magnitude": lambda: (
-                    statistics.input_magnitude.value
-                ),
-                "activation_deviation": lambda: (
-                    statistics.input_deviation.value
-                ),
+                "activation_magnitude": lambda: means["activation_magnitude"],
+                "activation_deviation": lambda: means["activation_deviation"],
                 "outgoing_magnitude": outgoing.view.mean_magnitude,
                 "incoming_magnitude": lambda: outgoing.feature_map.to_features(
                     incoming_magnitude, 1.0
@@ -219,11 +215,8 @@ class ContinualBackprop(UnitResetOptimizer):
             return
         for outgoing in units.outgoing:
             for feature in outgoing.feature_map.features_of(unit):
-                # The running mean itself, at this point of an update.
-                mean = outgoing.inputs.statistics.input_offset
-                outgoing.consumer.fold_constant_into_bias(
-                    feature, ops.take(mean, feature)
-                )
+                mean = ops.take(outgoing.inputs.running_mean(), feature)
+                outgoing.consumer.fold_constant_into_bias(feature, mean)
 
     def get_config(self) -> dict[str, Any]:
         names = ["replacement_rate", "maturity_threshold", "decay_rate"]

@@ -1,5 +1,8 @@
 """All hidden units that an optimizer may replace, found from the model."""
 
+import contextlib
+
+from keras_plasticity import backend
 from keras_plasticity import graph
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers.hidden_units import HiddenUnits
@@ -22,7 +25,8 @@ class HiddenNetwork:
     def __init__(self):
         self.hidden = []
         self._inputs = {}
-        self._accumulated_steps = None
+        self._trained = None
+        self._accumulates = False
 
     def build(self, optimizer, variables, slot_table):
         layers = each_once(
@@ -56,52 +60,103 @@ class HiddenNetwork:
             optimizer.add_units(units)
             self.hidden.append(units)
         inner = innermost(optimizer.inner_optimizer)
-        self._accumulated_steps = inner.gradient_accumulation_steps
-        if self._accumulated_steps is not None:
+        self._accumulates = inner.gradient_accumulation_steps is not None
+        if self._accumulates:
             for inputs in self._inputs.values():
                 inputs.add_accumulators(optimizer)
+
+    def begin_step(self, variables):
+        """Notes what is trained in this step.
+
+        Args:
+            variables: List of variables.
+        """
+        trained = {id(v) for v in variables}
+        if trained == self._trained:
+            return
+        self._trained = trained
+        for each in [*self.hidden, *self._inputs.values()]:
+            each.begin_step(trained)
 
     def touched_variables(self):
         """All variables that an update reads or assigns, each once."""
         variables = []
         for each in [*self.hidden, *self._inputs.values()]:
-            variables += each.touched_variables()
+            if each.may_change:
+                variables += each.touched_variables()
         return each_once(variables)
 
-    def input_statistics(self):
-        """The statistics of all inputs, observed or not."""
+    def unit_variables(self):
+        """The variables of layers that the optimizer keeps among its own."""
+        return [
+            variable
+            for units in self.hidden
+            for variable in units.layer.statistics.unit_variables()
+        ]
+
+    def carriers(self):
+        """The weights in which observations of all inputs travel."""
         return [
             variable
             for inputs in self._inputs.values()
-            for variable in inputs.statistics.input_variables()
+            for variable in inputs.statistics.carriers()
         ]
 
-    def taking_part(self, observations):
-        """Those of whom something was observed.
+    @contextlib.contextmanager
+    def observe_inference(self):
+        """Context in which calls with `training=False` are observed."""
+        statistics = [inputs.statistics for inputs in self._inputs.values()]
+        try:
+            for each in statistics:
+                each.observes_inference = True
+            yield
+        finally:
+            for each in statistics:
+                each.observes_inference = False
+
+    def take_in(self, observations):
+        """Takes in what was observed, and tells who took part.
 
         A layer that took no part in a step (a branch of the model that the
-        loss does not reach) is left as it is.
+        loss does not reach, a batch without examples) is left as it is.
+
+        Args:
+            observations: Dict from the id of a weight to what has travelled.
 
         Returns:
-            Tuple of a list of `ConsumerInputs` and a list of `HiddenUnits`.
+            List of the `HiddenUnits` that may have taken part.
         """
-        inputs = [
-            each
-            for each in self._inputs.values()
-            if each.is_observed(observations)
-        ]
-        hidden = [
+        inputs = list(self._inputs.values())
+        counts = [each.count_of(observations) for each in inputs]
+        known = backend.are_positive([c for c in counts if c is not None])
+        known = iter(known)
+        for each, count in zip(inputs, counts):
+            is_some = False if count is None else next(known)
+            each.take_in(observations, is_some)
+        return [
             units
             for units in self.hidden
-            if all(outgoing.inputs in inputs for outgoing in units.outgoing)
+            if units.may_change and units.took_part is not False
         ]
-        return inputs, hidden
+
+    def set_next_centers(self):
+        for inputs in self._inputs.values():
+            inputs.set_next_center()
+            inputs.forget()
+
+    def not_finite(self):
+        """Names of the consumers that received values that were not finite."""
+        return [
+            inputs.name
+            for inputs in self._inputs.values()
+            if not inputs.was_all_finite()
+        ]
 
     def accumulate(self, observations, finite):
-        if self._accumulated_steps is None:
+        if not self._accumulates:
             return
         for inputs in self._inputs.values():
-            inputs.accumulate(observations, self._accumulated_steps, finite)
+            inputs.accumulate(observations, finite)
 
     def reset_accumulators(self, is_update):
         for inputs in self._inputs.values():

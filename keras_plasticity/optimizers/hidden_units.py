@@ -57,6 +57,7 @@ class HiddenUnits:
         num_replaced: `keras.Variable`, int32 scalar: units replaced so far.
         variables: List of all variables that belong to the units, those of
             `add_variable` included.
+        may_change: Boolean, whether the units may be replaced in this step.
     """
 
     def __init__(self, optimizer, connections, inputs_of, slots):
@@ -92,7 +93,7 @@ class HiddenUnits:
                 self.layer.bias_initializer, self._bias_view.variable
             )
         # Such as the gamma and beta of a normalization layer.
-        self._parameters = [
+        self._all_parameters = [
             (
                 WeightView.of(parameter.variable, parameter.axis),
                 parameter.feature_map,
@@ -100,6 +101,13 @@ class HiddenUnits:
             )
             for parameter in connections.parameters
         ]
+        self._parameters = self._all_parameters
+        self.may_change = True
+        # What a replacement changes of the layer and of those who read it.
+        self._weights = [self._unit_view.variable]
+        if self._bias_view is not None:
+            self._weights.append(self._bias_view.variable)
+        self._weights += [outgoing.view.variable for outgoing in self.outgoing]
         self._path = self.layer.path.replace("/", "_")
         # Variables that begin again with a new unit, and how.
         self._restarting = [
@@ -158,7 +166,7 @@ class HiddenUnits:
         that read the unit. `"activation_magnitude"` has to be observed.
         """
         return self.mean_over_consumers(
-            lambda outgoing: outgoing.inputs.statistics.input_magnitude.value
+            lambda outgoing: outgoing.inputs.means["activation_magnitude"]
         )
 
     def fired(self) -> Tensor:
@@ -169,7 +177,7 @@ class HiddenUnits:
         receives it. `"firing"` has to be observed.
         """
         firing = self.mean_over_consumers(
-            lambda outgoing: outgoing.inputs.statistics.input_firing.value
+            lambda outgoing: outgoing.inputs.means["firing"]
         )
         return firing > 0.0
 
@@ -178,14 +186,37 @@ class HiddenUnits:
 
         `"num_examples"` has to be observed.
         """
-        return self.outgoing[0].inputs.statistics.num_examples.value
+        return self.mean_over_consumers(
+            lambda outgoing: outgoing.inputs.num_examples, of_features=False
+        )
+
+    @property
+    def took_part(self) -> bool | Tensor:
+        """Whether a layer that reads the units observed them in this update.
+
+        It is a boolean, or a boolean scalar tensor. Other updates pass them by.
+        """
+        result = False
+        for outgoing in self.outgoing:
+            took_part = outgoing.inputs.took_part
+            if took_part is True or result is True:
+                return True
+            if result is False:
+                result = took_part
+            elif took_part is not False:
+                result = ops.logical_or(result, took_part)
+        return result
 
     def mean_over_consumers(
         self,
         function: Callable[[Outgoing], Tensor],
         by_weights: bool = False,
+        of_features: bool = True,
     ) -> Tensor:
         """Mean of what the layers that read the units say of them.
+
+        Layers that took no part in this update (the head of another task) say
+        nothing.
 
         Args:
             function: Function of an `Outgoing` that returns a tensor of shape
@@ -193,32 +224,65 @@ class HiddenUnits:
             by_weights: Boolean, whether a layer's word counts by the number of
                 weights that leave a unit for it. Defaults to `False`: by the
                 number of layers.
+            of_features: Boolean, whether entries belong to features. With
+                `False` tensors may have any shape. Defaults to `True`.
 
         Returns:
             Tensor of shape `(size,)`.
         """
-        values = [
-            outgoing.feature_map.to_units(function(outgoing))
+        speakers = [
+            outgoing
             for outgoing in self.outgoing
+            if outgoing.inputs.took_part is not False
         ]
+        values = []
+        for outgoing in speakers:
+            value = function(outgoing)
+            if of_features:
+                value = outgoing.feature_map.to_units(value)
+            values.append(value)
         if len(values) == 1:
             return values[0]
-        if not by_weights:
-            return sum(value * (1.0 / len(values)) for value in values)
-        weights = [outgoing.weights_per_unit for outgoing in self.outgoing]
+        weights = [
+            outgoing.weights_per_unit if by_weights else 1.0
+            for outgoing in speakers
+        ]
+        if all(each.inputs.took_part is True for each in speakers):
+            total = sum(weights)
+            return sum(v * (w / total) for v, w in zip(values, weights))
+        took_part = [outgoing.inputs.took_part for outgoing in speakers]
+        weights = [
+            ops.where(took, weight, 0.0)
+            for took, weight in zip(took_part, weights)
+        ]
         total = sum(weights)
-        return sum(v * (w / total) for v, w in zip(values, weights))
+        # What a layer says that took no part may be no number.
+        return sum(
+            ops.where(took, v, 0.0) * (w / total)
+            for took, v, w in zip(took_part, values, weights)
+        )
+
+    def begin_step(self, trained: set[int]):
+        """Notes what is trained in this step.
+
+        Args:
+            trained: Set of the ids of variables. A layer that was frozen, or
+                whose units a frozen layer reads, is never changed.
+        """
+        self.may_change = all(id(weight) in trained for weight in self._weights)
+        self._parameters = [
+            parameter
+            for parameter in self._all_parameters
+            if id(parameter[0].variable) in trained
+        ]
 
     def touched_variables(self):
         """The variables that replacing a unit reads or assigns, each once."""
-        weights = [self._unit_view.variable]
-        if self._bias_view is not None:
-            weights.append(self._bias_view.variable)
-        weights += [outgoing.view.variable for outgoing in self.outgoing]
+        weights = [*self._weights]
         weights += [view.variable for view, _, _ in self._parameters]
         variables = self.variables + weights
         for outgoing in self.outgoing:
-            variables.append(outgoing.inputs.statistics.input_offset)
+            variables.append(outgoing.inputs.statistics.running_mean)
             variables += outgoing.consumer.fold_variables()
         if self._slots is not None:
             for weight in weights:
@@ -249,8 +313,8 @@ class HiddenUnits:
                     index,
                     ops.zeros(view.part_shape, view.variable.dtype),
                 )
-            offset = WeightView.of(outgoing.inputs.statistics.input_offset, 0)
-            for view, index in outgoing.feature_map.slices(offset, unit):
+            mean = WeightView.of(outgoing.inputs.statistics.running_mean, 0)
+            for view, index in outgoing.feature_map.slices(mean, unit):
                 view.assign(index, ops.zeros(view.part_shape))
         for variable, initializer in self._restarting:
             view = WeightView.of(variable, 0)

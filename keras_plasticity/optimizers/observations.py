@@ -1,12 +1,16 @@
 """What a layer observes of the units it reads, on its way to the optimizer."""
 
+import numpy as np
 from keras import ops
+
+from keras_plasticity import backend
+from keras_plasticity.units.backward_pass import UNIT
 
 
 class ConsumerInputs:
     """The inputs of a plastic layer that reads the units of others.
 
-    Every step goes through `store` and `set_next_center`. They compute on
+    Every step goes through `take_in` and `set_next_center`. They compute on
     tensors, by operators, where they can: eager backends pay many times an
     operation's price for a variable, or for the same operation from
     `keras.ops`.
@@ -16,16 +20,44 @@ class ConsumerInputs:
         optimizer: The `UnitResetOptimizer`.
 
     Attributes:
+        name: String, the consumer's name.
         statistics: The consumer's `UnitStatistics`.
+        took_part: Whether the consumer observed any examples in this update:
+            a boolean, or a boolean scalar tensor.
+        means: Dict from observation to its mean over the examples, a tensor
+            of shape `(features,)`. Of use within an update, where the consumer
+            took part.
+        num_examples: Tensor of shape `(1,)`, their number.
+        may_change: Boolean, whether the consumer is trained in this step.
     """
 
     def __init__(self, consumer, optimizer):
+        self.name = consumer.name
         self.statistics = statistics = consumer.statistics
-        self._observed = statistics.observe_only(optimizer.observed)
+        statistics.observe_only(optimizer.observed)
+        self._count = statistics.count
+        self._sums = statistics.sums(
+            [name for name in optimizer.observed if name != "num_examples"]
+        )
         self._tracks_mean = "activation_mean" in optimizer.observed
-        self._decay_rate = optimizer.decay_rate
+        self._optimizer = optimizer
         self._producers = []  # Pairs of `HiddenUnits` and a `FeatureMap`.
         self._accumulators = {}
+        # Not a number where an observation was none.
+        self._check = optimizer.add_variable(
+            shape=(statistics.features,),
+            dtype="float32",
+            initializer="zeros",
+            name=f"{consumer.path.replace('/', '_')}_check",
+        )
+        self.may_change = True
+        self.forget()
+
+    def forget(self):
+        """Forgets what was observed in the last update."""
+        self.took_part = False
+        self.means = {}
+        self.num_examples = None
 
     def add_producer(self, units, feature_map):
         """Notes units that are read.
@@ -39,82 +71,135 @@ class ConsumerInputs:
 
     def add_accumulators(self, optimizer):
         """Adds variables for the observations of an accumulated step."""
-        for variable in self._observed:
+        for variable in [self._count, *self._sums.values()]:
             self._accumulators[id(variable)] = (
                 optimizer.add_variable_from_reference(
                     variable, name="accumulator"
                 )
             )
 
+    def begin_step(self, trained):
+        """Notes what is trained in this step.
+
+        Args:
+            trained: Set of the ids of variables.
+        """
+        self.may_change = id(self._count) in trained
+
     def touched_variables(self):
         """The variables that an update reads or assigns."""
         statistics = self.statistics
-        return self._observed + [statistics.input_offset, statistics.input_gain]
+        return [statistics.running_mean, statistics.shrinkage, self._check]
 
-    def is_observed(self, observations):
-        """Whether the consumer took part in a step."""
-        return observations.get(id(self.statistics.input_mean)) is not None
-
-    def store(self, observations):
-        """Stores what was observed in this update.
+    def count_of(self, observations):
+        """The number of examples observed, in its unit; `None` without any.
 
         Args:
-            observations: Dict from the id of a statistic to its new value.
+            observations: Dict from the id of a weight to what has travelled.
         """
-        statistics = self.statistics
-        for variable in self._observed:
-            variable.assign(observations[id(variable)])
+        count = observations.get(id(self._count))
+        return None if count is None else count[0]
+
+    def take_in(self, observations, took_part):
+        """Takes in what was observed in this update.
+
+        Args:
+            observations: Dict from the id of a weight to what has travelled.
+            took_part: See the attribute.
+        """
+        self.took_part = took_part
+        if took_part is False:
+            return
+        count = observations[id(self._count)]
+        # Both have the same factor, whatever it is.
+        self.means = {
+            name: observations[id(variable)] / count[0]
+            for name, variable in self._sums.items()
+        }
+        self.num_examples = count[:1] / count[1]
+        backend.keep_if(took_part, self._update, self.touched_variables())
+
+    def _update(self):
+        for mean in self.means.values():
+            # All of them are of the same activations: one is enough.
+            self._note_not_finite(mean)
+            break
         if self._tracks_mean:
-            # Until `set_next_center`, the running mean itself.
-            statistics.input_offset.assign(
-                statistics.center(
-                    observations[id(statistics.input_mean)],
-                    statistics.input_offset.value,
-                    statistics.input_gain.value,
-                )
+            statistics = self.statistics
+            running_mean = statistics.center(
+                self.means["activation_mean"],
+                statistics.running_mean.value,
+                statistics.shrinkage.value,
             )
+            statistics.running_mean.assign(UNIT * running_mean)
+        return 0
+
+    def _note_not_finite(self, value):
+        # Zero times infinity is not a number, and remains so.
+        self._check.assign(self._check.value + 0.0 * value)
+
+    def was_all_finite(self):
+        """Whether all activations were finite so far: a boolean."""
+        check = ops.convert_to_numpy(self._check)
+        return bool(np.isfinite(check).all())
+
+    def running_mean(self):
+        """The running mean of each feature, after `take_in`."""
+        return self.statistics.running_mean.value / UNIT
 
     def set_next_center(self):
         """Tells the consumer how to centre the next batch."""
-        if not self._tracks_mean:
-            return
-        statistics = self.statistics
-        gain = None
-        for units, feature_map in self._producers:
-            step_size = units.next_step_size(self._decay_rate)
-            if feature_map.is_identity:
-                gain = step_size
-            else:
-                other = statistics.input_gain.value if gain is None else gain
-                gain = feature_map.to_features(step_size, other)
-        statistics.input_gain.assign(gain)
-        statistics.input_offset.assign(
-            (1.0 - gain) * statistics.input_offset.value
-        )
+        if self._tracks_mean:
+            backend.keep_if(
+                self.took_part,
+                self._set_shrinkage,
+                [self.statistics.shrinkage],
+            )
 
-    def accumulate(self, observations, steps, finite):
+    def _set_shrinkage(self):
+        variable = self.statistics.shrinkage
+        shrinkage = None
+        for units, feature_map in self._producers:
+            step_size = units.next_step_size(self._optimizer.decay_rate)
+            new = UNIT * (1.0 - step_size)
+            if not feature_map.is_identity:
+                other = variable.value if shrinkage is None else shrinkage
+                new = feature_map.to_features(new, other)
+            shrinkage = new
+        variable.assign(shrinkage)
+        return 0
+
+    def accumulate(self, observations, finite):
         """Adds the observations of one of several accumulated steps.
 
         Args:
             observations: Dict, changed in place: from now on it holds what
                 was observed since the last update.
-            steps: Integer, the number of steps in an update.
             finite: Boolean scalar tensor, whether the step's gradients are
                 finite; `None` if they are not checked.
         """
-        for variable in self._observed:
-            observed = observations.get(id(variable))
-            if observed is None:
-                continue
-            if variable is not self.statistics.num_examples:
-                observed = observed / steps
-            if finite is not None:
-                observed = ops.where(finite, observed, 0.0)
-            accumulator = self._accumulators[id(variable)]
-            accumulator.assign_add(observed)
-            observations[id(variable)] = ops.copy(
-                ops.convert_to_tensor(accumulator)
-            )
+        count = observations.get(id(self._count))
+        if count is not None:
+            # The mean over calls, without the factor of this step.
+            observed = {
+                key: UNIT * observations[key] / count[1]
+                for key in self._accumulators
+            }
+            for variable in self._sums.values():
+                value = observed[id(variable)] / UNIT
+                self._note_not_finite(value)
+                is_finite = ops.all(ops.isfinite(value))
+                finite = is_finite if finite is None else finite & is_finite
+            for key, accumulator in self._accumulators.items():
+                value = observed[key]
+                if finite is not None:
+                    value = ops.where(finite, value, 0.0)
+                accumulator.assign_add(value)
+        for key, accumulator in self._accumulators.items():
+            observations[key] = ops.copy(ops.convert_to_tensor(accumulator))
+        # All steps of an update are one call.
+        count = observations[id(self._count)]
+        observations[id(self._count)] = ops.minimum(count, [float("inf"), UNIT])
 
     def reset_accumulators(self, is_update):
         """Empties the accumulators after an update."""

@@ -1,3 +1,4 @@
+import warnings
 from typing import Any
 
 import keras
@@ -118,6 +119,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         self.seed = seed
         self._seed_generator = keras.random.SeedGenerator(seed)
         self._network = HiddenNetwork()
+        self._has_warned = False
 
     def add_units(self, units: HiddenUnits):
         """Called for the units of each layer when the optimizer is built.
@@ -244,7 +246,15 @@ class UnitResetOptimizer(OptimizerWrapper):
     def build_inner(self, variables):
         super().build_inner([v for v in variables if not is_unit_statistic(v)])
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        # The base class asks before there is a network.
+        network = getattr(self, "_network", None)
+        kept = [] if network is None else network.unit_variables()
+        return super().variables + kept
+
     def make_step(self, grads, variables):
+        self._network.begin_step(variables)
         observations = {}
         inner_grads = []
         inner_variables = []
@@ -276,16 +286,22 @@ class UnitResetOptimizer(OptimizerWrapper):
 
     def _update(self, observations):
         """All that follows an update of the weights."""
-        inputs, hidden = self._network.taking_part(observations)
-        for each in inputs:
-            each.store(observations)
+        hidden = self._network.take_in(observations)
         for units in hidden:
-            units.age.assign(units.age.value + 1.0)
-            units.num_updates.assign_add(1)
-            self.update_statistics(units)
-        self.replace_due(hidden)
-        for each in inputs:
-            each.set_next_center()
+            units.due = backend.keep_if(
+                units.took_part,
+                lambda units=units: self._update_units(units),
+                units.variables,
+            )
+        self._replace(hidden)
+        self._network.set_next_centers()
+
+    def _update_units(self, units):
+        """One update of the units of a layer; returns how many are due."""
+        units.age.assign(units.age.value + 1.0)
+        units.num_updates.assign_add(1)
+        self.update_statistics(units)
+        return self.num_due(units)
 
     def observe(self, model: keras.Model, x: Any) -> list[HiddenUnits]:
         """Observes a batch of examples outside of training.
@@ -311,13 +327,11 @@ class UnitResetOptimizer(OptimizerWrapper):
             outputs = keras.tree.flatten(model(x, training=False))
             return sum(ops.sum(ops.cast(y, "float32")) for y in outputs)
 
-        statistics = self._network.input_statistics()
-        observations = backend.gradients(sum_of_outputs, statistics)
-        observations = dict(zip(map(id, statistics), observations))
-        inputs, hidden = self._network.taking_part(observations)
-        for each in inputs:
-            each.store(observations)
-        return hidden
+        self._network.begin_step(model.trainable_variables)
+        carriers = self._network.carriers()
+        with self._network.observe_inference():
+            observations = backend.gradients(sum_of_outputs, carriers)
+        return self._network.take_in(dict(zip(map(id, carriers), observations)))
 
     def replace_due(self, hidden: list[HiddenUnits]):
         """Replaces the units that are due.
@@ -325,19 +339,24 @@ class UnitResetOptimizer(OptimizerWrapper):
         Args:
             hidden: List of `HiddenUnits`, in the order of the model.
         """
+        for units in hidden:
+            units.due = self.num_due(units)
+        self._replace(hidden)
+
+    def _replace(self, hidden):
         if self.replaces_last_layer_first:
             hidden = hidden[::-1]
         for units in hidden:
-            self._replace_due(units)
+            self._replace_units(units)
 
-    def _replace_due(self, units):
+    def _replace_units(self, units):
 
         def replace_next():
             unit = self.choose(units)
             self.before_replacement(units, unit)
             units.replace(unit)
 
-        due = self.num_due(units)
+        due = units.due
         if isinstance(due, int) and due == 0:
             return
         units.num_replaced.assign_add(due)
@@ -347,6 +366,20 @@ class UnitResetOptimizer(OptimizerWrapper):
             units.touched_variables() + [self._seed_generator.state],
         )
 
+    def _warn_of_not_finite(self):
+        if self._has_warned:
+            return
+        names = self._network.not_finite()
+        if names:
+            self._has_warned = True
+            warnings.warn(
+                "Layers received activations that were infinite or not a "
+                "number; these were left out of the statistics of the units "
+                f"that they read. Received by: {', '.join(names)}. Look at "
+                "the data, the learning rate, and the loss.",
+                stacklevel=3,
+            )
+
     def num_replaced(self) -> dict[str, int]:
         """Number of units replaced so far.
 
@@ -355,6 +388,7 @@ class UnitResetOptimizer(OptimizerWrapper):
             units, in the order of the model. Where layers in different parts
             of a model have the same name, from layer path.
         """
+        self._warn_of_not_finite()
         names = [units.layer.name for units in self._network.hidden]
         return {
             units.layer.name
@@ -364,6 +398,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         }
 
     def finalize_variable_values(self, var_list):
+        self._warn_of_not_finite()
         super().finalize_variable_values(
             [v for v in var_list if not is_unit_statistic(v)]
         )

@@ -7,18 +7,20 @@ import numpy as np
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity import functional
 from keras_plasticity.units import backward_pass
+from keras_plasticity.units.backward_pass import UNIT
 
 _UNIT_STATISTICS = ("utility", "age", "mean_activation")
-# What a training step can observe, and the statistic that holds it.
+# What a training step can observe, and the weight in which its sum travels.
 _OBSERVATIONS = {
-    "activation_mean": "input_mean",
-    "activation_magnitude": "input_magnitude",
-    "activation_deviation": "input_deviation",
-    "firing": "input_firing",
-    "num_examples": "num_examples",
+    "activation_mean": "activation_sum",
+    "activation_magnitude": "magnitude_sum",
+    "activation_deviation": "deviation_sum",
+    "firing": "firing_sum",
+    "num_examples": "count",
 }
-_CENTER = ("input_offset", "input_gain")
+_CENTER = ("running_mean", "shrinkage")
 OBSERVATIONS = tuple(_OBSERVATIONS)
 
 
@@ -27,11 +29,7 @@ class UnitStatistics(keras.layers.Layer):
 
     It is a sublayer, so that the statistics lie in a group of their own in a
     weights file: a file of the plain Keras layer loads into the plastic one,
-    and back.
-
-    All of its weights are float32 and marked `overwrite_with_gradient`: the
-    "gradient" that back-propagation hands to the optimizer is the new value,
-    and every Keras optimizer stores it as it is; see `backward_pass`.
+    and back. All of its weights are float32.
 
     Of the layer's own units, shape `(units,)`, kept by the optimizer:
 
@@ -39,23 +37,29 @@ class UnitStatistics(keras.layers.Layer):
     - `age`: updates since the unit was created;
     - `mean_activation`: bias-corrected running mean of its activation.
 
-    Of the layer's input features, shape `(features,)`, means over the batch
-    and all positions, observed in each training step:
+    These three are not among the `variables` of the model, whose trainable
+    ones Keras hands to the optimizer: an optimizer that keeps them lists them
+    among its own. They are saved with the layer.
 
-    - `input_mean`, `input_magnitude`: of `h` and of `|h|`;
-    - `input_deviation`: of `|h - c|`, where
-        `c = input_offset + input_gain * mean(h)`;
-    - `input_firing`: share of the examples and positions at which the unit
-        behind the feature fires, which is where its pre-activation is positive.
+    Of the layer's input features, shape `(features,)`, sums over the batch of
+    means over all positions, as each training step observes them:
 
-    And `num_examples`, shape `(1,)`: the size of the batch.
+    - `activation_sum`, `magnitude_sum`: of `h` and of `|h|`;
+    - `deviation_sum`: of `|h - c|`, where `c` is the centre, see below;
+    - `firing_sum`: of whether the unit behind the feature fires, which is
+        where its pre-activation is positive.
 
-    All of these are observed until an optimizer says which of them it needs.
+    And `count`, shape `(2,)`: the number of examples, and of calls of the
+    layer. These weights only carry sums from the backward pass to the
+    optimizer, in the unit and for the reasons that `backward_pass` gives.
+    All are observed until an optimizer says which of them it needs, and none
+    where the layer is called with `training=False`.
 
-    The centre `c` has to be the running mean with this very batch in it.
-    `input_offset` and `input_gain`, which the optimizer leaves for the next
-    step, say how. Features that belong to one unit (after a `Flatten`) have a
-    common centre: their `mean(h)` is the mean over all of them.
+    The centre `c` has to be the running mean with this very batch in it. For
+    that the optimizer leaves for the next step, in the same unit, the
+    `running_mean` and its `shrinkage`, which is one minus the next step size.
+    Features that belong to one unit (after a `Flatten`) have a common centre:
+    their `mean(h)` is the mean over all of them.
 
     Args:
         owner: The plastic layer.
@@ -70,6 +74,8 @@ class UnitStatistics(keras.layers.Layer):
         callers: Mapping whose keys are the models, or other layers, of which
             the owner was seen to be a part when they were called; the one
             called last is the last.
+        observes_inference: Boolean, whether calls with `training=False` are
+            observed, too.
     """
 
     def __init__(self, owner, units, features, **kwargs):
@@ -81,24 +87,45 @@ class UnitStatistics(keras.layers.Layer):
         self.features = features
         self._forget_producers()
         self._observed = OBSERVATIONS
+        self.observes_inference = False
         # A set of weak references would have no order.
         self.callers = weakref.WeakKeyDictionary()
 
     def build(self):
         for name in _UNIT_STATISTICS:
-            setattr(self, name, self._add_statistic(name, self.units))
+            variable = self.add_weight(
+                name=name,
+                shape=(self.units,),
+                initializer="zeros",
+                dtype="float32",
+                trainable=False,
+                autocast=False,
+            )
+            setattr(self, name, variable)
         for name in [*_OBSERVATIONS.values(), *_CENTER]:
-            size = 1 if name == "num_examples" else self.features
-            initializer = "ones" if name == "input_gain" else "zeros"
-            setattr(self, name, self._add_statistic(name, size, initializer))
+            shape = (2 if name == "count" else self.features,)
+            variable = backward_pass.add_overwritten_weight(self, name, shape)
+            variable.plastic_layer = self._owner
+            setattr(self, name, variable)
+        backend.track(self, self.unit_variables())
         self.built = True
 
-    def _add_statistic(self, name, size, initializer="zeros"):
-        variable = backward_pass.add_overwritten_weight(
-            self, name, size, initializer
-        )
-        variable.plastic_layer = self._owner
-        return variable
+    @property
+    def variables(self):
+        return self.carriers()
+
+    @property
+    def weights(self):
+        return self.carriers()
+
+    def unit_variables(self):
+        """The variables that an optimizer keeps of the units."""
+        return [getattr(self, name) for name in _UNIT_STATISTICS]
+
+    def carriers(self):
+        """The variables that are among those of the model."""
+        names = [*_OBSERVATIONS.values(), *_CENTER] if self.built else []
+        return [getattr(self, name) for name in names]
 
     def _forget_producers(self):
         self.feature_maps = ()
@@ -109,17 +136,20 @@ class UnitStatistics(keras.layers.Layer):
 
         Args:
             names: Sequence of strings among `OBSERVATIONS`.
-
-        Returns:
-            List of the `keras.Variable`s that hold these observations.
         """
         self._observed = tuple(names)
         self._forget_producers()
-        return [getattr(self, _OBSERVATIONS[name]) for name in names]
 
-    def input_variables(self):
-        """The variables that hold observations."""
-        return [getattr(self, name) for name in _OBSERVATIONS.values()]
+    def sums(self, names):
+        """The variables in which observations travel.
+
+        Args:
+            names: Sequence of strings among `OBSERVATIONS`.
+
+        Returns:
+            Dict from name to `keras.Variable`.
+        """
+        return {name: getattr(self, _OBSERVATIONS[name]) for name in names}
 
     def add_feature_map(self, feature_map, activation):
         """Notes whose units the layer reads.
@@ -145,47 +175,56 @@ class UnitStatistics(keras.layers.Layer):
         Returns:
             `inputs`.
         """
-        names = [*_OBSERVATIONS.values(), *_CENTER, *_UNIT_STATISTICS]
+        names = [*_OBSERVATIONS.values(), *_CENTER]
         values = [getattr(self, name).value for name in names]
 
         def backward(upstream, inputs, values):
-            new = dict(zip(names, values))
-            new.update(self._observations(inputs, axis, new))
-            return (upstream, *new.values())
+            center = dict(zip(names, values))
+            new = self._observations(inputs, axis, center)
+            # One tensor of zeros for all that is not observed.
+            zeros = ops.zeros_like(values[-1])
+            return (upstream, *[new.get(name, zeros) for name in names])
 
-        return backward_pass.identity(inputs, values, backward)
+        return backend.identity(inputs, values, backward)
 
     def _observations(self, inputs, axis, values):
-        """What is observed of this batch; all other statistics stay."""
-        result = {}
-        if "num_examples" in self._observed:
-            number = ops.convert_to_tensor(ops.shape(inputs)[0])
-            number = ops.reshape(ops.cast(number, "float32"), (1,))
-            (result["num_examples"],) = backend.sum_over_replicas([number])
+        """What is observed of this batch: dict from name of weight to sum."""
+        size = inputs.shape[0]
+        if size is None:
+            size = ops.cast(ops.shape(inputs)[0], "float32")
         if keras.backend.standardize_dtype(inputs.dtype) != "float32":
             inputs = ops.cast(inputs, "float32")
+        num_examples = ops.reshape(
+            ops.cast(ops.convert_to_tensor(size), "float32"), (1,)
+        )
+        first = [num_examples]
         if "activation_mean" in self._observed:
-            (mean,) = backend.mean_over_replicas(
-                [_mean_of_features(inputs, axis)]
-            )
-            result["input_mean"] = mean
-        means = {}
+            first.append(_sum_of_features(inputs, axis))
+        num_examples, *first = backend.sum_over_replicas(first)
+        count = ops.concatenate([num_examples, ops.ones_like(num_examples)])
+        result = {"count": UNIT * count}
+        if first:
+            (total,) = first
+            result["activation_sum"] = UNIT * total
+        rest = {}
         if "activation_magnitude" in self._observed:
-            means["input_magnitude"] = abs(inputs)
+            rest["magnitude_sum"] = abs(inputs)
         if "activation_deviation" in self._observed:
             center = self.center(
-                mean, values["input_offset"], values["input_gain"]
+                total / ops.maximum(num_examples, 1.0),
+                values["running_mean"],
+                values["shrinkage"],
             )
             center = self._along(inputs, axis, center)
-            means["input_deviation"] = abs(inputs - center)
+            rest["deviation_sum"] = abs(inputs - center)
         if "firing" in self._observed:
             level = self.firing_level
             if not isinstance(level, float):
                 level = self._along(inputs, axis, ops.convert_to_tensor(level))
-            means["input_firing"] = ops.cast(inputs > level, "float32")
-        values = [_mean_of_features(value, axis) for value in means.values()]
-        if values:
-            result.update(zip(means, backend.mean_over_replicas(values)))
+            rest["firing_sum"] = ops.cast(inputs > level, "float32")
+        sums = [UNIT * _sum_of_features(x, axis) for x in rest.values()]
+        if sums:
+            result.update(zip(rest, backend.sum_over_replicas(sums)))
         return result
 
     def _along(self, inputs, axis, values):
@@ -196,13 +235,13 @@ class UnitStatistics(keras.layers.Layer):
         shape[axis] = self.features
         return ops.reshape(values, shape)
 
-    def center(self, mean, offset, gain):
+    def center(self, mean, running_mean, shrinkage):
         """The running mean of each feature with this batch in it.
 
         Args:
             mean: Tensor of shape `(features,)`, of this batch.
-            offset: Tensor, value of `input_offset`.
-            gain: Tensor, value of `input_gain`.
+            running_mean: Tensor, value of `running_mean`.
+            shrinkage: Tensor, value of `shrinkage`.
 
         Returns:
             Tensor of shape `(features,)`.
@@ -210,26 +249,35 @@ class UnitStatistics(keras.layers.Layer):
         for feature_map in self.feature_maps:
             if not feature_map.is_identity:
                 mean = feature_map.to_features(feature_map.to_units(mean), mean)
-        return offset + gain * mean
+        step_size = 1.0 - shrinkage / UNIT
+        return functional.running_mean(running_mean / UNIT, mean, step_size)
 
     def load_own_variables(self, store):
         if not store.keys():
             # The weights of a plain Keras layer: statistics start again.
-            for variable in self.variables:
-                is_gain = variable is self.input_gain
-                fill = ops.ones if is_gain else ops.zeros
-                variable.assign(fill(variable.shape))
+            for variable in self.unit_variables() + self.carriers():
+                variable.assign(ops.zeros_like(variable))
             return
         super().load_own_variables(store)
 
 
-def _mean_of_features(x, axis):
-    """Mean over all axes but one."""
+def _sum_of_features(x, axis):
+    """Sum over the batch of the mean over all positions."""
     others = [i for i in range(len(x.shape)) if i != axis]
     if all(x.shape[i] == 1 for i in others):
         # Online learning: one example.
         return ops.reshape(x, (-1,)) if len(others) > 1 else x[0]
-    return ops.mean(x, axis=others)
+    total = ops.sum(x, axis=others)
+    if len(others) == 1:
+        return total
+    sizes = [x.shape[i] for i in others[1:]]
+    if None in sizes:
+        shape = ops.shape(x)
+        sizes = [ops.cast(shape[i], "float32") for i in others[1:]]
+    positions = 1.0
+    for size in sizes:
+        positions = positions * size
+    return total / positions
 
 
 def _firing_level(activation):
