@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 import keras_plasticity
+from keras_plasticity.units.unit_statistics import OBSERVATIONS
 
 
 def make_model(
@@ -44,6 +45,19 @@ def make_model(
         if dense.bias is not None:
             dense.bias.assign(rng.normal(0, 0.1, shape[1:]))
     return model
+
+
+def observed_means(layer):
+    """What a plastic layer last observed, where a plain optimizer stores it.
+
+    Dict from observation to the mean over the examples, `(features,)`.
+    """
+    count = to_numpy(layer.statistics.count)[0]
+    names = [name for name in OBSERVATIONS if name != "num_examples"]
+    return {
+        name: to_numpy(variable) / count
+        for name, variable in layer.statistics.sums(names).items()
+    }
 
 
 def make_data(num, dims=(4, 6, 5, 3), seed=1):

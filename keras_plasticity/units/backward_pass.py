@@ -61,4 +61,3 @@ def identity(inputs, values, backward):
         `inputs`.
     """
     return backend.identity(inputs, list(values), backward)
-

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity import layers
+from tests.helpers import observed_means
 from tests.helpers import to_numpy
 
 # Each kind of layer with what it cannot do without.
@@ -108,10 +109,10 @@ def test_statistics(case, data_format):
         np.testing.assert_array_equal(
             to_numpy(getattr(layer, name)), np.zeros(units)
         )
-    for name in ("input_mean", "input_magnitude", "input_deviation"):
-        np.testing.assert_array_equal(
-            to_numpy(getattr(layer.statistics, name)), np.zeros(_CHANNELS)
-        )
+    for variable in layer.statistics.sums(
+        ["activation_mean", "firing"]
+    ).values():
+        np.testing.assert_array_equal(to_numpy(variable), np.zeros(_CHANNELS))
     assert layer.unit_view().size == units
     assert layer.feature_view().size == _CHANNELS
 
@@ -257,17 +258,17 @@ def test_trains_to_the_weights_of_the_plain_layers(
     # The first layer has seen the last batch.
     channels = np.moveaxis(x[4:], x.shape.index(_CHANNELS), 0)
     channels = channels.reshape(_CHANNELS, -1)
-    statistics = models[1].layers[0].statistics
+    means = observed_means(models[1].layers[0])
     for name, value in (
-        ("input_mean", channels.mean(axis=1)),
-        ("input_magnitude", np.abs(channels).mean(axis=1)),
+        ("activation_mean", channels.mean(axis=1)),
+        ("activation_magnitude", np.abs(channels).mean(axis=1)),
         (
-            "input_deviation",
+            "activation_deviation",
             np.abs(channels - channels.mean(axis=1, keepdims=True)).mean(1),
         ),
     ):
         np.testing.assert_allclose(
-            to_numpy(getattr(statistics, name)), value, rtol=1e-5, atol=1e-6
+            means[name], value, rtol=1e-5, atol=1e-6, err_msg=name
         )
 
 

@@ -7,10 +7,12 @@ from keras import ops
 
 from keras_plasticity.layers import Dense
 from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.units.backward_pass import UNIT
 from tests.gradients import loss_and_gradients
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import observed_means
 from tests.helpers import to_numpy
 from tests.helpers import train
 
@@ -34,8 +36,8 @@ def test_statistics_are_float32(dtype):
     for variable in layer.statistics.variables:
         assert variable.dtype == "float32"
         assert variable.overwrite_with_gradient
-        is_count = variable is layer.statistics.num_examples
-        assert tuple(variable.shape) in ([(1,)] if is_count else [(3,), (5,)])
+        is_count = variable is layer.statistics.count
+        assert tuple(variable.shape) == ((2,) if is_count else (5,))
     # The weights of the layer itself come first, as in `keras.layers.Dense`.
     assert [v.name for v in layer.trainable_variables[:2]] == ["kernel", "bias"]
 
@@ -87,10 +89,10 @@ def test_observed_statistics(shape, dtype):
     x = np.random.default_rng(0).normal(0.5, 1, shape).astype("float32")
     model = keras.Sequential([keras.Input(shape[1:]), Dense(2, dtype=dtype)])
     statistics = model.layers[0].statistics
-    offset = np.linspace(-1, 1, 5).astype("float32")
-    gain = np.linspace(0.1, 1, 5).astype("float32")
-    statistics.input_offset.assign(offset)
-    statistics.input_gain.assign(gain)
+    before = np.linspace(-1, 1, 5).astype("float32")
+    shrinkage = np.linspace(0, 0.9, 5).astype("float32")
+    statistics.running_mean.assign(UNIT * before)
+    statistics.shrinkage.assign(UNIT * shrinkage)
     # A plain optimizer stores them too: nothing else is needed.
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
     model.train_on_batch(x, np.zeros(shape[:-1] + (2,), "float32"))
@@ -98,21 +100,22 @@ def test_observed_statistics(shape, dtype):
         x = to_numpy(ops.cast(ops.cast(x, "bfloat16"), "float32"))
     rows = x.reshape(-1, 5).astype("float64")
     mean = rows.mean(axis=0)
+    center = before + (1 - shrinkage) * (mean - before)
     expected = {
-        "input_mean": mean,
-        "input_magnitude": np.abs(rows).mean(axis=0),
-        "input_deviation": np.abs(rows - (offset + gain * mean)).mean(axis=0),
-        "input_offset": offset,
-        "input_gain": gain,
+        "activation_mean": mean,
+        "activation_magnitude": np.abs(rows).mean(axis=0),
+        "activation_deviation": np.abs(rows - center).mean(axis=0),
+        "firing": (rows > 0).mean(axis=0),
     }
+    observed = observed_means(model.layers[0])
+    assert set(observed) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(
-            to_numpy(getattr(statistics, name)),
-            value,
-            rtol=1e-5,
-            atol=1e-6,
-            err_msg=name,
+            observed[name], value, rtol=1e-5, atol=1e-6, err_msg=name
         )
+    np.testing.assert_array_equal(
+        to_numpy(statistics.count), [UNIT * shape[0], UNIT]
+    )
     for name in _UNIT_STATISTICS:
         np.testing.assert_array_equal(
             to_numpy(getattr(model.layers[0], name)), 0.0
@@ -168,12 +171,8 @@ def test_weights_file_of_a_plain_model(tmp_path):
     for layer in plastic.layers:
         for name in _UNIT_STATISTICS:
             np.testing.assert_array_equal(to_numpy(getattr(layer, name)), 0.0)
-        np.testing.assert_array_equal(
-            to_numpy(layer.statistics.input_gain), 1.0
-        )
-        np.testing.assert_array_equal(
-            to_numpy(layer.statistics.input_offset), 0.0
-        )
+        for variable in layer.statistics.variables:
+            np.testing.assert_array_equal(to_numpy(variable), 0.0)
 
 
 def test_weights_file_for_a_plain_model(tmp_path):
@@ -208,6 +207,10 @@ def test_saving_keeps_statistics(file, tmp_path):
     assert_same_weights(loaded, model)
     for a, b in zip(loaded.layers, model.layers):
         assert type(a) is Dense
+        for name in _UNIT_STATISTICS:
+            np.testing.assert_array_equal(
+                to_numpy(getattr(a, name)), to_numpy(getattr(b, name))
+            )
         for v, w in zip(a.statistics.variables, b.statistics.variables):
             np.testing.assert_array_equal(to_numpy(v), to_numpy(w))
     assert np.all(to_numpy(loaded.layers[0].age) == 2)

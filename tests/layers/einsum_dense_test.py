@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity.layers import EinsumDense
+from tests.helpers import observed_means
 from tests.helpers import to_numpy
 
 # Equation, shape of the inputs, further arguments, and the places of the
@@ -107,7 +108,9 @@ def test_is_the_plain_layer(equation, shape, kwargs, feature_axis, unit_axis):
     # It has seen the last batch.
     features = np.moveaxis(x[3:], feature_axis, 0).reshape(_FEATURES, -1)
     np.testing.assert_allclose(
-        to_numpy(layer.statistics.input_mean), features.mean(axis=1), rtol=1e-5
+        observed_means(layer)["activation_mean"],
+        features.mean(axis=1),
+        rtol=1e-5,
     )
     for name in ("utility", "age", "mean_activation"):
         assert getattr(layer, name).shape == (_UNITS,)
