@@ -12,6 +12,7 @@ from keras_plasticity import training as training
 from keras_plasticity.graph import connect as connect
 from keras_plasticity.graph import inspect as inspect
 from keras_plasticity.version import __version__ as __version__
+from keras_plasticity.weights import weights_of as weights_of
 
 __all__ = [
     "__version__",
@@ -26,4 +27,5 @@ __all__ = [
     "optimizers",
     "streams",
     "training",
+    "weights_of",
 ]

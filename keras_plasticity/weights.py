@@ -1,6 +1,6 @@
 """Which trainable variables of a model are weights.
 
-Statistics that take their new values from the backward pass are marked
+Variables that take their new values from the backward pass are marked
 `overwrite_with_gradient`, which makes them trainable; see
 `keras_plasticity.units.backward_pass`.
 """
@@ -13,6 +13,32 @@ def is_statistic(variable: keras.Variable) -> bool:
     return getattr(variable, "overwrite_with_gradient", False)
 
 
-def trainable_weights(layer: keras.Layer) -> list[keras.Variable]:
-    """The trainable variables of a layer or model, without statistics."""
-    return [v for v in layer.trainable_variables if not is_statistic(v)]
+def weights_of(model: keras.Layer) -> list[keras.Variable]:
+    """The trainable weights of a model: those of its plain twin.
+
+    The trainable variables of a model of plastic layers are its weights and,
+    for each plastic layer, variables by which its observations travel to the
+    optimizer. Hand all of them to the optimizer. For a loop by hand that does
+    more (regularizes, counts, averages or perturbs weights) this function
+    leaves the latter out.
+
+    Args:
+        model: A Keras model or layer.
+
+    Returns:
+        List of `keras.Variable`s, in the order of `model.trainable_variables`.
+
+    Example:
+
+    ```python
+    num_weights = sum(
+        math.prod(v.shape) for v in keras_plasticity.weights_of(model)
+    )
+    ```
+    """
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            "`model` must be a Keras layer or model. "
+            f"Received: model={model} (of type {type(model)})"
+        )
+    return [v for v in model.trainable_variables if not is_statistic(v)]

@@ -5,37 +5,60 @@ import keras
 
 def loss_and_gradients(model, loss_fn, x, y):
     """Returns the loss and the gradients of `model.trainable_variables`."""
+    return value_and_gradients(model, _mean_loss, loss_fn, x, y)
+
+
+def _mean_loss(call, loss_fn, x, y):
+    return loss_fn(y, call(x))
+
+
+def value_and_gradients(model, function, loss_fn, *arrays):
+    """Returns a value and the gradients of `model.trainable_variables`.
+
+    Args:
+        model: `keras.Model`.
+        function: Function `(call, loss_fn, *arrays)` that returns the value,
+            where `call(x)` calls the model.
+        loss_fn: Keras loss.
+        *arrays: Arrays.
+    """
     variables = model.trainable_variables
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            loss = loss_fn(y, model(x, training=True))
-        return float(loss), tape.gradient(loss, [v.value for v in variables])
+            value = function(
+                lambda x: model(x, training=True), loss_fn, *arrays
+            )
+        return float(value), tape.gradient(value, [v.value for v in variables])
     if keras.backend.backend() == "torch":
         model.zero_grad()
-        loss = loss_fn(keras.ops.convert_to_tensor(y), model(x, training=True))
-        loss.backward()
-        return loss.item(), [v.value.grad for v in variables]
+        arrays = [keras.ops.convert_to_tensor(array) for array in arrays]
+        value = function(lambda x: model(x, training=True), loss_fn, *arrays)
+        value.backward()
+        return value.item(), [v.value.grad for v in variables]
     import jax
 
-    def compute_loss(values, other_values, x, y):
-        outputs, _ = model.stateless_call(
-            values, other_values, x, training=True
-        )
-        return loss_fn(y, outputs)
+    def compute(values, other_values, *arrays):
+        def call(x):
+            outputs, _ = model.stateless_call(
+                values, other_values, x, training=True
+            )
+            return outputs
 
-    # One compiled function a model and loss, or each step would trace anew.
-    key = (id(model), id(loss_fn))
+        return function(call, loss_fn, *arrays)
+
+    # One compiled function each, or each step would trace anew.
+    key = (id(model), id(function), id(loss_fn), len(variables))
     if key not in _compiled:
-        _compiled[key] = (jax.jit(jax.value_and_grad(compute_loss)), model)
-    loss, gradients = _compiled[key][0](
+        compiled = jax.jit(jax.value_and_grad(compute))
+        _compiled[key] = (compiled, model, function)
+    value, gradients = _compiled[key][0](
         [v.value for v in variables],
         [v.value for v in model.non_trainable_variables],
-        x,
-        y,
+        *arrays,
     )
-    return float(loss), list(gradients)
+    return float(value), list(gradients)
 
 
 _compiled = {}

@@ -9,6 +9,8 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `keep_if(condition, body, variables)`: runs `body()`, whose assignments to
   `variables`, and the integer it returns (else 0), hold where a condition is
   true. For small things that are computed in almost every step.
+- `known_value(variable)`: a variable's value as a NumPy array; `None` while a
+  step is being traced.
 - `are_positive(values)`: which scalar tensors are above zero, each a boolean
   tensor or, in eager code, a boolean.
 - `assign_part(variable, shape, axes, indices, value)`: writes one row, column
@@ -58,6 +60,7 @@ column_magnitudes = _active.column_magnitudes
 compute_now = _active.compute_now
 gradients = _active.gradients
 identity = _active.identity
+known_value = _active.known_value
 mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat

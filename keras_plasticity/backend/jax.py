@@ -63,6 +63,11 @@ def keep_if(condition, body, variables):
     return jnp.where(condition, result, 0)
 
 
+def known_value(variable):
+    value = variable.value
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
 def are_positive(values):
     return [value > 0 for value in values]
 

@@ -45,6 +45,10 @@ def keep_if(condition, body, variables):
     return tf.where(condition, result, 0)
 
 
+def known_value(variable):
+    return variable.value.numpy() if tf.executing_eagerly() else None
+
+
 def are_positive(values):
     return [value > 0 for value in values]
 

@@ -29,6 +29,12 @@ def keep_if(condition, body, variables):
     return body() if condition else 0
 
 
+def known_value(variable):
+    if torch.compiler.is_compiling() or variable.value.is_meta:
+        return None
+    return variable.value.detach().cpu().numpy()
+
+
 @torch.compiler.disable
 def are_positive(values):
     """All of them in one transfer: eager code branches on numbers it knows."""

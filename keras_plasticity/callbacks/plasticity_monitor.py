@@ -17,7 +17,7 @@ from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.optimizers import optimizer_wrapper
 from keras_plasticity.training import TaskCallback
-from keras_plasticity.weights import trainable_weights
+from keras_plasticity.weights import weights_of
 
 _RANKS = (
     "effective_rank",
@@ -458,7 +458,7 @@ def _kernels(model):
 
 def _gradients(model, x, y, batch_size):
     """Dict from layer to its gradients of the loss on a probe, as arrays."""
-    variables = trainable_weights(model)
+    variables = weights_of(model)
     num_examples = len(y)
     sums = {}
     for start in range(0, num_examples, batch_size):

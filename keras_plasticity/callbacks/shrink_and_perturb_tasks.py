@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_plasticity import validation
 from keras_plasticity.training import TaskCallback
-from keras_plasticity.weights import trainable_weights
+from keras_plasticity.weights import weights_of
 
 
 class ShrinkAndPerturbTasks(TaskCallback):
@@ -57,9 +57,9 @@ class ShrinkAndPerturbTasks(TaskCallback):
             self._is_first = False
             return
         for learner in range(self.trainer.num_learners):
-            fresh = trainable_weights(self.build_model(learner, task))
+            fresh = weights_of(self.build_model(learner, task))
             with self.trainer.edit(learner) as model:
-                weights = trainable_weights(model)
+                weights = weights_of(model)
                 expected, received = _shapes(weights), _shapes(fresh)
                 if received != expected:
                     raise ValueError(

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_plasticity.training import TaskCallback
-from keras_plasticity.weights import trainable_weights
+from keras_plasticity.weights import weights_of
 
 
 class ZeroWeights(TaskCallback):
@@ -52,5 +52,5 @@ class ZeroWeights(TaskCallback):
                         for name in self.layers
                     ]
                 for position in positions:
-                    for variable in trainable_weights(model.layers[position]):
+                    for variable in weights_of(model.layers[position]):
                         variable.assign(keras.ops.zeros(variable.shape))

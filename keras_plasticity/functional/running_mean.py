@@ -37,11 +37,37 @@ def step_size(age: Tensor, decay_rate: float) -> Tensor:
     ...     ops.convert_to_tensor([1.0, 2.0]), decay_rate=0.5))
     array([1.       , 0.6666667], dtype=float32)
     """
-    if decay_rate == 0.0:
-        return ops.ones_like(age)
+    return step_size_by_log(age, *decay_constants(decay_rate))
+
+
+def decay_constants(decay_rate: float) -> tuple[float, float]:
+    """What `step_size` needs to know of a decay rate, in full precision.
+
+    Args:
+        decay_rate: Float in [0, 1).
+
+    Returns:
+        Tuple `(log(decay_rate), 1 - decay_rate)`.
+    """
+    log_decay = math.log(decay_rate) if decay_rate > 0 else -math.inf
+    return log_decay, 1.0 - decay_rate
+
+
+def step_size_by_log(
+    age: Tensor, log_decay: float | Tensor, complement: float | Tensor
+) -> Tensor:
+    """`step_size` for the result of `decay_constants`.
+
+    Args:
+        age: Float tensor, at least 1.
+        log_decay: Float or scalar tensor.
+        complement: Float or scalar tensor.
+
+    Returns:
+        Tensor of the shape of `age`.
+    """
     # 1 - decay**age loses all its digits for a decay near 1; expm1 does not.
-    remaining = -ops.expm1(age * math.log(decay_rate))
-    return (1.0 - decay_rate) / remaining
+    return complement / -ops.expm1(age * log_decay)
 
 
 def running_mean(mean: Tensor, value: Tensor, step_size: Tensor) -> Tensor:

@@ -1,11 +1,19 @@
 import inspect
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_plasticity import functional
+from keras_plasticity.functional.running_mean import decay_constants
+from keras_plasticity.functional.running_mean import step_size_by_log
+from keras_plasticity.optimizers.settings import Hyperparameter
+from keras_plasticity.optimizers.settings import Schedule
+from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.optimizers.settings import shortest_float
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.types import Tensor
 from keras_plasticity.validation import check_in_interval
@@ -25,8 +33,108 @@ _UTILITY_ARGUMENTS = (
     "incoming_magnitude",
 )
 _OBSERVED = ("activation_magnitude", "activation_deviation")
+# The fewest digits kept of a rate: 12 or more decimal places, so that a rate
+# set later has room.
+_FEWEST_DIGITS = 2
 # Ages are float32, which counts exactly up to here.
 _LARGEST_AGE = 2**24
+
+
+def _check_rate(name, value):
+    return check_in_interval(name, value, "[0, 1]")
+
+
+def _check_decay_rate(name, value):
+    return check_in_interval(name, value, "[0, 1)")
+
+
+def _check_maturity_threshold(name, value):
+    if not is_number(value) or not 0 <= value < _LARGEST_AGE:
+        raise ValueError(
+            f"`{name}` must be a number of updates in [0, {_LARGEST_AGE}). "
+            f"Received: {name}={value}"
+        )
+    return value
+
+
+def _check_utility(name, value):
+    _get_utility(value)
+    return value
+
+
+class _ReplacementRate(Hyperparameter):
+    """Each layer has the digits of the rate that its size allows."""
+
+    def build(self, optimizer):
+        pass
+
+    def build_for(self, optimizer, units):
+        """Adds the variables of one layer."""
+        value = optimizer.replacement_rate
+        rate = 0.0 if isinstance(value, Schedule) else value
+        _, fraction, units.rate_base = functional.count_digits(rate, units.size)
+        size = max(_FEWEST_DIGITS, len(fraction))
+        units.count = units.add_variable("count", (size,), "int32")
+        if not isinstance(value, Schedule):
+            units.rate_digits = units.add_variable(
+                "rate_digits",
+                (1 + size,),
+                "int32",
+                lambda shape, dtype: ops.convert_to_tensor(
+                    self._digits(units, value), dtype
+                ),
+            )
+
+    def _digits(self, units, value):
+        """The whole number, and the digits after it, that fit."""
+        whole, digits, _ = functional.count_digits(value, units.size)
+        size = units.count.shape[0]
+        digits = [*digits, *[0] * size][:size]
+        return np.asarray([whole, *digits], "int32")
+
+    def variable(self, optimizer):
+        for units in optimizer.hidden:
+            return getattr(units, "rate_digits", None)
+        return None
+
+    def encode(self, optimizer, value):
+        return self._digits(optimizer.hidden[0], value)
+
+    def decode(self, optimizer, array):
+        base = Decimal(optimizer.hidden[0].rate_base)
+        digits = map(Decimal, map(int, array))
+        return float(sum(d / base**i for i, d in enumerate(digits)))
+
+    def assign(self, optimizer, value):
+        for units in optimizer.hidden:
+            units.rate_digits.assign(self._digits(units, value))
+
+    def digits_now(self, optimizer, units):
+        """The rate in a step, as `functional.advance_count` takes it."""
+        base, size = units.rate_base, units.count.shape[0]
+        rate = Setting.__get__(self, optimizer)
+        if not isinstance(rate, Schedule):
+            whole, *fraction = ops.unstack(units.rate_digits.value, 1 + size)
+            return whole, fraction, base
+        # A decimal number just below itself in float32 gets its digits.
+        rest = ops.clip((1.0 + 1e-7) * rate(optimizer.iterations), 0.0, 1.0)
+        digits = []
+        for scale in [1.0] + size * [float(base)]:
+            rest = rest * scale
+            digit = ops.floor(rest)
+            rest = rest - digit
+            digits.append(ops.cast(digit, "int32"))
+        return digits[0], digits[1:], base
+
+
+class _DecayRate(Hyperparameter):
+    """Its variable holds what cannot be computed in float32: see `encode`."""
+
+    def encode(self, optimizer, value):
+        return np.asarray(decay_constants(value), "float32")
+
+    def decode(self, optimizer, array):
+        return float(1 - Decimal(repr(shortest_float(array[1]))))
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -66,7 +174,8 @@ class ContinualBackprop(UnitResetOptimizer):
             built. Learning rate, clipping, weight decay, gradient
             accumulation and moving averages are set on it.
         replacement_rate: Float in [0, 1], the fraction of mature units that
-            is replaced in each update. Defaults to `1e-4`.
+            is replaced in each update, or a schedule of Keras, exact to 1e-7.
+            Defaults to `1e-4`.
         maturity_threshold: Integer, the number of updates for which a new
             unit cannot be replaced. Defaults to `100`.
         decay_rate: Float in [0, 1), of the running means. Defaults to `0.99`.
@@ -103,10 +212,16 @@ class ContinualBackprop(UnitResetOptimizer):
     - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
     """
 
+    replacement_rate = _ReplacementRate(_check_rate, schedules=True)
+    maturity_threshold = Hyperparameter(_check_maturity_threshold)
+    decay_rate = _DecayRate(_check_decay_rate)
+    utility = Setting(_check_utility)
+    transfer_mean = Setting()
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        replacement_rate: float = 1e-4,
+        replacement_rate: float | Schedule = 1e-4,
         maturity_threshold: int = 100,
         decay_rate: float = 0.99,
         utility: str | Callable[..., Tensor] = "contribution",
@@ -119,20 +234,9 @@ class ContinualBackprop(UnitResetOptimizer):
         super().__init__(
             inner_optimizer, reset_optimizer_state, seed, name, **kwargs
         )
-        self.replacement_rate = check_in_interval(
-            "replacement_rate", replacement_rate, "[0, 1]"
-        )
-        self.decay_rate = check_in_interval("decay_rate", decay_rate, "[0, 1)")
-        if (
-            not is_number(maturity_threshold)
-            or not 0 <= maturity_threshold < _LARGEST_AGE
-        ):
-            raise ValueError(
-                "`maturity_threshold` must be a number of updates in "
-                f"[0, {_LARGEST_AGE}). "
-                f"Received: maturity_threshold={maturity_threshold}"
-            )
+        self.replacement_rate = replacement_rate
         self.maturity_threshold = maturity_threshold
+        self.decay_rate = decay_rate
         self.utility = utility
         self.transfer_mean = transfer_mean
         self._utility_function, self._utility_arguments = _get_utility(utility)
@@ -147,12 +251,7 @@ class ContinualBackprop(UnitResetOptimizer):
         if self.transfer_mean:
             for outgoing in units.outgoing:
                 outgoing.consumer.check_folds_constants(units.layer)
-        units.digits = functional.count_digits(
-            self.replacement_rate, units.size
-        )
-        units.count = units.add_variable(
-            "count", (max(1, len(units.digits[1])),), "int32"
-        )
+        type(self).replacement_rate.build_for(self, units)
 
     def update_statistics(self, units):
         units.mean_activation.assign(
@@ -168,7 +267,7 @@ class ContinualBackprop(UnitResetOptimizer):
             utility = functional.running_mean(
                 units.utility.value,
                 self._utility_now(units),
-                functional.step_size(units.age.value, self.decay_rate),
+                self.step_size(units.age.value),
             )
         units.utility.assign(utility)
 
@@ -194,11 +293,12 @@ class ContinualBackprop(UnitResetOptimizer):
         return units.mean_over_consumers(utility, by_weights=True)
 
     def num_due(self, units):
-        if self.replacement_rate == 0:
-            return 0
-        mature = ops.cast(units.age.value > self.maturity_threshold, "int32")
+        threshold = self.now("maturity_threshold")
+        mature = ops.cast(units.age.value > threshold, "int32")
         due, count = functional.advance_count(
-            units.count.value, ops.sum(mature), units.digits
+            units.count.value,
+            ops.sum(mature),
+            type(self).replacement_rate.digits_now(self, units),
         )
         units.count.assign(count)
         return due
@@ -207,8 +307,12 @@ class ContinualBackprop(UnitResetOptimizer):
         return functional.least_useful_unit(
             ops.convert_to_tensor(units.utility),
             ops.convert_to_tensor(units.age),
-            self.maturity_threshold,
+            self.now("maturity_threshold"),
         )
+
+    def step_size(self, age):
+        log_decay, complement = ops.unstack(self.now("decay_rate"), 2)
+        return step_size_by_log(age, log_decay, complement)
 
     def before_replacement(self, units, unit):
         if not self.transfer_mean:

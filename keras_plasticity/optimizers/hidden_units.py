@@ -7,7 +7,6 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_plasticity import functional
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 from keras_plasticity.optimizers.new_weights import PartInitializer
 from keras_plasticity.optimizers.observations import ConsumerInputs
@@ -329,10 +328,6 @@ class HiddenUnits:
         if self._slots is not None and kind in self._slots_to_reset:
             for slot in self._slots.of(view.variable):
                 slot.reset(view, index, value)
-
-    def next_step_size(self, decay_rate):
-        """Step sizes of the running means at the next update."""
-        return functional.step_size(self.age.value + 1.0, decay_rate)
 
 
 def each_once(objects):

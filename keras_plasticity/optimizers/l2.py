@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.settings import Hyperparameter
+from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.weights import is_statistic
 
@@ -34,8 +36,8 @@ class L2(OptimizerWrapper):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
-        l2: Float, not negative, the strength of the penalty. Defaults to
-            `1e-4`.
+        l2: Float, not negative, the strength of the penalty, or a schedule
+            of Keras. Defaults to `1e-4`.
         name: String, the optimizer's name.
 
     Example:
@@ -52,24 +54,26 @@ class L2(OptimizerWrapper):
     - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
     """
 
+    l2 = Hyperparameter(check_not_negative, schedules=True)
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        l2: float = 1e-4,
+        l2: float | Schedule = 1e-4,
         name: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        self.l2 = check_not_negative("l2", l2)
+        self.l2 = l2
 
     def make_step(self, grads, variables):
         grads = add_l2_gradients(
-            grads, variables, self.l2, self.inner_optimizer
+            grads, variables, self.now("l2"), self.inner_optimizer
         )
         self.apply_inner(grads, variables)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "l2": self.l2}
+        return {**super().get_config(), **self.settings("l2")}
 
 
 def add_l2_gradients(grads, variables, l2, inner_optimizer):
@@ -78,15 +82,13 @@ def add_l2_gradients(grads, variables, l2, inner_optimizer):
     Args:
         grads: List of gradients, or `None`, one for each variable.
         variables: List of variables.
-        l2: Float.
+        l2: Float or scalar tensor.
         inner_optimizer: The optimizer that is to be given the gradients. If
             it scales the loss, the gradients are scaled.
 
     Returns:
         List of gradients.
     """
-    if l2 == 0:
-        return grads
     strength = inner_optimizer.scale_loss(l2)
     with backend.no_gradient():
         return [

@@ -160,7 +160,7 @@ class ConsumerInputs:
         variable = self.statistics.shrinkage
         shrinkage = None
         for units, feature_map in self._producers:
-            step_size = units.next_step_size(self._optimizer.decay_rate)
+            step_size = self._optimizer.step_size(units.age.value + 1.0)
             new = UNIT * (1.0 - step_size)
             if not feature_map.is_identity:
                 other = variable.value if shrinkage is None else shrinkage
@@ -181,9 +181,9 @@ class ConsumerInputs:
         count = observations.get(id(self._count))
         if count is not None:
             # The mean over calls, without the factor of this step.
+            factor = count[1] / UNIT
             observed = {
-                key: UNIT * observations[key] / count[1]
-                for key in self._accumulators
+                key: observations[key] / factor for key in self._accumulators
             }
             for variable in self._sums.values():
                 value = observed[id(variable)] / UNIT

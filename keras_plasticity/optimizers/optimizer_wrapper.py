@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
+from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.types import Tensor
 
 
@@ -106,6 +107,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             return
         self.build_inner(variables)
         super().build(variables)
+        for setting in all_hyperparameters(type(self)).values():
+            setting.build(self)
 
     def build_inner(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables.
@@ -123,6 +126,25 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             + ([] if seeds is None else [seeds.state])
             + self.inner_optimizer.variables
         )
+
+    def now(self, name: str) -> Tensor:
+        """The value of one of the optimizer's own settings in a step.
+
+        Args:
+            name: String, a setting that may be changed at any time.
+
+        Returns:
+            Scalar tensor.
+        """
+        return all_hyperparameters(type(self))[name].now(self)
+
+    def hyperparameter_variables(self) -> list[keras.Variable]:
+        """The variables of the built optimizer that hold its own settings."""
+        found = [
+            setting.variable(self)
+            for setting in all_hyperparameters(type(self)).values()
+        ]
+        return [variable for variable in found if variable is not None]
 
     def add_copy(
         self, reference_variable: keras.Variable, name: str = "copy"

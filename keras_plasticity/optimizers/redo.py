@@ -5,10 +5,24 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
+from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.validation import check_integer
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.validation import check_positive_integer
+
+
+class _Period(Hyperparameter):
+    def validate(self, optimizer, value):
+        check_positive_integer(self.name, value)
+        if optimizer.built:
+            check_integer(self.name, value, optimizer.score_updates)
+        return value
+
+
+class _ScoreUpdates(Hyperparameter):
+    def validate(self, optimizer, value):
+        return check_integer(self.name, value, 1, optimizer.period)
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -76,6 +90,10 @@ class ReDo(UnitResetOptimizer):
     replaces_last_layer_first = True
     slots_to_reset = ("incoming", "outgoing")
 
+    threshold = Hyperparameter(check_not_negative)
+    period = _Period(dtype="int32")
+    score_updates = _ScoreUpdates(dtype="int32")
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -87,33 +105,32 @@ class ReDo(UnitResetOptimizer):
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
-        self.threshold = check_not_negative("threshold", threshold)
-        self.period = check_positive_integer("period", period)
-        self.score_updates = check_integer(
-            "score_updates", score_updates, 1, period
-        )
+        self.threshold = threshold
+        self.period = period
+        self.score_updates = score_updates
 
     def add_state(self, units):
         units.magnitude = units.add_variable("magnitude")
 
     def update_statistics(self, units):
         number = units.num_updates.value
+        period = self.now("period")
         # From 1 to `period`, at which the check is.
-        position = (number - 2) % self.period + 1
-        in_mean = ops.maximum(position - self.period + self.score_updates, 1)
+        position = (number - 2) % period + 1
+        in_mean = ops.maximum(position - period + self.now("score_updates"), 1)
         magnitude = functional.running_mean(
             units.magnitude.value,
             units.activation_magnitude(),
             1.0 / ops.cast(in_mean, "float32"),
         )
         units.magnitude.assign(magnitude)
-        is_check = (position == self.period) & (number > 1)
+        is_check = (position == period) & (number > 1)
         self._mark_dormant(units, magnitude, is_check)
 
     def _mark_dormant(self, units, magnitude, is_check=True):
         score = functional.dormancy_score(magnitude)
         units.utility.assign(ops.where(is_check, score, units.utility.value))
-        self.mark(units, is_check & (score <= self.threshold))
+        self.mark(units, is_check & (score <= self.now("threshold")))
 
     def recycle(self, model: keras.Model, x: Any):
         """Replaces the units that are dormant on a batch of examples.

@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
+from keras_plasticity.optimizers.settings import Hyperparameter
+from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.validation import check_in_interval
 from keras_plasticity.validation import check_integer
@@ -12,6 +14,25 @@ from keras_plasticity.validation import check_positive_integer
 
 # Counts of examples are float32, which is exact up to 2**24.
 _LARGEST_AGE = 2**23
+
+
+def _check_max_threshold(name, value):
+    return check_integer(name, value, 1, _LARGEST_AGE)
+
+
+def _check_quantile(name, value):
+    return check_in_interval(name, value, "(0, 1)")
+
+
+class _MinThreshold(Hyperparameter):
+    def validate(self, optimizer, value):
+        return check_integer(self.name, value, 1, optimizer.max_threshold)
+
+
+class _InitialThreshold(Setting):
+    def validate(self, optimizer, value):
+        least, most = optimizer.min_threshold, optimizer.max_threshold
+        return check_integer(self.name, value, least, most)
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -81,6 +102,14 @@ class SelfNormalizedResets(UnitResetOptimizer):
 
     observed = ("firing", "num_examples")
 
+    # The histograms have room for the largest threshold, and the initial one
+    # is that of the first updates.
+    max_threshold = Setting(_check_max_threshold)
+    min_threshold = _MinThreshold(dtype="int32")
+    initial_threshold = _InitialThreshold()
+    quantile = Hyperparameter(_check_quantile)
+    threshold_period = Hyperparameter(check_positive_integer, dtype="int32")
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -94,16 +123,11 @@ class SelfNormalizedResets(UnitResetOptimizer):
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
-        most = check_integer("max_threshold", max_threshold, 1, _LARGEST_AGE)
-        least = check_integer("min_threshold", min_threshold, 1, most)
-        self.quantile = check_in_interval("quantile", quantile, "(0, 1)")
-        self.min_threshold, self.max_threshold = least, most
-        self.initial_threshold = check_integer(
-            "initial_threshold", initial_threshold, least, most
-        )
-        self.threshold_period = check_positive_integer(
-            "threshold_period", threshold_period
-        )
+        self.max_threshold = max_threshold
+        self.min_threshold = min_threshold
+        self.initial_threshold = initial_threshold
+        self.quantile = quantile
+        self.threshold_period = threshold_period
 
     def add_state(self, units):
         bins = functional.num_age_bins(self.max_threshold)
@@ -124,17 +148,22 @@ class SelfNormalizedResets(UnitResetOptimizer):
         units.silence.assign(silence)
         self.mark(units, is_overdue)
         backend.run_if(
-            units.num_updates.value % self.threshold_period == 0,
+            units.num_updates.value % self.now("threshold_period") == 0,
             lambda: self._set_thresholds(units),
-            [units.threshold, units.histogram],
+            [
+                units.threshold,
+                units.histogram,
+                *self.hyperparameter_variables(),
+            ],
         )
 
     def _set_thresholds(self, units):
         histogram = ops.convert_to_tensor(units.histogram)
         threshold = ops.convert_to_tensor(units.threshold)
-        age = functional.age_quantile(histogram, self.quantile)
+        age = functional.age_quantile(histogram, self.now("quantile"))
         new = ops.where(age < threshold, age, 2.0 * threshold)
-        new = ops.clip(new, self.min_threshold, self.max_threshold)
+        least = ops.cast(self.now("min_threshold"), "float32")
+        new = ops.clip(new, least, float(self.max_threshold))
         units.threshold.assign(new)
         units.histogram.assign(ops.zeros_like(histogram))
 

@@ -11,10 +11,31 @@ from keras_plasticity import backend
 from keras_plasticity.optimizers.l2 import add_l2_gradients
 from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.settings import Hyperparameter
+from keras_plasticity.optimizers.settings import Schedule
+from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.validation import check_in_interval
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.validation import check_positive_integer
 from keras_plasticity.weights import is_statistic
+
+
+def _check_shrink(name, value):
+    return check_in_interval(name, value, "[0, 1]")
+
+
+class _NoiseMagnitude(Hyperparameter):
+    """What noise is multiplied by; without any there is no table of noise."""
+
+    def __set__(self, optimizer, value):
+        if optimizer.built and (before := self.__get__(optimizer)) == 0:
+            raise ValueError(
+                f"`{self.name}` of a `{type(optimizer).__name__}` that was "
+                "built on a model with 0, so without noise, cannot change. "
+                "Make a new optimizer, and `compile` the model again. "
+                f"Received: {self.name}={value}, before {before}"
+            )
+        super().__set__(optimizer, value)
 
 
 class _PerturbingOptimizer(OptimizerWrapper):
@@ -35,29 +56,30 @@ class _PerturbingOptimizer(OptimizerWrapper):
 
     Args:
         inner_optimizer: The optimizer to wrap.
-        shrink: Float, what weights are multiplied by.
-        perturb: Float, what noise is multiplied by.
         noise_refresh_steps: Integer. With 1 there is no table.
         seed: Integer.
         name: String.
     """
 
+    # What weights and what noise are multiplied by: the names of
+    # hyper-parameters. `None` for weights that do not shrink.
+    _shrink = None
+    _perturb = None
+
+    noise_refresh_steps = Setting(check_positive_integer)
+    seed = Setting()
+
     def __init__(
         self,
         inner_optimizer,
-        shrink,
-        perturb,
         noise_refresh_steps,
         seed,
         name,
         **kwargs,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        check_positive_integer("noise_refresh_steps", noise_refresh_steps)
         self.noise_refresh_steps = noise_refresh_steps
         self.seed = seed
-        self._shrink = shrink
-        self._perturb = perturb
         self._seed_generator = keras.random.SeedGenerator(seed)
         # By the id of a variable that has noise.
         self._noise = {}
@@ -72,7 +94,8 @@ class _PerturbingOptimizer(OptimizerWrapper):
         if self.built:
             return
         super().build(variables)
-        if self._perturb == 0:
+        if getattr(self, self._perturb) == 0:
+            # Without noise there is no table, either.
             return
         offset = 0
         for variable in variables:
@@ -94,7 +117,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
             self._position = self.add_variable(
                 (1,), dtype="int32", name="position"
             )
-            self._scale = self.add_variable((), name="scale")
+            self._sign = self.add_variable((), name="sign")
 
     def noise_initializer(self, shape):
         """The initializer that draws the noise of variables of a shape.
@@ -111,7 +134,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
 
     def make_step(self, grads, variables):
         grads = self.change_gradients(grads, variables)
-        if self._shrink == 1 and not self._noise:
+        if self._shrink is None and not self._noise:
             self.apply_inner(grads, variables)
             return
         weights = [
@@ -135,11 +158,13 @@ class _PerturbingOptimizer(OptimizerWrapper):
     def _noise_variables(self):
         result = [self._seed_generator.state]
         if self._table is not None:
-            result += [self._table, self._signs, self._position, self._scale]
+            result += [self._table, self._signs, self._position, self._sign]
         return result
 
     def _change_weights(self, weights):
-        position, scale = None, self._perturb
+        shrink = None if self._shrink is None else self.now(self._shrink)
+        scale = self.now(self._perturb)
+        position = None
         if self._table is not None:
             position = ops.convert_to_tensor(self._position)
             backend.run_if(
@@ -147,11 +172,11 @@ class _PerturbingOptimizer(OptimizerWrapper):
                 self._refresh,
                 self._noise_variables(),
             )
-            scale = ops.convert_to_tensor(self._scale)
+            scale = scale * ops.convert_to_tensor(self._sign)
         for weight in weights:
             value = weight.value
-            if self._shrink != 1:
-                value = self._shrink * value
+            if shrink is not None:
+                value = ops.cast(shrink, weight.dtype) * value
             if id(weight) in self._noise:
                 noise = self._noise[id(weight)]
                 numbers = self._numbers(tuple(weight.shape), noise, position)
@@ -165,7 +190,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         if position is not None:
             position = (position + 1) % self.noise_refresh_steps
             self._position.assign(position)
-            self._set_scale(position)
+            self._set_sign(position)
 
     def _numbers(self, shape, noise, position):
         """Random numbers of magnitude one for a variable in this update."""
@@ -178,11 +203,11 @@ class _PerturbingOptimizer(OptimizerWrapper):
         )
         return ops.cast(ops.reshape(window, shape), "float32")
 
-    def _set_scale(self, position):
+    def _set_sign(self, position):
         # Looked up for the next update, not for this one: on a CPU, XLA would
         # look it up once for each weight.
         sign = ops.reshape(ops.slice(self._signs.value, position, (1,)), ())
-        self._scale.assign(self._perturb * sign)
+        self._sign.assign(sign)
 
     def _refresh(self):
         """Draws the table and the signs of the next updates."""
@@ -192,13 +217,12 @@ class _PerturbingOptimizer(OptimizerWrapper):
             self._signs.shape, 0, 2, seed=self._seed_generator
         )
         self._signs.assign(2.0 * ops.cast(heads, self._signs.dtype) - 1.0)
-        self._set_scale(self._position.value)
+        self._set_sign(self._position.value)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "noise_refresh_steps": self.noise_refresh_steps,
-            "seed": self.seed,
+            **self.settings("noise_refresh_steps", "seed"),
         }
 
 
@@ -267,10 +291,11 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
-        l2: Float, not negative, the strength of the penalty. With SGD, weights
-            shrink by `learning_rate * l2` in each update. Defaults to `1e-4`.
-        noise_stddev: Float, not negative, the standard deviation of the noise
-            of one update. Defaults to `1e-5`.
+        l2: Float, not negative, or a schedule of Keras, the strength of the
+            penalty. With SGD, weights shrink by `learning_rate * l2` in each
+            update. Defaults to `1e-4`.
+        noise_stddev: Float, not negative, or a schedule of Keras, the standard
+            deviation of the noise of one update. Defaults to `1e-5`.
         noise_refresh_steps: Integer, the number of updates that noise is drawn
             ahead for. Defaults to `10000`.
         seed: Integer, of the noise. Drawn at random by default.
@@ -291,11 +316,15 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
     - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475), between tasks
     """
 
+    l2 = Hyperparameter(check_not_negative, schedules=True)
+    noise_stddev = _NoiseMagnitude(check_not_negative, schedules=True)
+    _perturb = "noise_stddev"
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        l2: float = 1e-4,
-        noise_stddev: float = 1e-5,
+        l2: float | Schedule = 1e-4,
+        noise_stddev: float | Schedule = 1e-5,
         noise_refresh_steps: int = 10_000,
         seed: int | None = None,
         name: str | None = None,
@@ -303,15 +332,11 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
     ):
         super().__init__(
             inner_optimizer,
-            shrink=1,
-            perturb=noise_stddev,
             noise_refresh_steps=noise_refresh_steps,
             seed=seed,
             name=name,
             **kwargs,
         )
-        check_not_negative("l2", l2)
-        check_not_negative("noise_stddev", noise_stddev)
         self.l2 = l2
         self.noise_stddev = noise_stddev
 
@@ -319,13 +344,13 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
         return keras.initializers.RandomNormal(stddev=1.0)
 
     def change_gradients(self, grads, variables):
-        return add_l2_gradients(grads, variables, self.l2, self.inner_optimizer)
+        l2 = self.now("l2")
+        return add_l2_gradients(grads, variables, l2, self.inner_optimizer)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "l2": self.l2,
-            "noise_stddev": self.noise_stddev,
+            **self.settings("l2", "noise_stddev"),
         }
 
 
@@ -380,6 +405,12 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     - [Ash and Adams, 2020](https://arxiv.org/abs/1910.08475), between tasks
     """
 
+    shrink = Hyperparameter(_check_shrink, schedules=True)
+    perturb = _NoiseMagnitude(check_not_negative, schedules=True)
+    initializer = Setting()
+    _shrink = "shrink"
+    _perturb = "perturb"
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -391,12 +422,8 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        check_in_interval("shrink", shrink, "[0, 1]")
-        check_not_negative("perturb", perturb)
         super().__init__(
             inner_optimizer,
-            shrink=shrink,
-            perturb=perturb,
             noise_refresh_steps=noise_refresh_steps,
             seed=seed,
             name=name,
@@ -421,11 +448,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "shrink": self.shrink,
-            "perturb": self.perturb,
-            "initializer": keras.saving.serialize_keras_object(
-                self.initializer
-            ),
+            **self.settings("shrink", "perturb", "initializer"),
         }
 
 

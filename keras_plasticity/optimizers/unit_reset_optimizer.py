@@ -5,6 +5,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity import functional
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.hidden_network import HiddenNetwork
 from keras_plasticity.optimizers.hidden_network import is_unit_statistic
@@ -13,6 +14,7 @@ from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.optimizer_wrapper import innermost
 from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
 from keras_plasticity.optimizers.optimizer_wrapper import wrapped
+from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.types import Tensor
 from keras_plasticity.units.unit_statistics import OBSERVATIONS
 
@@ -105,6 +107,9 @@ class UnitResetOptimizer(OptimizerWrapper):
     replaces_last_layer_first = False
     slots_to_reset = ("incoming", "bias", "outgoing")
 
+    reset_optimizer_state = Setting()
+    seed = Setting()
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -120,6 +125,11 @@ class UnitResetOptimizer(OptimizerWrapper):
         self._seed_generator = keras.random.SeedGenerator(seed)
         self._network = HiddenNetwork()
         self._has_warned = False
+
+    @property
+    def hidden(self) -> list[HiddenUnits]:
+        """The `HiddenUnits` of all layers, in the order of the model."""
+        return self._network.hidden
 
     def add_units(self, units: HiddenUnits):
         """Called for the units of each layer when the optimizer is built.
@@ -184,6 +194,17 @@ class UnitResetOptimizer(OptimizerWrapper):
             Integer scalar tensor. By default the first unit marked.
         """
         return ops.argmax(ops.convert_to_tensor(units.marks))
+
+    def step_size(self, age: Tensor) -> Tensor:
+        """Step size of the running mean activation at an age.
+
+        Args:
+            age: Float tensor, at least 1.
+
+        Returns:
+            Tensor of the same shape. By default from `decay_rate`.
+        """
+        return functional.step_size(age, self.decay_rate)
 
     def before_replacement(self, units: HiddenUnits, unit: Tensor):
         """Called before a unit loses its weights.
@@ -279,8 +300,7 @@ class UnitResetOptimizer(OptimizerWrapper):
             backend.run_if(
                 is_update,
                 lambda: self._update(observations),
-                self._network.touched_variables()
-                + [self._seed_generator.state],
+                self._network.touched_variables() + self._read_variables(),
             )
             self._network.reset_accumulators(is_update)
 
@@ -349,6 +369,10 @@ class UnitResetOptimizer(OptimizerWrapper):
         for units in hidden:
             self._replace_units(units)
 
+    def _read_variables(self):
+        """The variables that replacing any unit may read."""
+        return [self._seed_generator.state, *self.hyperparameter_variables()]
+
     def _replace_units(self, units):
 
         def replace_next():
@@ -363,7 +387,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         backend.repeat(
             due,
             replace_next,
-            units.touched_variables() + [self._seed_generator.state],
+            units.touched_variables() + self._read_variables(),
         )
 
     def _warn_of_not_finite(self):
@@ -389,12 +413,12 @@ class UnitResetOptimizer(OptimizerWrapper):
             of a model have the same name, from layer path.
         """
         self._warn_of_not_finite()
-        names = [units.layer.name for units in self._network.hidden]
+        names = [units.layer.name for units in self.hidden]
         return {
             units.layer.name
             if names.count(units.layer.name) == 1
             else units.layer.path: int(ops.convert_to_numpy(units.num_replaced))
-            for units in self._network.hidden
+            for units in self.hidden
         }
 
     def finalize_variable_values(self, var_list):

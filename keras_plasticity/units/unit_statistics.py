@@ -256,7 +256,7 @@ class UnitStatistics(keras.layers.Layer):
         if not store.keys():
             # The weights of a plain Keras layer: statistics start again.
             for variable in self.unit_variables() + self.carriers():
-                variable.assign(ops.zeros_like(variable))
+                variable.assign(ops.zeros(variable.shape))
             return
         super().load_own_variables(store)
 
