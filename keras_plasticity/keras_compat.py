@@ -87,6 +87,15 @@ def note_caller(layer):
         statistics.callers[context.entry_layer] = None
 
 
+def has_value(variable):
+    """Whether a variable has a value of its own.
+
+    Tested with Keras 3.15.1, whose `fit` on JAX takes the values of all
+    variables out of them, and puts them back at the end of an epoch.
+    """
+    return variable._value is not None
+
+
 def is_inference():
     """Whether a layer is being called with `training=False`."""
     context = global_state.get_global_attribute("current_call_ctx")

@@ -4,6 +4,7 @@ Each trains one small model on one device and another like it on several, and
 saves the variables of both, and of each replica.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -64,8 +65,15 @@ def _data():
 
 
 def _arrays(model, optimizer, prefix, read=np.asarray):
+    unit_variables = [
+        getattr(layer, name)
+        for layer in model.layers
+        if hasattr(layer, "statistics")
+        for name in ("utility", "age", "mean_activation")
+    ]
     arrays = {
-        f"{prefix}{i}": read(v.value) for i, v in enumerate(model.variables)
+        f"{prefix}{i}": read(v.value)
+        for i, v in enumerate(model.variables + unit_variables)
     }
     arrays[f"{prefix}replaced"] = list(optimizer.num_replaced().values())
     return arrays
@@ -129,6 +137,54 @@ def mirrored(method):
             )[replica].numpy(),
         )
     return {**result, "devices": strategy.num_replicas_in_sync}
+
+
+def uneven(num_examples):
+    """Batches of 8, the last of which leaves a replica with few or none."""
+    import keras
+    import tensorflow as tf
+
+    from keras_plasticity import layers
+    from keras_plasticity.optimizers import ContinualBackprop
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num_examples, 4)).astype("float32")
+    result = {"devices": strategy.num_replicas_in_sync}
+    for prefix in ("single_", "several_"):
+        scope = strategy.scope() if prefix == "several_" else None
+        with scope or contextlib.nullcontext():
+            model = keras.Sequential(
+                [
+                    keras.Input((4,)),
+                    layers.Dense(
+                        6,
+                        "tanh",
+                        kernel_initializer=keras.initializers.HeNormal(1),
+                    ),
+                    layers.OnlineNormalization(),
+                    layers.Dense(
+                        3, kernel_initializer=keras.initializers.HeNormal(2)
+                    ),
+                ]
+            )
+            # Weights do not move: Keras gives an example of a small part of a
+            # batch a larger weight.
+            optimizer = ContinualBackprop(
+                keras.optimizers.SGD(0.0), utility="overall", replacement_rate=0
+            )
+            model.compile(optimizer=optimizer, loss="mse")
+            model.fit(x, x[:, :3], batch_size=8, shuffle=False, verbose=0)
+        hidden, norm, _ = model.layers
+        for name in ("utility", "age", "mean_activation"):
+            result[prefix + name] = np.asarray(getattr(hidden, name).value)
+        for name in ("moving_mean", "moving_variance"):
+            result[prefix + name] = np.asarray(getattr(norm, name).value)
+    return result
 
 
 def multi_worker(worker, ports):

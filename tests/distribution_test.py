@@ -100,6 +100,24 @@ def test_mirrored_strategy(tmp_path, method):
     _assert_equal(result, "several_", "single_", 1e-5, in_each_layer)
 
 
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")
+@pytest.mark.parametrize("num_examples", [17, 22])
+def test_replicas_of_unequal_size(tmp_path, num_examples):
+    path = tmp_path / "result.npz"
+    result = _finish(_start(path, "uneven", num_examples), path)
+    assert result["devices"] == 2
+    names = [
+        k.removeprefix("single_") for k in result if k.startswith("single")
+    ]
+    assert len(names) == 5
+    for name in names:
+        value = result[f"single_{name}"]
+        assert np.any(value != 0)
+        np.testing.assert_allclose(
+            result[f"several_{name}"], value, rtol=1e-5, err_msg=name
+        )
+
+
 def _free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:

@@ -20,14 +20,15 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
-- `identity(inputs, values, backward)`: returns `inputs`, but the backward pass
-  is given: see `units.backward_pass`.
+- `identity(inputs, values, backward)`: returns `inputs`, with a backward pass
+  of its own: `backward(upstream, inputs, values)` returns a tuple of the
+  gradient of `inputs` and of those of `values`, a list of tensors. (Keras'
+  `ops.custom_gradient` cannot be transformed by `torch.func`.)
 - `track(layer, variables)`: lets the backend know of a layer's variables that
   Keras does not list.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
-- `mean_over_replicas(values)`: means over all devices that train on parts of
-  the same batch.
-- `sum_over_replicas(values)`: sums over the same devices.
+- `sum_over_replicas(values)`: sums over all devices that train on parts of the
+  same batch.
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
 - `row_magnitudes(matrix)`: sums of absolute values over the columns.
 - `gradients(loss_function, variables)`: gradients of what `loss_function()`
@@ -61,7 +62,6 @@ compute_now = _active.compute_now
 gradients = _active.gradients
 identity = _active.identity
 known_value = _active.known_value
-mean_over_replicas = _active.mean_over_replicas
 no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes

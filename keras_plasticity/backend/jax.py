@@ -148,10 +148,6 @@ def after_backward(gradients):
     return result
 
 
-def mean_over_replicas(values):
-    return values  # A sharded batch is one array.
-
-
 def sum_over_replicas(values):
     return values
 

@@ -116,20 +116,12 @@ def after_backward(gradients):
     return gradients  # TensorFlow orders reads and writes of variables.
 
 
-def mean_over_replicas(values):
-    """Means over the replicas of a `tf.distribute` strategy."""
-    return _over_replicas(tf.distribute.ReduceOp.MEAN, values)
-
-
 def sum_over_replicas(values):
-    return _over_replicas(tf.distribute.ReduceOp.SUM, values)
-
-
-def _over_replicas(operation, values):
+    """Sums over the replicas of a `tf.distribute` strategy."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return values
-    return context.all_reduce(operation, values)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def column_magnitudes(matrix):

@@ -98,10 +98,6 @@ def after_backward(gradients):
     return gradients  # Eager operations are in order.
 
 
-def mean_over_replicas(values):
-    return values  # Keras trains on one device.
-
-
 def sum_over_replicas(values):
     return values
 

@@ -6,6 +6,8 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import validation
 from keras_plasticity.units import backward_pass
+from keras_plasticity.units.backward_pass import UNIT
+from keras_plasticity.units.unit_statistics import sum_of_features
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -43,21 +45,22 @@ class OnlineNormalization(keras.layers.Layer):
     variance. A batch of `n` examples counts as one example with `n` times the
     positions, with `f` and `b` raised to the power `n`; all of its examples are
     normalized by the same statistics. On several replicas of a `tf.distribute`
-    strategy the means are over all replicas, and `n` is the size of one
-    replica's part.
+    strategy the batch is that of all replicas together. A layer that is called
+    several times in a step has the mean of the new errors.
 
     A mask is passed on but not used: masked positions count like all others.
 
     In inference, and with `trainable=False`, features are normalized by the
     running mean and variance, and nothing changes.
 
-    The error accumulators are marked `overwrite_with_gradient`, which makes
-    them trainable variables that no optimizer descends on. With gradient
-    accumulation Keras' optimizers combine their values by the maximum, which
-    is wrong here: use larger batches instead. For the same reason the layer
-    may be called only once in a training step. A loss scale multiplies the
-    errors like gradients; for about `1 / (1 - b)` steps after it has changed,
-    they are those of the old scale.
+    The variables that hold the errors are marked `overwrite_with_gradient`,
+    which makes them trainable variables that no optimizer descends on; they
+    hold tiny multiples, with a count, as the statistics of plastic layers do:
+    see `keras_plasticity.weights_of`. With gradient accumulation Keras'
+    optimizers combine them by the maximum, which is wrong here: use larger
+    batches instead. A loss scale multiplies the errors like gradients; for
+    about `1 / (1 - b)` steps after it has changed, they are those of the old
+    scale.
 
     Args:
         axis: Integer, the axis that counts the features. Defaults to `-1`.
@@ -94,8 +97,8 @@ class OnlineNormalization(keras.layers.Layer):
     Attributes:
         moving_mean: Variable of shape `(features,)`, starts at 0.
         moving_variance: Variable of shape `(features,)`, starts at 1.
-        scale_error: Variable of shape `(features,)`, starts at 0.
-        shift_error: Variable of shape `(features,)`, starts at 0.
+        scale_error: Tensor of shape `(features,)`, starts at 0.
+        shift_error: Tensor of shape `(features,)`, starts at 0.
 
     Example:
 
@@ -206,19 +209,32 @@ class OnlineNormalization(keras.layers.Layer):
                 ("moving_variance", "ones"),
             )
         )
-        self.scale_error, self.shift_error = (
+        self._error_sums = [
             backward_pass.add_overwritten_weight(self, name, (size,))
-            for name in ("scale_error", "shift_error")
+            for name in ("scale_error_sum", "shift_error_sum")
+        ]
+        self._num_calls = backward_pass.add_overwritten_weight(
+            self, "num_calls", (1,)
         )
         self.input_spec = keras.InputSpec(
             ndim=rank, axes={self.axis % rank: size}
         )
 
+    @property
+    def scale_error(self):
+        return self._error(self._error_sums[0].value, self._num_calls.value)
+
+    @property
+    def shift_error(self):
+        return self._error(self._error_sums[1].value, self._num_calls.value)
+
+    def _error(self, total, num_calls):
+        return total / ops.where(num_calls == 0.0, 1.0, num_calls)
+
     def call(self, inputs, training=None):
         rank = len(inputs.shape)
         shape = [1] * rank
         shape[self.axis] = -1
-        others = [i for i in range(rank) if i != self.axis % rank]
 
         def along_features(vector):
             if shape[-1] == -1:
@@ -231,8 +247,9 @@ class OnlineNormalization(keras.layers.Layer):
         y = deviation / along_features(stddev)
         if training and self.trainable:
             size = x.shape[0] or ops.cast(ops.shape(x)[0], "float32")
-            y = self._control_gradient(y, stddev, size, others, along_features)
-            self._update_moments(ops.stop_gradient(deviation), size, others)
+            (size,) = backend.sum_over_replicas([size])
+            y = self._control_gradient(y, stddev, size, along_features)
+            self._update_moments(ops.stop_gradient(deviation), size)
         if self.gamma is not None:
             y = y * along_features(ops.cast(self.gamma, "float32"))
         if self.beta is not None:
@@ -244,14 +261,18 @@ class OnlineNormalization(keras.layers.Layer):
             y = y * ops.rsqrt(mean_square + self.epsilon)
         return ops.cast(y, self.compute_dtype)
 
-    def _update_moments(self, deviation, size, others):
+    def _means(self, values, size):
+        """Means over the batches of all replicas, `size` examples."""
+        axis = self.axis % len(values[0].shape)
+        sums = [sum_of_features(value, axis) for value in values]
+        return [
+            total / ops.maximum(size, 1.0)
+            for total in backend.sum_over_replicas(sums)
+        ]
+
+    def _update_moments(self, deviation, size):
         """Updates the running mean and variance from the deviations."""
-        mean, square = backend.mean_over_replicas(
-            [
-                ops.mean(deviation, axis=others),
-                ops.mean(ops.square(deviation), axis=others),
-            ]
-        )
+        mean, square = self._means([deviation, ops.square(deviation)], size)
         step_size = 1.0 - self.forward_decay**size
         # The variance about the new mean: the batch's second moment about the
         # old mean is corrected for the distance that the mean moves.
@@ -261,30 +282,32 @@ class OnlineNormalization(keras.layers.Layer):
         )
         self.moving_mean.assign_add(step_size * mean)
 
-    def _control_gradient(self, y, stddev, size, others, along_features):
+    def _control_gradient(self, y, stddev, size, along_features):
         """Returns `y`; its backward pass corrects the gradient."""
         rate = 1.0 - self.backward_decay**size
 
         def backward(upstream, y, values):
-            stddev, scale_error, shift_error = values
+            stddev, *sums, num_calls = values
+            scale_error, shift_error = (
+                self._error(total, num_calls) for total in sums
+            )
             upstream = upstream - along_features(rate * scale_error) * y
             # The division by the standard deviation is yet to come.
             result = upstream - along_features(rate * shift_error * stddev)
-            scale_change, shift_change = backend.mean_over_replicas(
-                [
-                    ops.mean(upstream * y, axis=others),
-                    ops.mean(result, axis=others) / stddev,
-                ]
+            scale_change, shift_change = self._means(
+                [upstream * y, result], size
             )
             return (
                 result,
                 ops.zeros_like(stddev),
-                scale_error + scale_change,
-                shift_error + shift_change,
+                UNIT * (scale_error + scale_change),
+                UNIT * (shift_error + shift_change / stddev),
+                UNIT * ops.ones_like(num_calls),
             )
 
-        values = [stddev, self.scale_error.value, self.shift_error.value]
-        return backward_pass.identity(y, values, backward)
+        sums = [variable.value for variable in self._error_sums]
+        values = [stddev, *sums, self._num_calls.value]
+        return backend.identity(y, values, backward)
 
     def compute_output_shape(self, input_shape):
         return input_shape

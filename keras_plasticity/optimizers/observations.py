@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity import keras_compat
 from keras_plasticity.units.backward_pass import UNIT
 
 
@@ -140,6 +141,8 @@ class ConsumerInputs:
 
     def was_all_finite(self):
         """Whether all activations were finite so far: a boolean."""
+        if not keras_compat.has_value(self._check):
+            return True  # `fit` has failed on JAX.
         check = ops.convert_to_numpy(self._check)
         return bool(np.isfinite(check).all())
 

@@ -32,7 +32,10 @@ class Setting:
     def __get__(self, optimizer, owner=None):
         if optimizer is None:
             return self
-        return vars(optimizer)[f"_setting_{self.name}"]
+        try:
+            return vars(optimizer)[f"_setting_{self.name}"]
+        except KeyError:
+            raise AttributeError(self.name) from None
 
     def __set__(self, optimizer, value):
         if getattr(optimizer, "built", False):

@@ -18,8 +18,6 @@ and their arithmetic apart:
     gradients accumulated by hand) give the mean.
 """
 
-from keras_plasticity import backend
-
 UNIT = 2.0**-64
 
 
@@ -44,20 +42,3 @@ def add_overwritten_weight(layer, name, shape, initializer="zeros"):
         autocast=False,
         overwrite_with_gradient=True,
     )
-
-
-def identity(inputs, values, backward):
-    """Returns `inputs` unchanged; its backward pass is given.
-
-    Args:
-        inputs: Tensor.
-        values: List of tensors that the backward pass needs: the values of
-            overwritten weights, among others.
-        backward: Function `(upstream, inputs, values)` that returns a tuple:
-            the gradient of `inputs`, and for each of `values` its gradient,
-            which for an overwritten weight is its new value.
-
-    Returns:
-        `inputs`.
-    """
-    return backend.identity(inputs, list(values), backward)

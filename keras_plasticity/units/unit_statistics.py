@@ -199,7 +199,7 @@ class UnitStatistics(keras.layers.Layer):
         )
         first = [num_examples]
         if "activation_mean" in self._observed:
-            first.append(_sum_of_features(inputs, axis))
+            first.append(sum_of_features(inputs, axis))
         num_examples, *first = backend.sum_over_replicas(first)
         count = ops.concatenate([num_examples, ops.ones_like(num_examples)])
         result = {"count": UNIT * count}
@@ -222,7 +222,7 @@ class UnitStatistics(keras.layers.Layer):
             if not isinstance(level, float):
                 level = self._along(inputs, axis, ops.convert_to_tensor(level))
             rest["firing_sum"] = ops.cast(inputs > level, "float32")
-        sums = [UNIT * _sum_of_features(x, axis) for x in rest.values()]
+        sums = [UNIT * sum_of_features(x, axis) for x in rest.values()]
         if sums:
             result.update(zip(rest, backend.sum_over_replicas(sums)))
         return result
@@ -261,8 +261,16 @@ class UnitStatistics(keras.layers.Layer):
         super().load_own_variables(store)
 
 
-def _sum_of_features(x, axis):
-    """Sum over the batch of the mean over all positions."""
+def sum_of_features(x, axis):
+    """Sum over the batch of the mean over all positions.
+
+    Args:
+        x: Tensor whose first axis counts examples.
+        axis: Integer, the axis that counts features, not negative.
+
+    Returns:
+        Tensor of shape `(features,)`.
+    """
     others = [i for i in range(len(x.shape)) if i != axis]
     if all(x.shape[i] == 1 for i in others):
         # Online learning: one example.

@@ -3,11 +3,15 @@ import json
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_plasticity
 from keras_plasticity.layers import OnlineNormalization
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.training import OnlineTrainer
+from keras_plasticity.units.backward_pass import UNIT
+from tests.gradients import loss_and_gradients
+from tests.gradients import value_and_gradients
 from tests.helpers import to_numpy
 
 _STATE = ("moving_mean", "moving_variance", "scale_error", "shift_error")
@@ -258,8 +262,10 @@ def test_optimizers_leave_the_errors_alone(make_optimizer):
     models = []
     for optimizer in (keras.optimizers.SGD(0.1), make_optimizer()):
         model = make_plastic_model(optimizer)
-        model.get_layer("norm").scale_error.assign([1.0, -2.0, 3.0])
-        model.get_layer("norm").shift_error.assign([-0.5, 1.0, 2.0])
+        variables = {v.name: v for v in model.get_layer("norm").variables}
+        variables["scale_error_sum"].assign(UNIT * np.array([1.0, -2.0, 3.0]))
+        variables["shift_error_sum"].assign(UNIT * np.array([-0.5, 1.0, 2.0]))
+        variables["num_calls"].assign([UNIT])
         model.train_on_batch(*make_data(4, (2,)))
         models.append(model)
     expected, actual = map(state_of, models)
@@ -363,6 +369,57 @@ def test_fit_equals_online_trainer():
     assert_same(trainer.model(), fitted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 64.0])
+def test_factor_of_all_gradients(factor):
+    models = []
+    for number in (1.0, factor):
+        model = make_model((4,))
+        loss = keras.losses.MeanSquaredError()
+        optimizer = keras.optimizers.SGD(0.0)
+        optimizer.build(model.trainable_variables)
+        for seed in range(3):
+            data = make_data(5, (4,), seed=seed)
+            _, gradients = loss_and_gradients(model, loss, *data)
+            gradients = [number * g for g in gradients]
+            optimizer.apply(gradients, model.trainable_variables)
+        models.append(model)
+    expected, actual = map(state_of, models)
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
+
+
+def _loss_of_two_calls(call, loss_fn, x, target, other):
+    del loss_fn
+    return ops.mean((call(x) - target) ** 2) + ops.mean(call(other) ** 2)
+
+
+def test_called_twice_in_a_step():
+    model = make_model((4,))
+    norm = model.get_layer("norm")
+    optimizer = keras.optimizers.SGD(0.01)
+    optimizer.build(model.trainable_variables)
+    for seed in range(100):
+        x, target = make_data(5, (4,), seed=seed)
+        other, _ = make_data(5, (4,), seed=seed + 1)
+        _, gradients = value_and_gradients(
+            model, _loss_of_two_calls, None, x, target, other
+        )
+        optimizer.apply(gradients, model.trainable_variables)
+    # The errors were doubled in each step: 2**100 is more than float32 holds.
+    for error in (norm.scale_error, norm.shift_error):
+        assert np.all(np.abs(to_numpy(error)) < 100)
+
+
+def test_no_examples():
+    model = make_model((4,))
+    norm = model.get_layer("norm")
+    model.train_on_batch(*make_data(6, (4,)))
+    before = state_of(model)
+    norm(np.zeros((0, 4), "float32"), training=True)
+    for name, value in state_of(model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
 def test_a_saved_model_goes_on_exactly(tmp_path):
     path = tmp_path / "model.keras"
     model = build_learner(0, continual=False)
@@ -404,7 +461,7 @@ def test_without_scale_or_center():
         layer.build((None, 3))
         assert (layer.gamma is not None) == scale
         assert (layer.beta is not None) == center
-        assert len(layer.trainable_variables) == 2 + scale + center
+        assert len(keras_plasticity.weights_of(layer)) == scale + center
         assert layer(np.ones((2, 3), "float32")).shape == (2, 3)
 
 

@@ -88,8 +88,8 @@ def _sum_of_squares(call, loss_fn, x, y):
     return ops.sum((call(x) - y) ** 2)
 
 
-# Keras itself cannot train on an empty batch on PyTorch.
-_BY_HAND = [True] if _BACKEND == "torch" else [True, False]
+# Keras itself can train on an empty batch on TensorFlow only.
+_BY_HAND = [True, False] if _BACKEND == "tensorflow" else [True]
 
 
 def _train_on_batch(model, x, y, by_hand):
@@ -285,6 +285,9 @@ class TestHeads:
         assert replaced["a"] > 0 and replaced["b"] == 0
 
 
+@pytest.mark.skipif(
+    _BACKEND == "jax", reason="Keras refuses another number of variables"
+)
 @pytest.mark.parametrize("frozen", ["layer_0", "layer_1", "layer_2"])
 def test_layers_frozen_later(frozen):
     names = ["layer_0", "layer_1", "layer_2"]
@@ -321,6 +324,9 @@ def test_layers_frozen_later(frozen):
     )
 
 
+@pytest.mark.skipif(
+    _BACKEND == "jax", reason="Keras refuses another number of variables"
+)
 def test_normalization_frozen_later():
     model = keras.Sequential(
         [
