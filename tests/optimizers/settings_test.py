@@ -17,8 +17,8 @@ _SGD = keras.optimizers.SGD
 # Class -> arguments, and for each hyper-parameter another value.
 _CASES = {
     "ContinualBackprop": (
-        {"seed": 1, "maturity_threshold": 2},
-        {"replacement_rate": 0.3, "maturity_threshold": 4, "decay_rate": 0.5},
+        {"seed": 1, "maturity_threshold": 2, "replacement_rate": 0.1},
+        {"replacement_rate": 0.3, "maturity_threshold": 50, "decay_rate": 0.5},
     ),
     "ReDo": (
         {"seed": 1, "threshold": 0.5, "period": 3},
@@ -27,11 +27,11 @@ _CASES = {
     "SelfNormalizedResets": (
         {
             "seed": 1,
-            "min_threshold": 4,
-            "initial_threshold": 8,
-            "threshold_period": 3,
+            "min_threshold": 1,
+            "initial_threshold": 100,
+            "threshold_period": 5,
         },
-        {"quantile": 0.3, "min_threshold": 8, "threshold_period": 2},
+        {"quantile": 0.01, "min_threshold": 8, "threshold_period": 2},
     ),
     "L2": ({"l2": 0.1}, {"l2": 0.5}),
     "ShrinkAndPerturb": (
@@ -106,7 +106,7 @@ def test_a_change_takes_effect_at_the_next_step(method, name):
                 # A new function is compiled, which must make no difference.
                 model.compile(optimizer, "mse")
             each = slice(40 * part, 40 * (part + 1))
-            model.fit(x[each], y[each], batch_size=4, shuffle=False, verbose=0)
+            model.fit(x[each], y[each], batch_size=1, shuffle=False, verbose=0)
         models.append(model)
     never, later, both = models
     assert_same_weights(later, both)
