@@ -351,12 +351,19 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     which variables are left alone, and how to combine it with
     `ContinualBackprop`: all that is as in `ShrinkAndPerturb`.
 
+    Choose `shrink` for the number of updates that a task has. It acts in every
+    update, at any learning rate: what gradients do not maintain is halved in
+    69,000 updates by the default of 0.99999, in 700 by 0.999. Kumar et al.
+    found 0.999 and 0.01 best for Adam in tasks of 625 updates. In tasks of
+    60,000 updates by SGD with a learning rate of 0.003 these values left a
+    network at chance, and the defaults were the best of those tried.
+
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
         shrink: Float in [0, 1], what weights are multiplied by in each update.
-            Defaults to `0.999`.
+            Defaults to `0.99999`.
         perturb: Float, not negative, what the noise is multiplied by. Defaults
-            to `0.01`.
+            to `0.001`.
         initializer: Keras initializer or its name. It must draw independent
             numbers from a distribution that is symmetric about zero. Its own
             seed is not used. Defaults to `"glorot_uniform"`.
@@ -369,7 +376,10 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
 
     ```python
     optimizer = keras_plasticity.optimizers.ShrinkAndPerturbByInitializer(
-        keras.optimizers.Adam(1e-3), shrink=0.999, initializer="he_uniform"
+        keras.optimizers.Adam(1e-3),
+        shrink=0.9999,
+        perturb=0.01,
+        initializer="he_uniform",
     )
     model.compile(optimizer=optimizer, loss="mse")
     ```
@@ -383,8 +393,8 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        shrink: float = 0.999,
-        perturb: float = 0.01,
+        shrink: float = 0.99999,
+        perturb: float = 0.001,
         initializer: str | keras.initializers.Initializer = "glorot_uniform",
         noise_refresh_steps: int = 10_000,
         seed: int | None = None,

@@ -29,9 +29,9 @@ class BinaryClassPairs:
     generated without the ones before it. The order of the classes is drawn from
     `numpy.random.default_rng(seed)`, in pass `p` after the first from
     `default_rng([seed, p, 0, 2])`, and the order of an epoch from
-    `default_rng([seed, index, epoch, 1])`. A program that draws something else,
-    such as initial weights, should seed its generator with another sequence,
-    or else it uses the same random numbers.
+    `default_rng([seed, index, epoch, 1])`. A program that draws initial
+    weights, or seeds of them, from `default_rng(seed)` uses the random numbers
+    of the first order again; `default_rng([seed, 0, 1])` has others.
 
     Args:
         images: NumPy array of shape `(images, ...)`, most often
