@@ -256,7 +256,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
     updates is uncorrelated but may not be independent: a weight's noise has the
     magnitude that its neighbour's had an update before. With
     `noise_refresh_steps=1` noise is drawn at each update, without a table: all
-    of it is independent, and a step takes several times as long.
+    of it is independent, and a step takes many times as long.
 
     Noise is added in the dtype of the weights. In bfloat16, which has 8
     binary digits, most noise far smaller than the weights is lost in rounding.
@@ -355,8 +355,9 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     update, at any learning rate: what gradients do not maintain is halved in
     69,000 updates by the default of 0.99999, in 700 by 0.999. Kumar et al.
     found 0.999 and 0.01 best for Adam in tasks of 625 updates. In tasks of
-    60,000 updates by SGD with a learning rate of 0.003 these values left a
-    network at chance, and the defaults were the best of those tried.
+    60,000 updates by SGD with a learning rate of 0.003, a network of three
+    layers of 100 units stays at chance with these values, and learns with the
+    defaults.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
