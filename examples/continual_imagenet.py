@@ -72,6 +72,13 @@ def define_flags(flag_values):
         "does not say.)",
         flag_values=flag_values,
     )
+    flags.DEFINE_boolean(
+        "reshuffle_each_pass",
+        False,
+        "Pair the classes anew in each pass over them. (The paper repeats the "
+        "pairs.)",
+        flag_values=flag_values,
+    )
     flags.DEFINE_string(
         "cache_dir", None, "For images sorted by class.", flag_values
     )
@@ -118,9 +125,16 @@ def build_model(image_shape, method, seed):
 
 
 def published(flag_values, method):
-    images = ("train_images_per_class", "test_images_per_class", "scale")
+    settings = (
+        "epochs",
+        "batch_size",
+        "train_images_per_class",
+        "test_images_per_class",
+        "scale",
+        "reshuffle_each_pass",
+    )
     is_protocol = (
-        experiments.has_defaults(flag_values, ("epochs", "batch_size", *images))
+        experiments.has_defaults(flag_values, settings)
         # A shorter run has smaller bins.
         and flag_values.num_tasks >= 200
         and method.changed <= {"learning_rate"}
@@ -176,6 +190,7 @@ def run(flag_values):
                 test_images_per_class=flag_values.test_images_per_class,
                 scale=flag_values.scale,
                 seed=seed,
+                reshuffle_each_pass=flag_values.reshuffle_each_pass,
             )
 
         image_shape = build_stream(0).image_shape

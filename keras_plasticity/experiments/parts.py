@@ -185,6 +185,8 @@ COMMON_FLAGS = (
 )
 
 _L2 = Flag("l2", "weight of half the sum of squares", 1e-4, "[0, inf)")
+# Those of Kumar et al., for tasks of 625 updates. They are too much for many
+# more: a problem has its own.
 _SHRINK = Flag("shrink", "factor of the weights", 0.999, "[0, 1]")
 _PERTURB = Flag("perturb", "factor of new initial weights", 0.01, "[0, inf)")
 

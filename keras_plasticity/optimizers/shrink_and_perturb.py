@@ -280,7 +280,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
     updates is uncorrelated but may not be independent: a weight's noise has the
     magnitude that its neighbour's had an update before. With
     `noise_refresh_steps=1` noise is drawn at each update, without a table: all
-    of it is independent, and a step takes several times as long.
+    of it is independent, and a step takes many times as long.
 
     Noise is added in the dtype of the weights. In bfloat16, which has 8
     binary digits, most noise far smaller than the weights is lost in rounding.
@@ -376,12 +376,20 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     which variables are left alone, and how to combine it with
     `ContinualBackprop`: all that is as in `ShrinkAndPerturb`.
 
+    Choose `shrink` for the number of updates that a task has. It acts in every
+    update, at any learning rate: what gradients do not maintain is halved in
+    69,000 updates by the default of 0.99999, in 700 by 0.999. Kumar et al.
+    found 0.999 and 0.01 best for Adam in tasks of 625 updates. In tasks of
+    60,000 updates by SGD with a learning rate of 0.003, a network of three
+    layers of 100 units stays at chance with these values, and learns with the
+    defaults.
+
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
         shrink: Float in [0, 1], what weights are multiplied by in each update.
-            Defaults to `0.999`.
+            Defaults to `0.99999`.
         perturb: Float, not negative, what the noise is multiplied by. Defaults
-            to `0.01`.
+            to `0.001`.
         initializer: Keras initializer or its name. It must draw independent
             numbers from a distribution that is symmetric about zero. Its own
             seed is not used. Defaults to `"glorot_uniform"`.
@@ -394,7 +402,10 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
 
     ```python
     optimizer = keras_plasticity.optimizers.ShrinkAndPerturbByInitializer(
-        keras.optimizers.Adam(1e-3), shrink=0.999, initializer="he_uniform"
+        keras.optimizers.Adam(1e-3),
+        shrink=0.9999,
+        perturb=0.01,
+        initializer="he_uniform",
     )
     model.compile(optimizer=optimizer, loss="mse")
     ```
@@ -414,8 +425,8 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        shrink: float = 0.999,
-        perturb: float = 0.01,
+        shrink: float = 0.99999,
+        perturb: float = 0.001,
         initializer: str | keras.initializers.Initializer = "glorot_uniform",
         noise_refresh_steps: int = 10_000,
         seed: int | None = None,

@@ -10,9 +10,14 @@ class BinaryClassPairs:
     """A stream of binary classification tasks, each with a new pair of classes.
 
     The classes are shuffled once, by `seed`, and taken two at a time, over and
-    over: with 1,000 classes there are 500 pairs, and task 500 is task 0 again.
-    With an odd number of classes the last one is paired with the first, and
-    the second pass has the other pairs.
+    over: with 1,000 classes there are 500 pairs, and task 500 is task 0 again,
+    with the same images. With an odd number of classes the last one is paired
+    with the first, and the second pass has the other pairs.
+
+    With `reshuffle_each_pass` the classes are shuffled again before each
+    further pass, and so are met again in other pairs; a pair comes back only by
+    chance. With an odd number of classes, each pass then leaves one out. The
+    images of a class are the same in every pass.
 
     In the order of the data, the first `train_images_per_class` images of a
     class are for training and the next `test_images_per_class` for testing;
@@ -21,7 +26,12 @@ class BinaryClassPairs:
     250 epochs and tests after the last one.
 
     Everything depends on `seed` and the task's index alone, so any task can be
-    generated without the ones before it.
+    generated without the ones before it. The order of the classes is drawn from
+    `numpy.random.default_rng(seed)`, in pass `p` after the first from
+    `default_rng([seed, p, 0, 2])`, and the order of an epoch from
+    `default_rng([seed, index, epoch, 1])`. A program that draws initial
+    weights, or seeds of them, from `default_rng(seed)` uses the random numbers
+    of the first order again; `default_rng([seed, 0, 1])` has others.
 
     Args:
         images: NumPy array of shape `(images, ...)`, most often
@@ -36,6 +46,8 @@ class BinaryClassPairs:
             divides them by 255, `"centered"` maps them to [-1, 1], `"raw"`
             leaves them in [0, 255]. Floats are not changed.
         seed: Non-negative integer. Defaults to `0`.
+        reshuffle_each_pass: Boolean, whether to pair the classes anew in each
+            pass over them. Defaults to `False`: tasks repeat, as in the paper.
 
     Attributes:
         num_classes: Integer, the number of classes in the data. Each task has
@@ -74,6 +86,7 @@ class BinaryClassPairs:
         test_images_per_class: int = 100,
         scale: str = "unit",
         seed: int = 0,
+        reshuffle_each_pass: bool = False,
     ):
         images, labels = arguments.labeled_images(images, labels)
         for name, value, minimum in (
@@ -84,11 +97,15 @@ class BinaryClassPairs:
         ):
             validation.check_integer(name, value, minimum)
         validation.check_choice("scale", scale, SCALES)
+        validation.check_choice(
+            "reshuffle_each_pass", reshuffle_each_pass, (False, True)
+        )
         self.num_tasks = num_tasks
         self.train_images_per_class = train_images_per_class
         self.test_images_per_class = test_images_per_class
         self.scale = scale
         self.seed = seed
+        self.reshuffle_each_pass = reshuffle_each_pass
         self._images = images
         self._by_class = np.argsort(labels, kind="stable")
         classes, self._starts, counts = np.unique(
@@ -97,8 +114,7 @@ class BinaryClassPairs:
         self._check_classes(classes, counts)
         self.num_classes = len(classes)
         self.image_shape = images.shape[1:]
-        rng = np.random.default_rng(seed)
-        self._class_order = rng.permutation(self.num_classes)
+        self._first_order = self._class_order(0)
 
     def __len__(self) -> int:
         """The number of tasks."""
@@ -162,11 +178,25 @@ class BinaryClassPairs:
 
     def _examples(self, index, first, number):
         arguments.check_index(index, self.num_tasks)
-        positions = (2 * index + np.arange(2)) % self.num_classes
-        starts = self._starts[self._class_order[positions]] + first
+        starts = self._starts[self._pair(index)] + first
         rows = starts + np.arange(number)[:, None]
         x = self._scaled(self._images[self._by_class[rows.ravel()]])
         return x, np.tile(np.arange(2, dtype="int32"), number)
+
+    def _pair(self, index):
+        """The two classes of a task."""
+        if self.reshuffle_each_pass:
+            number, place = divmod(index, self.num_classes // 2)
+            return self._class_order(number)[2 * place : 2 * place + 2]
+        places = (2 * index + np.arange(2)) % self.num_classes
+        return self._first_order[places]
+
+    def _class_order(self, number):
+        """The order of the classes in one of the passes over them."""
+        # Four numbers, the last one unlike that of `order`: the same random
+        # numbers are never drawn for two things.
+        seed = [self.seed, number, 0, 2] if number else self.seed
+        return np.random.default_rng(seed).permutation(self.num_classes)
 
     def _scaled(self, images):
         x = images.astype("float32", copy=False)

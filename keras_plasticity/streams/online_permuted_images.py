@@ -15,7 +15,12 @@ class OnlinePermutedImages:
     the paper.
 
     Both permutations depend on `seed` and the task's index alone, so any task
-    can be generated without the ones before it.
+    can be generated without the ones before it. They are drawn from
+    `numpy.random.default_rng([seed, index])`, first that of the pixels. For
+    NumPy the seeds `[seed, 0]` and `seed` are the same: a program that draws
+    initial weights, or seeds of them, from `default_rng(seed)` uses the random
+    numbers of task 0 again. `default_rng([seed, 0, 1])` has others than any
+    task.
 
     Args:
         images: NumPy array of shape `(images, ...)`, all axes but the first

@@ -20,6 +20,13 @@ class SlowlyChangingRegression:
     b_i) / 2`, with which a unit of negative bias fires far more rarely; the
     published errors go with the code, so that is the default here.
 
+    The target network and, with `flip_one`, the slow bits are drawn from
+    `numpy.random.default_rng(seed)`; what else a task has, from
+    `default_rng([seed, index])`. For NumPy the seeds `[seed, 0]` and `seed` are
+    the same, so task 0 uses random numbers of the target network again, and a
+    program that draws initial weights from `default_rng(seed)` does, too.
+    `default_rng([seed, 0, 1])` has others.
+
     Args:
         num_tasks: Integer, the number of tasks. Defaults to 100: with the
             default length of a task, 1 million examples.

@@ -67,6 +67,27 @@ def test_too_few_images_are_an_error(trainer, data_flags, tmp_path):
         run(trainer, tmp_path, *data_flags)
 
 
+@pytest.mark.parametrize("flag", [[], ["--reshuffle_each_pass"]])
+def test_pairs_of_the_second_pass(trainer, monkeypatch, flag):
+    images = np.arange(40, dtype="uint8").reshape(40, 1)
+    data = (images, np.arange(40) // 2)
+    monkeypatch.setattr(trainer.datasets, "load_imagenet", lambda *_: data)
+    monkeypatch.setattr(
+        trainer.experiments,
+        "run",
+        lambda flag_values, problem, build_model, build_stream, **_: (
+            build_stream(0)
+        ),
+    )
+    few = ["--train_images_per_class=1", "--test_images_per_class=1"]
+    stream = trainer.run(parse(trainer, *few, *flag))
+    passes = [
+        [stream.task(first + i)[0].tolist() for i in range(10)]
+        for first in (0, 10)
+    ]
+    assert (passes[0] == passes[1]) == (not flag)
+
+
 @pytest.mark.slow
 def test_the_head_is_zero_when_a_task_begins(
     trainer, data_flags, tmp_path, monkeypatch
@@ -123,6 +144,7 @@ def test_published_values_are_those_of_the_protocol(trainer):
         "--train_images_per_class=400",
         "--test_images_per_class=50",
         "--scale=raw",
+        "--reshuffle_each_pass",
         "--replacement_rate=1e-4",
         "--num_tasks=100",
     ):

@@ -208,6 +208,13 @@ class TestByInitializer:
         assert abs(value.mean() - 0.4) < 5 * 0.05 * value.size**-0.5
         assert abs(value.std() / 0.05 - 1) < 5 * (2 * value.size) ** -0.5
 
+    def test_defaults_suit_tasks_of_many_updates(self):
+        optimizer = ShrinkAndPerturbByInitializer(keras.optimizers.SGD())
+        # Of a weight that no gradient changes, after so many updates.
+        assert optimizer.shrink**10_000 > 0.9
+        # Where noise alone ends, as a part of the initial weights' deviation.
+        assert optimizer.perturb / (1 - optimizer.shrink**2) ** 0.5 < 0.25
+
     @pytest.mark.parametrize("seed", [None, 3])
     def test_two_variables_of_a_shape_have_different_noise(self, seed):
         initializer = keras.initializers.GlorotNormal(seed=seed)

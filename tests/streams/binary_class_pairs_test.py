@@ -86,6 +86,58 @@ def test_an_odd_number_of_classes_goes_round():
     assert len({frozenset(pair) for pair in pairs}) == 5
 
 
+def pairs_of_passes(stream, num_passes):
+    """For each pass, a list of the pairs of classes."""
+    size = stream.num_classes // 2
+    pairs = [classes_of(stream, i) for i in range(num_passes * size)]
+    return [pairs[i : i + size] for i in range(0, len(pairs), size)]
+
+
+def as_sets(pairs):
+    return {frozenset(pair) for pair in pairs}
+
+
+@pytest.mark.parametrize("num_classes", [20, 21])
+def test_classes_are_paired_anew_in_each_pass(num_classes):
+    stream = make_stream(num_classes, num_tasks=40, reshuffle_each_pass=True)
+    passes = pairs_of_passes(stream, 4)
+    for pairs in passes:
+        classes = sum(pairs, ())
+        # Of an odd number of classes one is left out.
+        assert len(set(classes)) == len(classes) == 20
+        assert set(classes) <= set(range(num_classes))
+    for i in range(4):
+        for j in range(i):
+            # By chance, half a pair of ten is in both.
+            assert len(as_sets(passes[i]) & as_sets(passes[j])) <= 4
+    once = make_stream(num_classes, num_tasks=10)
+    assert passes[0] == pairs_of_passes(once, 1)[0]
+    if num_classes == 21:
+        left_out = [set(range(21)) - set(sum(p, ())) for p in passes]
+        assert len(set.union(*left_out)) > 1
+
+
+def test_pairs_of_a_pass_depend_on_the_seed_and_the_index_alone():
+    settings = {"num_tasks": 30, "reshuffle_each_pass": True}
+    passes = {}
+    for seed in (0, 1):
+        stream = make_stream(20, seed=seed, **settings)
+        passes[seed] = pairs_of_passes(stream, 3)
+        for index in (29, 11, 11, 0):
+            other = make_stream(20, seed=seed, **settings)
+            expected = passes[seed][index // 10][index % 10]
+            assert classes_of(other, index) == expected
+    # No pass of one seed is a pass of the other.
+    assert all(pairs not in passes[1] for pairs in passes[0])
+
+
+def test_two_classes_are_the_one_pair_of_each_pass():
+    stream = make_stream(2, num_tasks=20, reshuffle_each_pass=True)
+    pairs = [classes_of(stream, i) for i in range(20)]
+    # Which of them is labeled 0 changes.
+    assert set(pairs) == {(0, 1), (1, 0)}
+
+
 def test_the_seed_decides_the_order_of_the_classes():
     orders = {
         tuple(
@@ -221,6 +273,11 @@ def test_there_is_no_such_epoch(epoch):
         ({"test_images_per_class": 1.0}, "test_images_per_class=1.0"),
         ({"seed": -1}, "seed=-1"),
         ({"scale": "half"}, "'unit', 'raw', 'centered'.*scale=half"),
+        (
+            {"reshuffle_each_pass": "no"},
+            "`reshuffle_each_pass` must be False or True. "
+            "Received: reshuffle_each_pass=no",
+        ),
         (
             {"train_images_per_class": 4},
             "= 6 images. Class -10 has 5; 4 of 4 .*train_images_per_class=4, "

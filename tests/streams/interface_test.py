@@ -26,6 +26,15 @@ STREAMS = {
         test_images_per_class=1,
         seed=seed,
     ),
+    "new_pairs_each_pass": lambda seed: streams.BinaryClassPairs(
+        _IMAGES,
+        np.arange(30) % 5,
+        num_tasks=5,
+        train_images_per_class=4,
+        test_images_per_class=2,
+        seed=seed,
+        reshuffle_each_pass=True,
+    ),
 }
 
 

@@ -44,6 +44,23 @@ def test_tasks_differ_and_depend_on_seed_and_index_alone():
     assert (stream.task(0)[1] != stream.task(1)[1]).any()
 
 
+def test_the_random_numbers_are_those_of_the_documented_seeds():
+    images, labels = make_images(20, (30,))
+    stream = streams.OnlinePermutedImages(images, labels, num_tasks=3, seed=7)
+    for index in range(3):
+        seeds = [[7, index], 7] if index == 0 else [[7, index]]
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            pixels, order = rng.permutation(30), rng.permutation(20)
+            x, y = stream.task(index)
+            np.testing.assert_array_equal(y, order)
+            expected = images[order][:, pixels].astype("float32") / 255.0
+            np.testing.assert_array_equal(x, expected)
+    # What the documentation offers to other parts of a program.
+    free = np.random.default_rng([7, 0, 1]).permutation(30)
+    assert not np.array_equal(free, np.random.default_rng(7).permutation(30))
+
+
 def test_uint8_is_scaled_to_one_and_floats_are_kept():
     images = np.array([[0, 51, 255]], "uint8")
     x, _ = streams.OnlinePermutedImages(images, [0]).task(0)
