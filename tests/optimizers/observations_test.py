@@ -103,7 +103,11 @@ def _train_on_batch(model, x, y, by_hand):
 class TestNoExamples:
     @pytest.mark.parametrize("by_hand", _BY_HAND)
     @pytest.mark.parametrize("method", sorted(_METHODS))
-    @pytest.mark.parametrize("kind", ["dense", "convolutional"])
+    @pytest.mark.parametrize(
+        "kind",
+        # TensorFlow's own convolution fails on an empty batch on a CPU.
+        ["dense"] + ["convolutional"] * (_BACKEND != "tensorflow"),
+    )
     def test_changes_nothing(self, method, kind, by_hand):
         if kind == "dense":
             x, y = make_data(24)
