@@ -278,7 +278,7 @@ class TestHeads:
         optimizer = _make_optimizer(replacement_rate=0.1)
         optimizer.build(whole.trainable_variables)
         for task in range(3):
-            model = keras.Model(whole.inputs, whole.outputs[task])
+            model = keras.Model(whole.inputs[0], whole.outputs[task])
             for seed in range(8):
                 x, y = make_data(4, seed=10 * task + seed)
                 _, gradients = loss_and_gradients(model, _MSE, x, y)
