@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
+from keras_plasticity.seeds import derived_seed
 from keras_plasticity.types import Tensor
 
 
@@ -69,10 +70,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     ```
     """
 
-    # A subclass that draws random numbers sets it. Its state is among the
-    # variables, or a JAX step would draw the same numbers for ever.
-    _seed_generator = None
-
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -95,6 +92,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
         # The ids of the variables of `add_copy`.
         self.copy_ids = set()
+        # Those of `add_seed_generator`, and the states of the generators.
+        self._seeds = []
+        self._seed_states = []
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -117,12 +117,37 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        seeds = self._seed_generator
-        return (
-            super().variables
-            + ([] if seeds is None else [seeds.state])
-            + self.inner_optimizer.variables
+        return super().variables + self.inner_optimizer.variables
+
+    def add_seed_generator(
+        self, seed: int | None
+    ) -> keras.random.SeedGenerator:
+        """Adds a generator of the seeds of all that the optimizer draws.
+
+        What it draws has nothing in common with what other optimizers draw,
+        be they of the same seed (one may wrap the other) or of seeds in a row,
+        nor with initial weights of that seed. To be called in the constructor.
+
+        Args:
+            seed: Integer, or `None` for a random seed.
+
+        Returns:
+            `keras.random.SeedGenerator`. Its state is among the `variables`,
+            or a JAX step would draw the same numbers for ever.
+        """
+        kind = type(self)
+        number = sum(
+            each._seeds.count(seed)
+            for each in wrapped(self)
+            if type(each) is kind
         )
+        generator = keras.random.SeedGenerator(
+            derived_seed(seed, kind.__name__, number)
+        )
+        self._seeds.append(seed)
+        # Keras takes the variables that a list holds for the optimizer's own.
+        self._seed_states.append(generator.state)
+        return generator
 
     def add_copy(
         self, reference_variable: keras.Variable, name: str = "copy"

@@ -58,7 +58,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         self.seed = seed
         self._shrink = shrink
         self._perturb = perturb
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._seed_generator = self.add_seed_generator(seed)
         # By the id of a variable that has noise.
         self._noise = {}
         self._table = None

@@ -1,6 +1,7 @@
 import numpy as np
 
 from keras_plasticity import validation
+from keras_plasticity.seeds import derived_seed
 from keras_plasticity.streams import arguments
 
 
@@ -83,7 +84,8 @@ class SlowlyChangingRegression:
         self.num_bits = num_bits
         self.num_slow_bits = num_slow_bits
 
-        random = np.random.default_rng(seed)
+        # Not of `seed` alone: task 0 would draw the same numbers.
+        random = np.random.default_rng(derived_seed(seed, "target network"))
         shape = (num_bits, num_target_units)
         self._weights = random.choice([-1.0, 1.0], shape).astype("float32")
         self._biases = random.choice([-1.0, 1.0], shape[1]).astype("float32")
