@@ -20,8 +20,6 @@ replaces units needs a few operations which `keras.ops` does not have:
   while a step is being traced.
 - `identity(inputs, values, backward)`: returns `inputs`, but the backward pass
   is given: see `units.backward_pass`.
-- `track(layer, variables)`: lets the backend know of a layer's variables that
-  Keras does not list.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on parts of
   the same batch.
@@ -63,7 +61,6 @@ no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
-track = _active.track
 
 
 def run_if(condition, body, variables):
