@@ -133,7 +133,8 @@ class _Noise(OptimizerWrapper):
 def test_wrapper_of_a_user():
     inside = _Noise(keras.optimizers.SGD(), seed=1)
     optimizer = _Noise(inside, seed=1)
-    optimizer.build(make_model().trainable_variables)
+    model = make_model()
+    optimizer.build(model.trainable_variables)
     generators = [
         getattr(each, name)
         for each in (inside, optimizer)
