@@ -33,6 +33,7 @@ from absl import flags
 
 from keras_plasticity import callbacks
 from keras_plasticity import datasets
+from keras_plasticity import derived_seed
 from keras_plasticity import experiments
 from keras_plasticity import streams
 
@@ -87,7 +88,7 @@ def define_flags(flag_values):
 
 def build_model(image_shape, method, seed):
     """The paper's network, with the initial weights of PyTorch."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(derived_seed(seed, "initial weights"))
     initializer = functools.partial(experiments.pytorch_initializer, rng)
     layers = [keras.Input(image_shape)]
     if method.has_hidden_layers:

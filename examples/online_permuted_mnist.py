@@ -24,10 +24,10 @@ import math
 import sys
 
 import keras
-import numpy as np
 from absl import flags
 
 from keras_plasticity import datasets
+from keras_plasticity import derived_seed
 from keras_plasticity import experiments
 from keras_plasticity import streams
 
@@ -70,21 +70,24 @@ def build_model(flag_values, num_pixels, method, seed):
 
     The seed decides the initial weights, which are the same for all methods.
     """
-    rng = np.random.default_rng(seed)
-    num_layers = flag_values.num_hidden_layers
-    seeds = rng.integers(2**31, size=num_layers + 1).tolist()
     layers = [keras.Input((num_pixels,))]
-    for i in range(num_layers if method.has_hidden_layers else 0):
+    num_hidden = flag_values.num_hidden_layers
+    for i in range(num_hidden if method.has_hidden_layers else 0):
+        name = f"hidden_{i + 1}"
         layers += method.hidden(
             "Dense",
             units=flag_values.hidden_units,
-            kernel_initializer=keras.initializers.HeUniform(seeds[i]),
-            name=f"hidden_{i + 1}",
+            kernel_initializer=keras.initializers.HeUniform(
+                derived_seed(seed, name)
+            ),
+            name=name,
         )
     layers.append(
         method.layers.Dense(
             NUM_CLASSES,
-            kernel_initializer=keras.initializers.LecunUniform(seeds[-1]),
+            kernel_initializer=keras.initializers.LecunUniform(
+                derived_seed(seed, "output")
+            ),
             name="output",
         )
     )

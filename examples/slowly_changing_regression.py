@@ -20,9 +20,9 @@ import functools
 import sys
 
 import keras
-import numpy as np
 from absl import flags
 
+from keras_plasticity import derived_seed
 from keras_plasticity import experiments
 from keras_plasticity import streams
 
@@ -71,11 +71,8 @@ def define_flags(flag_values):
 
 def build_model(flag_values, method, seed):
     """The paper's learner: one hidden layer, or none, and a linear output."""
-    hidden_seed, output_seed = np.random.default_rng(seed).integers(
-        2**31, size=2
-    )
     initializer = keras.initializers.VarianceScaling(
-        method.gain**2, "fan_in", "uniform", seed=int(hidden_seed)
+        method.gain**2, "fan_in", "uniform", seed=derived_seed(seed, "hidden")
     )
     layers = [keras.Input((20,))]
     if method.has_hidden_layers:
@@ -89,7 +86,7 @@ def build_model(flag_values, method, seed):
         method.layers.Dense(
             1,
             kernel_initializer=keras.initializers.LecunUniform(
-                int(output_seed)
+                derived_seed(seed, "output")
             ),
             name="output",
         )

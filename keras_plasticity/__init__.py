@@ -11,6 +11,7 @@ from keras_plasticity import streams as streams
 from keras_plasticity import training as training
 from keras_plasticity.graph import connect as connect
 from keras_plasticity.graph import inspect as inspect
+from keras_plasticity.seeds import derived_seed as derived_seed
 from keras_plasticity.version import __version__ as __version__
 from keras_plasticity.weights import weights_of as weights_of
 
@@ -19,6 +20,7 @@ __all__ = [
     "callbacks",
     "connect",
     "datasets",
+    "derived_seed",
     "diagnostics",
     "functional",
     "inspect",

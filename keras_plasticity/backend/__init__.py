@@ -24,8 +24,6 @@ replaces units needs a few operations which `keras.ops` does not have:
   of its own: `backward(upstream, inputs, values)` returns a tuple of the
   gradient of `inputs` and of those of `values`, a list of tensors. (Keras'
   `ops.custom_gradient` cannot be transformed by `torch.func`.)
-- `track(layer, variables)`: lets the backend know of a layer's variables that
-  Keras does not list.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `sum_over_replicas(values)`: sums over all devices that train on parts of the
   same batch.
@@ -66,7 +64,6 @@ no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
-track = _active.track
 
 
 def run_if(condition, body, variables):

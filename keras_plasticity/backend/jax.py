@@ -113,10 +113,6 @@ def identity(inputs, values, backward):
     return function(inputs, values)
 
 
-def track(layer, variables):
-    """Keras' own lists are enough on JAX."""
-
-
 def after_backward(gradients):
     """Orders the update of each weight after back-propagation has read it.
 

@@ -108,10 +108,6 @@ def identity(inputs, values, backward):
     return function(inputs, *values)
 
 
-def track(layer, variables):
-    """The attributes of a layer are tracked on TensorFlow."""
-
-
 def after_backward(gradients):
     return gradients  # TensorFlow orders reads and writes of variables.
 

@@ -88,12 +88,6 @@ def identity(inputs, values, backward):
     return _Identity.apply(inputs, backward, *values)
 
 
-def track(layer, variables):
-    """Makes variables parameters of a layer as a `torch.nn.Module`."""
-    for variable in variables:
-        layer.register_parameter(f"{variable.name}_of_units", variable.value)
-
-
 def after_backward(gradients):
     return gradients  # Eager operations are in order.
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from absl import flags
 
 import keras_plasticity
@@ -18,6 +17,7 @@ from keras_plasticity.experiments.parts import COMMON_FLAGS
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Flag
 from keras_plasticity.experiments.parts import Part
+from keras_plasticity.seeds import derived_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +106,10 @@ class Method:
                 if make_activation is None
                 else make_activation(self.settings, name)
             )
-        seed = arguments["kernel_initializer"].seed
+        kernel_seed = arguments["kernel_initializer"].seed
         for part in self.parts:
             if part.after_activation is not None:
+                seed = derived_seed(kernel_seed, part.name)
                 result.append(part.after_activation(self.settings, seed))
         return result
 
@@ -149,8 +150,8 @@ class Method:
         """
 
         def build_fresh(learner, task):
-            rng = np.random.default_rng([seeds[learner], task])
-            return build_model(self, int(rng.integers(2**31)))
+            seed = derived_seed(seeds[learner], "new network", task)
+            return build_model(self, seed)
 
         return [
             part.task_callback(self.settings, build_fresh)

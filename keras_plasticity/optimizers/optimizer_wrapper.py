@@ -1,16 +1,40 @@
 """Base class of optimizers that wrap another optimizer."""
 
 import copy
+import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
 from keras_plasticity.optimizers.settings import all_hyperparameters
+from keras_plasticity.seeds import derived_seed
 from keras_plasticity.types import Tensor
+
+
+def _inner_attribute(name):
+    """A property of a wrapper that is an attribute of the innermost optimizer.
+
+    Args:
+        name: String, an argument of all Keras optimizers.
+    """
+
+    def get_attribute(wrapper):
+        if wrapper._hides_inner:
+            return None
+        return getattr(innermost(wrapper), name)
+
+    def set_attribute(wrapper, value):
+        if not wrapper._hides_inner:
+            _check_inner_attribute(wrapper, name, value)
+            setattr(innermost(wrapper), name, value)
+
+    return property(get_attribute, set_attribute)
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -26,6 +50,22 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     gradient accumulation, moving averages, loss scaling) is set on the inner
     optimizer, and works. A subclass overrides `make_step`, which calls
     `apply_inner`; `build`, if it has variables; and `get_config`.
+
+    All of this can be read, set and called on the wrapper as well. It reaches
+    the innermost optimizer, whatever is between, be it other wrappers or a
+    `LossScaleOptimizer`:
+
+    - `learning_rate` and `iterations`;
+    - `weight_decay`, `clipnorm`, `global_clipnorm`, `clipvalue`, `use_ema`,
+        `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor` and
+        `gradient_accumulation_steps`;
+    - `exclude_from_weight_decay`, `scale_loss` and
+        `finalize_variable_values`;
+    - `optimizers` of a `MultiOptimizer`.
+
+    `variables`, `set_weights` and what is saved are of all these optimizers
+    together. Arguments that only some optimizers have, such as `momentum`, are
+    set on the inner optimizer; to set them on the wrapper is an error.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
@@ -70,9 +110,21 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     ```
     """
 
-    # A subclass that draws random numbers sets it. Its state is among the
-    # variables, or a JAX step would draw the same numbers for ever.
-    _seed_generator = None
+    weight_decay = _inner_attribute("weight_decay")
+    clipnorm = _inner_attribute("clipnorm")
+    global_clipnorm = _inner_attribute("global_clipnorm")
+    clipvalue = _inner_attribute("clipvalue")
+    use_ema = _inner_attribute("use_ema")
+    ema_momentum = _inner_attribute("ema_momentum")
+    ema_overwrite_frequency = _inner_attribute("ema_overwrite_frequency")
+    loss_scale_factor = _inner_attribute("loss_scale_factor")
+    gradient_accumulation_steps = _inner_attribute(
+        "gradient_accumulation_steps"
+    )
+
+    # While the base class is constructed or built. It would act on the inner
+    # optimizer's settings: make averages and accumulators of its own.
+    _hides_inner = True
 
     def __init__(
         self,
@@ -94,8 +146,12 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             )
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
+        self._hides_inner = False
         # The ids of the variables of `add_copy`.
         self.copy_ids = set()
+        # Those of `add_seed_generator`, and the states of the generators.
+        self._seeds = []
+        self._seed_states = []
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -106,7 +162,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         if self.built:
             return
         self.build_inner(variables)
+        self._hides_inner = True
         super().build(variables)
+        self._hides_inner = False
         for setting in all_hyperparameters(type(self)).values():
             setting.build(self)
 
@@ -120,12 +178,37 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        seeds = self._seed_generator
-        return (
-            super().variables
-            + ([] if seeds is None else [seeds.state])
-            + self.inner_optimizer.variables
+        return super().variables + self.inner_optimizer.variables
+
+    def add_seed_generator(
+        self, seed: int | None
+    ) -> keras.random.SeedGenerator:
+        """Adds a generator of the seeds of all that the optimizer draws.
+
+        What it draws has nothing in common with what other optimizers draw,
+        be they of the same seed (one may wrap the other) or of seeds in a row,
+        nor with initial weights of that seed. To be called in the constructor.
+
+        Args:
+            seed: Integer, or `None` for a random seed.
+
+        Returns:
+            `keras.random.SeedGenerator`. Its state is among the `variables`,
+            or a JAX step would draw the same numbers for ever.
+        """
+        kind = type(self)
+        number = sum(
+            each._seeds.count(seed)
+            for each in wrapped(self)
+            if type(each) is kind
         )
+        generator = keras.random.SeedGenerator(
+            derived_seed(seed, kind.__name__, number)
+        )
+        self._seeds.append(seed)
+        # Keras takes the variables that a list holds for the optimizer's own.
+        self._seed_states.append(generator.state)
+        return generator
 
     def now(self, name: str) -> Tensor:
         """The value of one of the optimizer's own settings in a step.
@@ -315,16 +398,77 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         return self.inner_optimizer.iterations
 
     @property
-    def loss_scale_factor(self):
-        # The base class sets this before there is an inner optimizer.
-        inner = getattr(self, "inner_optimizer", None)
-        return getattr(inner, "loss_scale_factor", None)
+    def optimizers(self):
+        return innermost(self.inner_optimizer).optimizers
 
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
-        inner = getattr(self, "inner_optimizer", None)
-        if inner is not None:
-            inner.loss_scale_factor = value
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        _check_is_one(innermost(self))
+        innermost(self).exclude_from_weight_decay(var_list, var_names)
+
+    def apply_gradients(self, grads_and_vars):
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
+    def update_step(self, gradient, variable, learning_rate):
+        raise NotImplementedError(
+            f"A `{type(self).__name__}` does not update variables one by one. "
+            "Call `apply` with the gradients of all of them."
+        )
+
+    def set_weights(self, weights: Sequence[Tensor]):
+        """Sets the `variables` of this optimizer and of those inside it.
+
+        Args:
+            weights: List of arrays, one for each of `variables`.
+
+        Raises:
+            ValueError: If the optimizer is not built, or if the arrays do not
+                have the shapes of its variables.
+        """
+        if not self.built:
+            raise ValueError(
+                "The optimizer must be built before its weights are set. Call "
+                "`optimizer.build(model.trainable_variables)` first."
+            )
+        variables = self.variables
+        if len(weights) != len(variables):
+            raise ValueError(
+                "`weights` must have one array for each of the optimizer's "
+                f"{len(variables)} `variables`. Received: {len(weights)} arrays"
+            )
+        for variable, weight in zip(variables, weights):
+            expected, received = tuple(variable.shape), np.shape(weight)
+            if tuple(received) != expected:
+                raise ValueError(
+                    f"The weight of variable '{variable.path}' must have the "
+                    f"shape {expected}. Received: shape {tuple(received)}"
+                )
+            variable.assign(weight)
+
+    def __setattr__(self, name, value):
+        owner = self._other_owner(name)
+        if owner is not None:
+            raise AttributeError(
+                f"`{name}` is an argument of the `{type(owner).__name__}` "
+                f"inside this `{type(self).__name__}`. Set it there, as an "
+                "attribute of `inner_optimizer`. "
+                f"Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    def _other_owner(self, name):
+        """The optimizer inside that has an argument which this one has not."""
+        if (
+            name.startswith("_")
+            or name in vars(self)
+            or hasattr(type(self), name)
+            or name in _arguments(type(self))
+        ):
+            return None
+        for optimizer in wrapped(vars(self).get("inner_optimizer")):
+            if name in _arguments(type(optimizer)):
+                return optimizer
+        return None
 
     def get_config(self) -> dict[str, Any]:
         # Not that of the base class: its settings are the inner one's.
@@ -381,3 +525,45 @@ def loss_scaler(optimizer):
         if isinstance(each, keras.optimizers.LossScaleOptimizer):
             return each
     return None
+
+
+def _check_inner_attribute(wrapper, name, value):
+    """Checks that setting an attribute of the innermost optimizer does it."""
+    optimizer = innermost(wrapper)
+    if name == "loss_scale_factor":
+        if value is not None and loss_scaler(wrapper) is not None:
+            raise ValueError(
+                "`loss_scale_factor` must be `None` where a "
+                "`LossScaleOptimizer` scales the loss. "
+                f"Received: loss_scale_factor={value}"
+            )
+        return
+    _check_is_one(optimizer)
+    if (
+        name in ("gradient_accumulation_steps", "use_ema")
+        and value
+        and optimizer.built
+        and not getattr(optimizer, name)
+    ):
+        raise ValueError(
+            f"`{name}` needs variables that are made when the optimizer is "
+            f"built, so it must be set before. Received: {name}={value}"
+        )
+
+
+def _check_is_one(optimizer):
+    if hasattr(optimizer, "optimizers"):
+        raise AttributeError(
+            "The optimizers of a `MultiOptimizer` have settings of their own. "
+            "Change those of each of `optimizer.optimizers`."
+        )
+
+
+@functools.cache
+def _arguments(kind):
+    """The names of all arguments of the constructors of an optimizer class."""
+    return {
+        name
+        for base in kind.__mro__
+        for name in inspect.signature(base.__init__).parameters
+    }

@@ -80,7 +80,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self.noise_refresh_steps = noise_refresh_steps
         self.seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._seed_generator = self.add_seed_generator(seed)
         # By the id of a variable that has noise.
         self._noise = {}
         self._table = None

@@ -122,7 +122,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         _check_not_nested(self, inner_optimizer)
         self.reset_optimizer_state = reset_optimizer_state
         self.seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._seed_generator = self.add_seed_generator(seed)
         self._network = HiddenNetwork()
         self._has_warned = False
 

@@ -37,9 +37,9 @@ class UnitStatistics(keras.layers.Layer):
     - `age`: updates since the unit was created;
     - `mean_activation`: bias-corrected running mean of its activation.
 
-    These three are not among the `variables` of the model, whose trainable
-    ones Keras hands to the optimizer: an optimizer that keeps them lists them
-    among its own. They are saved with the layer.
+    These three are not among the `weights` of the model: an optimizer that
+    keeps them lists them among its own, and on JAX a training step must not
+    be given them twice. They are saved with the layer.
 
     Of the layer's input features, shape `(features,)`, sums over the batch of
     means over all positions, as each training step observes them:
@@ -107,11 +107,13 @@ class UnitStatistics(keras.layers.Layer):
             variable = backward_pass.add_overwritten_weight(self, name, shape)
             variable.plastic_layer = self._owner
             setattr(self, name, variable)
-        backend.track(self, self.unit_variables())
         self.built = True
 
     @property
     def variables(self):
+        if keras.backend.backend() == "torch":
+            # What a `state_dict` holds, of the layer and of its model.
+            return self.carriers() + self.unit_variables()
         return self.carriers()
 
     @property
@@ -120,7 +122,8 @@ class UnitStatistics(keras.layers.Layer):
 
     def unit_variables(self):
         """The variables that an optimizer keeps of the units."""
-        return [getattr(self, name) for name in _UNIT_STATISTICS]
+        names = _UNIT_STATISTICS if self.built else ()
+        return [getattr(self, name) for name in names]
 
     def carriers(self):
         """The variables that are among those of the model."""

@@ -35,6 +35,8 @@ from tests.helpers import to_numpy
 from tests.helpers import weights_of
 
 _BACKEND = keras.backend.backend()
+# Of all that is drawn.
+_SEED = 3
 
 
 class Row(NamedTuple):
@@ -82,14 +84,14 @@ _L2 = Row("L2", L2, {"l2": 0.1}, {"l2": 0}, {"l2": 0.5})
 _SHRINK_AND_PERTURB = Row(
     "ShrinkAndPerturb",
     ShrinkAndPerturb,
-    {"l2": 0.1, "noise_stddev": 0.01, "noise_refresh_steps": 3, "seed": 1},
+    {"l2": 0.1, "noise_stddev": 0.01, "noise_refresh_steps": 3, "seed": _SEED},
     {"l2": 0, "noise_stddev": 0},
     {"l2": 0.5, "noise_stddev": 0.25, "noise_refresh_steps": 7, "seed": 9},
 )
 _CONTINUAL_BACKPROP = Row(
     "ContinualBackprop",
     ContinualBackprop,
-    {"replacement_rate": 0.1, "maturity_threshold": 1, "seed": 1},
+    {"replacement_rate": 0.1, "maturity_threshold": 1, "seed": _SEED},
     {"replacement_rate": 0},
     {
         "replacement_rate": 0.25,
@@ -113,7 +115,7 @@ ROWS = [
     Row(
         "ShrinkAndPerturbByInitializer",
         ShrinkAndPerturbByInitializer,
-        {"noise_refresh_steps": 3, "seed": 1},
+        {"noise_refresh_steps": 3, "seed": _SEED},
         {"shrink": 1, "perturb": 0},
         {
             "shrink": 0.5,
@@ -127,7 +129,7 @@ ROWS = [
     Row(
         "ReDo",
         ReDo,
-        {"threshold": 0.3, "period": 2, "score_updates": 2, "seed": 1},
+        {"threshold": 0.3, "period": 2, "score_updates": 2, "seed": _SEED},
         {"threshold": 1e9, "period": 10**6},
         {
             "threshold": 0.5,
@@ -146,7 +148,7 @@ ROWS = [
             "initial_threshold": 16,
             "max_threshold": 32,
             "threshold_period": 3,
-            "seed": 1,
+            "seed": _SEED,
         },
         {"min_threshold": 10**6, "max_threshold": 10**6}
         | {"initial_threshold": 10**6},
@@ -173,7 +175,7 @@ ROWS = [
     Row(
         "ReplaceSilent",
         docstring_example(UnitResetOptimizer)["ReplaceSilent"],
-        {"patience": 2, "seed": 1},
+        {"patience": 2, "seed": _SEED},
         {"patience": 10**6},
         {"patience": 5, "reset_optimizer_state": False, "seed": 9},
         needs_plastic=True,
@@ -311,7 +313,7 @@ def _num_replaced(row, optimizer):
 
 
 @functools.cache
-def _reference(name, seed=1):
+def _reference(name):
     """The run that others are compared with: compiled, by `fit`.
 
     Returns:
@@ -328,9 +330,8 @@ def _reference(name, seed=1):
         calls.append(None)
         return ops.mean(ops.square(y - prediction), axis=-1)
 
-    model = _make_model(row, seed)
-    settings = {"seed": seed} if row.has_seed else {}
-    optimizer = row.make(_sgd(), **settings)
+    model = _make_model(row)
+    optimizer = row.make(_sgd())
     model.compile(optimizer, loss)
     result = types.SimpleNamespace(model=model)
     _fit(model, 0, 1)
@@ -417,8 +418,10 @@ def test_state_is_in_variables(row):
         assert id(variable) in ids
     if row.has_seed:
         assert id(optimizer._seed_generator.state) in ids
-    # The model's own variables are not the optimizer's.
-    assert not set(ids) & {id(v) for v in model.variables}
+    # The model's own are not the optimizer's. (On PyTorch, `variables` are
+    # what a `state_dict` holds.)
+    own = model.weights if _BACKEND == "torch" else model.variables
+    assert not set(ids) & {id(v) for v in own}
 
 
 # The inner optimizer.
@@ -569,6 +572,193 @@ def test_swap_ema_weights_callback(row):
     )
     for values in weights_of(model).values():
         assert np.all(np.isfinite(values))
+
+
+# What is read, set and called on the wrapper.
+
+_SETTINGS = {
+    "weight_decay": 0.25,
+    "clipnorm": 0.5,
+    "global_clipnorm": 0.5,
+    "clipvalue": 0.5,
+    "use_ema": True,
+    "ema_momentum": 0.5,
+    "ema_overwrite_frequency": 3,
+    "loss_scale_factor": 8.0,
+    "gradient_accumulation_steps": 2,
+}
+# Where a wrapper stands: functions of a row and of the innermost optimizer
+# that return the wrapper whose attributes are set, and the whole.
+_PLACES = {
+    "alone": lambda make, inner: [make(inner)] * 2,
+    "wrapped": lambda make, inner: [L2(make(inner), 0.0)] * 2,
+    "around": lambda make, inner: [make(L2(inner, 0.0))] * 2,
+    "around_loss_scale": lambda make, inner: (
+        [make(keras.optimizers.LossScaleOptimizer(inner))] * 2
+    ),
+    "in_loss_scale": lambda make, inner: (
+        lambda wrapper: [wrapper, keras.optimizers.LossScaleOptimizer(wrapper)]
+    )(make(inner)),
+}
+_places = pytest.mark.parametrize("place", _PLACES)
+
+
+@_places
+@rows(*_KINDS)
+def test_settings_are_those_of_the_inner_optimizer(row, place):
+    inner = _sgd()
+    wrapper, _ = _PLACES[place](row.make, inner)
+    expected = {name: getattr(inner, name) for name in _SETTINGS}
+    for name, value in _SETTINGS.items():
+        if name == "loss_scale_factor" and place == "around_loss_scale":
+            continue
+        setattr(wrapper, name, value)
+        expected[name] = value
+        for optimizer in (inner, wrapper):
+            assert expected == {n: getattr(optimizer, n) for n in _SETTINGS}
+
+
+@rows("L2")
+def test_loss_is_scaled_once(row):
+    optimizer = row.make(keras.optimizers.LossScaleOptimizer(_sgd()))
+    optimizer.loss_scale_factor = None
+    with pytest.raises(
+        ValueError,
+        match="`loss_scale_factor` must be `None` where a `LossScaleOptimizer` "
+        "scales the loss. Received: loss_scale_factor=8.0",
+    ):
+        optimizer.loss_scale_factor = 8.0
+
+
+@pytest.mark.parametrize(
+    "run, settings",
+    [
+        ("clipvalue", {"clipvalue": 0.01}),
+        ("ema_overwriting", {"use_ema": True, "ema_overwrite_frequency": 3}),
+    ],
+)
+@rows("ContinualBackprop")
+def test_settings_set_on_the_wrapper_act(row, run, settings):
+    optimizer = row.make_nothing(keras.optimizers.SGD(0.1, ema_momentum=0.5))
+    for name, value in settings.items():
+        setattr(optimizer, name, value)
+    model = _run(row, optimizer)
+    _assert_equal(_weights_in(_values(model)), _plain_run(run))
+    # The wrapper made no averages and accumulators of its own.
+    twin, other = row.make_nothing(_INNER[run]()), _make_model(row)
+    twin.build(other.trainable_variables)
+    assert len(optimizer.variables) == len(twin.variables)
+
+
+@rows("ContinualBackprop")
+def test_settings_that_need_variables(row):
+    optimizer, model = row.make(_sgd()), _make_model(row)
+    optimizer.build(model.trainable_variables)
+    for name in ("use_ema", "gradient_accumulation_steps"):
+        with pytest.raises(ValueError, match=f"`{name}` needs .* set before"):
+            setattr(optimizer, name, _SETTINGS[name])
+        setattr(optimizer, name, None)
+
+
+@_places
+@pytest.mark.parametrize("by", ["var_names", "var_list"])
+@rows(*_KINDS)
+def test_exclude_from_weight_decay(row, by, place):
+    model = _make_model(row)
+    excluded = {"layer_0/bias", "layer_1/bias", "layer_2/bias"}
+    argument = {"var_names": ["bias"]}
+    if by == "var_list":
+        excluded = {"layer_0/kernel", "layer_1/bias"}
+        argument = {"var_list": [model.layers[0].kernel, model.layers[1].bias]}
+    wrapper, whole = _PLACES[place](
+        row.make_nothing, keras.optimizers.SGD(0.1, weight_decay=0.5)
+    )
+    wrapper.exclude_from_weight_decay(**argument)
+    start = weights_of(model)
+    # No gradients: all that is left is the decay.
+    model.compile(whole, lambda y, prediction: 0.0 * prediction, **_EAGERLY)
+    _fit(model, 0, 1)
+    for key, value in weights_of(model).items():
+        expected = start[key] * (1.0 if key in excluded else 0.95)
+        np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=key)
+
+
+@rows()
+def test_argument_of_another_optimizer(row):
+    inner = _sgd()
+    optimizer = row.make(inner)
+    kind = row.kind.__name__
+    with pytest.raises(
+        AttributeError,
+        match="`momentum` is an argument of the `SGD` inside this "
+        f"`{kind}`. Set it there, .* Received: momentum=0.9",
+    ):
+        optimizer.momentum = 0.9
+    assert inner.momentum == 0.5
+    outer = OptimizerWrapper(keras.optimizers.LossScaleOptimizer(optimizer))
+    for name in row.config:
+        with pytest.raises(
+            AttributeError,
+            match=f"`{name}` is an argument of the `{kind}` inside this "
+            "`OptimizerWrapper`",
+        ):
+            setattr(outer, name, 0)
+    # What is no argument of any is the user's own.
+    optimizer.note = "mine"
+    assert optimizer.note == "mine"
+
+
+@rows("ContinualBackprop")
+def test_set_weights(row):
+    optimizer, model = row.make(L2(_adam(use_ema=True))), _make_model(row)
+    with pytest.raises(ValueError, match="must be built before its weights"):
+        optimizer.set_weights([])
+    optimizer.build(model.trainable_variables)
+    values = [
+        np.full(v.shape, i % 7, v.dtype)
+        for i, v in enumerate(optimizer.variables)
+    ]
+    optimizer.set_weights(values)
+    for variable, value in zip(optimizer.variables, values):
+        np.testing.assert_array_equal(to_numpy(variable), value)
+    number = len(values)
+    with pytest.raises(ValueError, match=f"{number} `.* {number - 1} arrays"):
+        optimizer.set_weights(values[1:])
+    values[-1] = np.zeros((9, 9))
+    with pytest.raises(ValueError, match=r"the shape \(.*Received: .*\(9, 9\)"):
+        optimizer.set_weights(values)
+
+
+@rows(*_KINDS)
+def test_steps_by_hand(row):
+    model = _make_model(row)
+    variables = model.trainable_variables
+    optimizer = row.make(_sgd())
+    grads = [ops.zeros(v.shape, v.dtype) for v in variables]
+    for step in (1, 2):
+        steps = optimizer.apply_gradients(zip(grads, variables))
+        assert int(steps) == step
+    with pytest.raises(NotImplementedError, match="Call `apply`"):
+        optimizer.update_step(grads[0], variables[0], 0.1)
+
+
+@rows("L2")
+def test_several_inner_optimizers(row):
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("This Keras has no `MultiOptimizer`.")
+    inner = _sgd()
+    optimizer = row.make(
+        keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(inner))
+    )
+    assert optimizer.optimizers == [inner]
+    optimizer.loss_scale_factor = 4.0
+    assert inner.loss_scale_factor == 4.0
+    message = "have settings of their own. Change those of each of"
+    with pytest.raises(AttributeError, match=message):
+        optimizer.weight_decay = 0.1
+    with pytest.raises(AttributeError, match=message):
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+    assert not hasattr(row.make(inner), "optimizers")
 
 
 # Frozen layers, and variables without gradient.
@@ -751,9 +941,9 @@ class _Stream:
         return tuple(array[part] for array in _data())
 
 
-def _compiled(row, inner="momentum", seed=1):
-    model = _make_model(row, seed)
-    settings = {"seed": seed} if row.has_seed else {}
+def _compiled(row, inner="momentum", learner=0):
+    model = _make_model(row, 1 + learner)
+    settings = {"seed": _SEED + learner} if row.has_seed else {}
     model.compile(row.make(_INNER[inner](), **settings), "mse", **_EAGERLY)
     return model
 
@@ -780,11 +970,11 @@ def test_learners_side_by_side_equal_each_alone(row, inner, most, monkeypatch):
         from keras_plasticity.training import jax_loop
 
         monkeypatch.setattr(jax_loop, "_MOST_WEIGHTS_SIDE_BY_SIDE", most)
-    trainer = OnlineTrainer(lambda i: _compiled(row, inner, i + 1), 2)
+    trainer = OnlineTrainer(lambda i: _compiled(row, inner, i), 2)
     trainer.fit(lambda i: _Stream(), batch_size=_BATCH)
     for learner in range(2):
         model = trainer.model(learner)
-        alone = _compiled(row, inner, learner + 1)
+        alone = _compiled(row, inner, learner)
         _fit(alone, 0, _MANY)
         replaced = _num_replaced(row, alone.optimizer)
         assert _num_replaced(row, model.optimizer) == replaced
@@ -822,6 +1012,80 @@ def test_going_on_is_never_having_stopped(row, inner, kind, tmp_path):
     total = _num_replaced(row, optimizer)
     assert _num_replaced(row, loaded.optimizer) == total
     assert int(loaded.optimizer.iterations) == int(optimizer.iterations)
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="TensorFlow's own.")
+@pytest.mark.parametrize(
+    "inner, into",
+    [
+        ("accumulating", "not_built"),
+        pytest.param("adam", "itself", marks=pytest.mark.slow),
+        pytest.param("loss_scale", "built", marks=pytest.mark.slow),
+    ],
+)
+@rows("ShrinkAndPerturb", "ContinualBackprop", "ReplaceSilent")
+def test_tensorflow_checkpoint(row, inner, into, tmp_path):
+    import tensorflow as tf
+
+    # In the middle of a table of noise, and of an accumulated step.
+    middle, steps = 5, _FEW + 5
+
+    def make(seed):
+        model = _make_model(row, seed=seed)
+        optimizer = row.make(
+            _ROWS["ShrinkAndPerturb"].make(_INNER[inner](), seed=seed),
+            **({"seed": seed} if row.has_seed else {}),
+        )
+        model.compile(optimizer, "mse", **_EAGERLY)
+        return model, optimizer, tf.train.Checkpoint(m=model, o=optimizer)
+
+    model, optimizer, checkpoint = make(1)
+    _fit(model, 0, middle)
+    path = checkpoint.save(tmp_path / "checkpoint")
+    _fit(model, middle, steps)
+    expected = _values(model)
+    replaced = _num_replaced(row, optimizer)
+    state = [to_numpy(v) for v in optimizer.variables]
+    if into != "itself":
+        model, optimizer, checkpoint = make(2)
+    if into == "built":
+        optimizer.build(model.trainable_variables)
+    status = checkpoint.restore(path)
+    _fit(model, middle, steps)
+    status.assert_consumed()
+    _assert_equal(_values(model), expected)
+    assert _num_replaced(row, optimizer) == replaced
+    for variable, value in zip(optimizer.variables, state, strict=True):
+        np.testing.assert_array_equal(to_numpy(variable), value)
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="PyTorch's own.")
+@rows("ContinualBackprop", where=resets)
+def test_torch_state_dict(row):
+    model = _make_model(row)
+    before = model.state_dict()
+    _run(row, row.make(_sgd()), model=model)
+    state = model.state_dict()
+    assert state.keys() == before.keys()
+    state = {key: value.clone() for key, value in state.items()}
+    expected = {
+        name: [to_numpy(getattr(layer, name)) for layer in model.layers]
+        for name in ("kernel", "bias", "utility", "age", "mean_activation")
+    }
+    assert all(np.any(value) for value in expected["age"][:-1])
+    _fit(model, 0, 1)
+    model.load_state_dict(state)
+    for name, values in expected.items():
+        for layer, value in zip(model.layers, values):
+            variable = getattr(layer, name)
+            np.testing.assert_array_equal(to_numpy(variable), value)
+            # Of a layer as part of a user's own `torch.nn.Module`, too.
+            (own,) = [
+                tensor
+                for key, tensor in layer.state_dict().items()
+                if key == f"_torch_params.{variable.path}"
+            ]
+            np.testing.assert_array_equal(own, value)
 
 
 def _arguments(kind):
