@@ -4,11 +4,13 @@ Tested with Keras 3.15.1.
 """
 
 import contextlib
+import functools
 import threading
 import types
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.quantizers.utils import should_quantize_layer
 
 
 def calls(operation):
@@ -232,6 +234,40 @@ def rebind_quantize(layer):
     first class, wrapped, as an attribute of the layer.
     """
     layer.quantize = types.MethodType(type(layer).quantize, layer)
+
+
+class QuantizedAsOne:
+    """Mixin of layers whose sublayers Keras quantizes, or not, with them.
+
+    `Model.quantize` passes over layers with sublayers without a word (tested
+    with Keras 3.15.1): it shall ask the layer, too.
+    """
+
+    def _flatten_layers(self, include_self=True, recursive=True):
+        return [self] if include_self else []
+
+
+def check_before_quantizing(check):
+    """Lets all models be checked before any of their layers is quantized.
+
+    `Model.quantize` goes from layer to layer (tested with Keras 3.15.1): where
+    one refuses, those before it would have changed already.
+
+    Args:
+        check: Function of a layer that is to be quantized; may raise.
+    """
+    quantize = keras.Model.quantize
+
+    @functools.wraps(quantize)
+    def check_and_quantize(
+        model, mode=None, config=None, filters=None, **kwargs
+    ):
+        for layer in model._flatten_layers():
+            if should_quantize_layer(layer, filters):
+                check(layer)
+        quantize(model, mode=mode, config=config, filters=filters, **kwargs)
+
+    keras.Model.quantize = check_and_quantize
 
 
 @contextlib.contextmanager

@@ -47,6 +47,13 @@ def test_a_layer_of_another_class_is_quantized_as_that_class():
         layer.quantize("int8")
 
 
+def test_models_from_before_the_patch_refuse_quantization_too():
+    model = make_plain_model()
+    keras_plasticity.models.make_plastic(model)
+    with pytest.raises(ValueError, match="'layer_0' cannot be quantized"):
+        keras.Model.quantize.__wrapped__(model, "int8", filters="layer_0")
+
+
 def test_make_plastic_changes_classes():
     model = make_plain_model()
     keras_plasticity.models.make_plastic(model)

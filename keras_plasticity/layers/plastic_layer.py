@@ -7,7 +7,7 @@ from keras_plasticity.units.unit_statistics import UnitStatistics
 from keras_plasticity.units.weight_view import WeightView
 
 
-class PlasticLayer:
+class PlasticLayer(keras_compat.QuantizedAsOne):
     """Mixin that makes a Keras layer with a kernel plastic.
 
     It comes before the Keras layer among the base classes. By default the last
@@ -154,6 +154,16 @@ class PlasticLayer:
             f"`keras.layers.{_keras_name(self)}` for it."
         )
 
+    @property
+    def dtype_policy(self):
+        return super().dtype_policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, value):
+        if keras.dtype_policies.get(value).quantization_mode is not None:
+            self._refuse_quantization()
+        keras.Layer.dtype_policy.fset(self, value)
+
     def quantize(self, *args, **kwargs):
         self._refuse_quantization()
 
@@ -161,7 +171,8 @@ class PlasticLayer:
         raise ValueError(
             f"Plastic layer '{self.name}' cannot be quantized: its units are "
             "replaced while it trains. Load its weights into "
-            f"`keras.layers.{_keras_name(self)}`, and quantize that."
+            f"`keras.layers.{_keras_name(self)}`, and quantize that, or leave "
+            "it out by the argument `filters` of `model.quantize`."
         )
 
     def _get_statistics(self):
@@ -176,3 +187,11 @@ class PlasticLayer:
 
 def _keras_name(layer):
     return type(layer).__name__
+
+
+def _check_can_be_quantized(layer):
+    if isinstance(layer, PlasticLayer):
+        layer._refuse_quantization()
+
+
+keras_compat.check_before_quantizing(_check_can_be_quantized)

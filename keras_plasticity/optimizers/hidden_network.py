@@ -48,10 +48,14 @@ class HiddenNetwork:
         found = graph.find_connections(layers, model, variables=variables)
         graph.check(found)
         found = [each for each in found if _is_replaceable(each, known)]
-        self._inputs = {
-            id(consumer): ConsumerInputs(consumer, optimizer)
+        consumers = each_once(
+            consumer
             for connections in found
             for consumer in connections.consumers
+        )
+        self._inputs = {
+            id(consumer): ConsumerInputs(consumer, optimizer)
+            for consumer in consumers
         }
         for connections in found:
             units = HiddenUnits(

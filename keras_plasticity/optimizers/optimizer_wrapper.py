@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
 from keras_plasticity.optimizers.settings import all_hyperparameters
@@ -152,6 +154,10 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         # Those of `add_seed_generator`, and the states of the generators.
         self._seeds = []
         self._seed_states = []
+        self._weights_to_set = None
+        self._was_built_with_none = False
+        # As Keras wraps the `build` of layers: this hides the method.
+        self.build = _build_wrapper(self, self.build)
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -229,6 +235,36 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         ]
         return [variable for variable in found if variable is not None]
 
+    def set_weights(self, weights: Sequence[Any]):
+        """Sets the values of all variables, the inner optimizer's included.
+
+        Where the optimizer is not built yet, it takes them once it is.
+
+        Args:
+            weights: List of arrays, one for each of `optimizer.variables`.
+
+        Raises:
+            ValueError: If they do not fit to the variables.
+        """
+        self._was_built_with_none = False
+        weights = [np.array(weight) for weight in weights]
+        variables = self.variables
+        expected = [tuple(variable.shape) for variable in variables]
+        received = [weight.shape for weight in weights]
+        if expected == received:
+            with backend.compute_now():  # TensorFlow may be tracing a step.
+                for variable, weight in zip(variables, weights):
+                    variable.assign(weight)
+        elif not self.built:
+            self._weights_to_set = weights
+        else:
+            raise ValueError(
+                "`weights` must be one array for each of the "
+                f"{len(variables)} variables of this `{type(self).__name__}`, "
+                f"of the same shapes. Expected: shapes {expected}. Received: "
+                f"shapes {received}"
+            )
+
     def add_copy(
         self, reference_variable: keras.Variable, name: str = "copy"
     ) -> keras.Variable:
@@ -301,6 +337,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             trainable_variables = keras_compat.built_variables(self)
         trainable_variables = list(trainable_variables)
         if not self.built:
+            self._check_can_be_built()
             self.build(trainable_variables)
         if len(grads) != len(trainable_variables):
             raise ValueError(
@@ -313,6 +350,23 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 "Use a new optimizer for each model."
             )
         self.make_step(list(grads), trainable_variables)
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        if len(trainable_variables) == 0:
+            return trainable_variables, optimizer_variables
+        self._check_can_be_built()
+        return super().stateless_apply(
+            optimizer_variables, grads, trainable_variables
+        )
+
+    def _check_can_be_built(self):
+        if self._was_built_with_none and not self.built:
+            raise ValueError(
+                f"This `{type(self).__name__}` was built without variables, as "
+                "Keras does with the optimizer inside another one that it "
+                "loads from an `.h5` file. Its state is not known: compile the "
+                "model again, with a new optimizer."
+            )
 
     def make_step(self, grads: list[Tensor], variables: list[keras.Variable]):
         """Makes one step of the built optimizer.
@@ -504,6 +558,35 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                     value, custom_objects=custom_objects
                 )
         return cls(**config)
+
+
+def _build_wrapper(optimizer, build):
+    """What `optimizer.build` is, around the `build` of its class.
+
+    Without variables there is nothing to build. Keras' loader of `.h5` files
+    builds an optimizer with none, and then sets its weights (tested with Keras
+    3.15.1): the first step builds it, and here it takes them.
+    """
+
+    @functools.wraps(build)
+    def build_and_set_weights(variables):
+        if not variables:
+            optimizer._was_built_with_none = True
+            return
+        build(variables)
+        weights, optimizer._weights_to_set = optimizer._weights_to_set, None
+        if weights is None:
+            return
+        try:
+            optimizer.set_weights(weights)
+        except ValueError as error:
+            warnings.warn(
+                "The optimizer starts anew, because its saved state does not "
+                f"fit to this model: {error}",
+                stacklevel=3,
+            )
+
+    return build_and_set_weights
 
 
 def wrapped(optimizer):

@@ -255,6 +255,9 @@ class UnitStatistics(keras.layers.Layer):
         step_size = 1.0 - shrinkage / UNIT
         return functional.running_mean(running_mean / UNIT, mean, step_size)
 
+    def quantize(self, *args, **kwargs):
+        pass  # The layer refuses for both.
+
     def load_own_variables(self, store):
         if not store.keys():
             # The weights of a plain Keras layer: statistics start again.
