@@ -16,6 +16,8 @@ from keras_plasticity.types import Tensor
 # Digits beyond the 30th decimal place are dropped: at a thousand units, such
 # a rate would not replace one in the age of the universe.
 _DECIMALS = 30
+# Nearly the largest float32, from which on TensorFlow's `argmin` returns 0.
+_LARGEST_UTILITY = 3.4e38
 
 
 def count_digits(
@@ -88,11 +90,17 @@ def least_useful_unit(
     Args:
         utility: Float tensor of shape `(units,)`.
         age: Float tensor of shape `(units,)`, in updates.
-        maturity_threshold: Integer. A unit is mature when it is older.
+        maturity_threshold: Integer. A unit is mature when it is older. At
+            least one unit has to be.
 
     Returns:
-        Integer scalar tensor. Of several equal units, the first. At least one
-        unit has to be mature.
+        Integer scalar tensor. Of several equal units, the first. Utilities
+        that are infinite or NaN count as the highest, and `-inf` as the
+        lowest: a unit that is not known to be useless is replaced last.
     """
-    mature = age > maturity_threshold
-    return ops.argmin(ops.where(mature, utility, float("inf")))
+    utility = ops.cast(utility, "float32")
+    # Not by `minimum`, in which NaN stays NaN.
+    utility = ops.where(utility < _LARGEST_UTILITY, utility, _LARGEST_UTILITY)
+    return ops.argmin(
+        ops.where(age > maturity_threshold, utility, float("inf"))
+    )
