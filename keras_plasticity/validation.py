@@ -23,6 +23,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_plasticity.types import Tensor
+
 # What an int32 holds, and the seeds that Keras takes on every backend.
 LARGEST_INTEGER = 2**31 - 1
 _LONGEST_VALUE = 300
@@ -30,13 +32,14 @@ _LONGEST_VALUE = 300
 
 def received(name: str, value: Any) -> str:
     """The end of an error's message: an argument and its value."""
+    is_string = isinstance(value, str)
     try:
-        text = repr(value)
+        text = str(value) if is_string else repr(value)
     except Exception:  # An integer of too many digits; what a user's class may.
         text = f"an object of {type(value)}"
     if len(text) > _LONGEST_VALUE:
         text = f"{text[:_LONGEST_VALUE]}..."
-    return f"Received: {name}={text}"
+    return f"Received: {name}={text}" + is_string * " (a string)"
 
 
 def error(name: str, rule: str, value: Any) -> ValueError:
@@ -77,12 +80,12 @@ def check_positive_integer(
     return _check_integer(name, value, "a positive integer", 1, maximum)
 
 
-def check_seed(value: Any) -> int | None:
-    """Checks that the argument `seed` is one for Keras' generators."""
+def check_seed(name: str, value: Any) -> int | None:
+    """Checks that an argument is a seed of Keras' generators, or `None`."""
     if value is None:
         return None
     rule = "`None`, or an integer of at least 0"
-    return _check_integer("seed", value, rule, 0, LARGEST_INTEGER)
+    return _check_integer(name, value, rule, 0, LARGEST_INTEGER)
 
 
 def check_number(name: str, value: Any) -> float:
@@ -236,6 +239,35 @@ def check_arrays(name: str, value: Any, or_none: bool = False) -> list:
     ]
 
 
+def check_tensors(**tensors: Any) -> list[Tensor]:
+    """Checks that arguments are tensors of real numbers, of shapes that fit.
+
+    The shapes fit if they are alike, or can be broadcast.
+
+    Args:
+        **tensors: The arguments, by name.
+
+    Returns:
+        List of the arguments as tensors. Python numbers stay numbers.
+    """
+    result = [
+        value if keras.ops.is_tensor(value) else _as_tensor(name, value)
+        for name, value in tensors.items()
+    ]
+    shapes = [getattr(value, "shape", ()) for value in result]
+    if any(shape != shapes[0] for shape in shapes[1:]):
+        _check_broadcast(tensors, shapes)
+    return result
+
+
+def check_inputs(name: str, value: Any) -> Any:
+    """Checks that an argument is an array, or a nest of them, for a model."""
+    for each in keras.tree.flatten(value) or [None]:
+        if not keras.ops.is_tensor(each):
+            check_array(name, each, "an array, or a list or dict of arrays")
+    return value
+
+
 def check_finite(name: str, array: np.ndarray, remedy: str = "") -> np.ndarray:
     """Checks that the entries of an array are finite.
 
@@ -280,9 +312,36 @@ def _check_integer(name, value, rule, minimum, maximum):
     if is_integer(value) and minimum <= value <= maximum:
         return int(value)
     is_above = is_integer(value) and value > maximum
-    if is_above or maximum != LARGEST_INTEGER:
+    if is_above or maximum not in (LARGEST_INTEGER, math.inf):
         rule += f" and at most {maximum}"
     raise error(name, rule, value)
+
+
+def _as_tensor(name, value):
+    if isinstance(value, (keras.KerasTensor, keras.Variable)):
+        return value
+    if is_number(value) and not isinstance(value, np.generic):
+        return value
+    array = check_array(name, value, "a tensor of real numbers")
+    if array.dtype.kind == "b":
+        array = array.astype("float32")
+    return keras.ops.convert_to_tensor(array)
+
+
+def _check_broadcast(tensors, shapes):
+    shapes = [tuple(shape) for shape in shapes]
+    if any(None in shape for shape in shapes):
+        return  # A batch of any size.
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        names = " and ".join(f"`{name}`" for name in tensors)
+        given = ", ".join(
+            f"{name}.shape={shape}" for name, shape in zip(tensors, shapes)
+        )
+        raise ValueError(
+            f"{names} must be tensors of the same shape. Received: {given}"
+        ) from None
 
 
 def _as_float(value):

@@ -8,8 +8,10 @@ from keras import ops
 from keras_plasticity import functional
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.types import Tensor
+from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_in_interval
-from keras_plasticity.validation import is_number
+from keras_plasticity.validation import error
+from keras_plasticity.validation import is_integer
 
 _UTILITIES = {
     "contribution": functional.contribution,
@@ -124,17 +126,17 @@ class ContinualBackprop(UnitResetOptimizer):
         )
         self.decay_rate = check_in_interval("decay_rate", decay_rate, "[0, 1)")
         if (
-            not is_number(maturity_threshold)
+            not is_integer(maturity_threshold)
             or not 0 <= maturity_threshold < _LARGEST_AGE
         ):
-            raise ValueError(
-                "`maturity_threshold` must be a number of updates in "
-                f"[0, {_LARGEST_AGE}). "
-                f"Received: maturity_threshold={maturity_threshold}"
+            raise error(
+                "maturity_threshold",
+                f"a number of updates, an integer in [0, {_LARGEST_AGE})",
+                maturity_threshold,
             )
-        self.maturity_threshold = maturity_threshold
+        self.maturity_threshold = int(maturity_threshold)
         self.utility = utility
-        self.transfer_mean = transfer_mean
+        self.transfer_mean = check_boolean("transfer_mean", transfer_mean)
         self._utility_function, self._utility_arguments = _get_utility(utility)
 
     @property
@@ -229,7 +231,7 @@ def _get_utility(utility):
 
     The function is `None` for `"random"`, which is no mean of anything.
     """
-    if utility == "random":
+    if isinstance(utility, str) and utility == "random":
         return None, ()
     function = _UTILITIES.get(utility) if isinstance(utility, str) else utility
     if not callable(function):
@@ -238,7 +240,10 @@ def _get_utility(utility):
             f"`utility` must be one of {known}, or a function like those of "
             f"`keras_plasticity.functional`. Received: utility={utility!r}"
         )
-    arguments = tuple(inspect.signature(function).parameters)
+    try:
+        arguments = tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        arguments = ()  # Python does not know those of all built-in functions.
     if not arguments or not set(arguments) <= set(_UTILITY_ARGUMENTS):
         raise ValueError(
             "A `utility` function must take one or more of the arguments "

@@ -10,6 +10,8 @@ from keras import ops
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
 from keras_plasticity.types import Tensor
+from keras_plasticity.validation import check_string
+from keras_plasticity.validation import check_type
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -86,11 +88,14 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 "of an optimizer on the `inner_optimizer` instead. Received: "
                 + ", ".join(f"{key}={value}" for key, value in kwargs.items())
             )
-        if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
-            raise TypeError(
-                "`inner_optimizer` must be a `keras.optimizers.Optimizer`. "
-                f"Received: inner_optimizer={inner_optimizer!r}"
-            )
+        check_type(
+            "inner_optimizer",
+            inner_optimizer,
+            keras.optimizers.Optimizer,
+            "a `keras.optimizers.Optimizer`",
+        )
+        if name is not None:
+            name = check_string("name", name)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         # The ids of the variables of `add_copy`.
@@ -140,6 +145,13 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Returns:
             `keras.Variable` of the same shape and dtype.
         """
+        check_type(
+            "reference_variable",
+            reference_variable,
+            keras.Variable,
+            "a `keras.Variable`",
+        )
+        name = check_string("name", name)
 
         def initial_value(shape, dtype=None):
             # Not the same array: on JAX, `fit` gives the arrays of both away.

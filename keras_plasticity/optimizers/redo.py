@@ -90,7 +90,7 @@ class ReDo(UnitResetOptimizer):
         self.threshold = check_not_negative("threshold", threshold)
         self.period = check_positive_integer("period", period)
         self.score_updates = check_integer(
-            "score_updates", score_updates, 1, period
+            "score_updates", score_updates, 1, self.period
         )
 
     def add_state(self, units):

@@ -11,9 +11,11 @@ from keras_plasticity import backend
 from keras_plasticity.optimizers.l2 import add_l2_gradients
 from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.validation import check_deserialized
 from keras_plasticity.validation import check_in_interval
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.validation import check_positive_integer
+from keras_plasticity.validation import check_seed
 from keras_plasticity.weights import is_statistic
 
 
@@ -53,12 +55,13 @@ class _PerturbingOptimizer(OptimizerWrapper):
         **kwargs,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
-        check_positive_integer("noise_refresh_steps", noise_refresh_steps)
-        self.noise_refresh_steps = noise_refresh_steps
-        self.seed = seed
+        self.noise_refresh_steps = check_positive_integer(
+            "noise_refresh_steps", noise_refresh_steps
+        )
+        self.seed = check_seed("seed", seed)
         self._shrink = shrink
         self._perturb = perturb
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._seed_generator = keras.random.SeedGenerator(self.seed)
         # By the id of a variable that has noise.
         self._noise = {}
         self._table = None
@@ -301,6 +304,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
+        noise_stddev = check_not_negative("noise_stddev", noise_stddev)
         super().__init__(
             inner_optimizer,
             shrink=1,
@@ -310,9 +314,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
             name=name,
             **kwargs,
         )
-        check_not_negative("l2", l2)
-        check_not_negative("noise_stddev", noise_stddev)
-        self.l2 = l2
+        self.l2 = check_not_negative("l2", l2)
         self.noise_stddev = noise_stddev
 
     def noise_initializer(self, shape):
@@ -391,8 +393,8 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        check_in_interval("shrink", shrink, "[0, 1]")
-        check_not_negative("perturb", perturb)
+        shrink = check_in_interval("shrink", shrink, "[0, 1]")
+        perturb = check_not_negative("perturb", perturb)
         super().__init__(
             inner_optimizer,
             shrink=shrink,
@@ -404,7 +406,12 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         )
         self.shrink = shrink
         self.perturb = perturb
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = check_deserialized(
+            "initializer",
+            initializer,
+            keras.initializers.get,
+            "a Keras initializer or the name of one",
+        )
         if not _is_symmetric(independent_initializer(self.initializer, (1, 1))):
             raise ValueError(
                 "`initializer` must draw independent numbers from a "

@@ -15,6 +15,10 @@ from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
 from keras_plasticity.optimizers.optimizer_wrapper import wrapped
 from keras_plasticity.types import Tensor
 from keras_plasticity.units.unit_statistics import OBSERVATIONS
+from keras_plasticity.validation import check_boolean
+from keras_plasticity.validation import check_inputs
+from keras_plasticity.validation import check_model
+from keras_plasticity.validation import check_seed
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -115,9 +119,11 @@ class UnitResetOptimizer(OptimizerWrapper):
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         _check_not_nested(self, inner_optimizer)
-        self.reset_optimizer_state = reset_optimizer_state
-        self.seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        self.reset_optimizer_state = check_boolean(
+            "reset_optimizer_state", reset_optimizer_state
+        )
+        self.seed = check_seed("seed", seed)
+        self._seed_generator = keras.random.SeedGenerator(self.seed)
         self._network = HiddenNetwork()
         self._has_warned = False
 
@@ -316,6 +322,8 @@ class UnitResetOptimizer(OptimizerWrapper):
         Raises:
             ValueError: If the optimizer is not built yet.
         """
+        check_model("model", model)
+        check_inputs("x", x)
         if not self.built:
             raise ValueError(
                 f"This `{type(self).__name__}` is not built yet, so it does "

@@ -76,19 +76,15 @@ class BinaryClassPairs:
         seed: int = 0,
     ):
         images, labels = arguments.labeled_images(images, labels)
-        for name, value, minimum in (
-            ("num_tasks", num_tasks, 1),
-            ("train_images_per_class", train_images_per_class, 1),
-            ("test_images_per_class", test_images_per_class, 1),
-            ("seed", seed, 0),
-        ):
-            validation.check_integer(name, value, minimum)
-        validation.check_choice("scale", scale, SCALES)
-        self.num_tasks = num_tasks
-        self.train_images_per_class = train_images_per_class
-        self.test_images_per_class = test_images_per_class
-        self.scale = scale
-        self.seed = seed
+        self.num_tasks = validation.check_integer("num_tasks", num_tasks, 1)
+        self.train_images_per_class = validation.check_integer(
+            "train_images_per_class", train_images_per_class, 1
+        )
+        self.test_images_per_class = validation.check_integer(
+            "test_images_per_class", test_images_per_class, 1
+        )
+        self.scale = validation.check_choice("scale", scale, SCALES)
+        self.seed = arguments.check_seed(seed)
         self._images = images
         self._by_class = np.argsort(labels, kind="stable")
         classes, self._starts, counts = np.unique(
@@ -97,7 +93,7 @@ class BinaryClassPairs:
         self._check_classes(classes, counts)
         self.num_classes = len(classes)
         self.image_shape = images.shape[1:]
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(self.seed)
         self._class_order = rng.permutation(self.num_classes)
 
     def __len__(self) -> int:
@@ -153,15 +149,15 @@ class BinaryClassPairs:
             IndexError: If there is no such task.
             ValueError: If `epoch` is no non-negative integer.
         """
-        arguments.check_index(index, self.num_tasks)
-        validation.check_integer("epoch", epoch, minimum=0)
+        index = arguments.check_index(index, self.num_tasks)
+        epoch = validation.check_integer("epoch", epoch, minimum=0)
         # Without the fourth number, epoch 0 of task 0 would draw the same
         # numbers as the order of the classes.
         rng = np.random.default_rng([self.seed, index, epoch, 1])
         return rng.permutation(2 * self.train_images_per_class)
 
     def _examples(self, index, first, number):
-        arguments.check_index(index, self.num_tasks)
+        index = arguments.check_index(index, self.num_tasks)
         positions = (2 * index + np.arange(2)) % self.num_classes
         starts = self._starts[self._class_order[positions]] + first
         rows = starts + np.arange(number)[:, None]

@@ -137,7 +137,7 @@ def test_bad_features(measure):
         (diagnostics.saturated_fraction, {"extremes": ()}, r"extremes=\(\)"),
         (diagnostics.saturated_units, {"extremes": 1.0}, "extremes=1.0"),
         (diagnostics.saturated_units, {"extremes": (np.nan,)}, r"\(nan,\)"),
-        (diagnostics.dead_units, {"features": "ab"}, "features='ab'"),
+        (diagnostics.dead_units, {"features": "ab"}, "features=ab .a string"),
         (diagnostics.dead_units, {"features": [[1], [1, 2]]}, r"\[\[1\], \[1,"),
         (diagnostics.dead_units, {"features": [[1j]]}, r"features=\[\[1j\]\]"),
     ],

@@ -55,7 +55,7 @@ def test_bad_weight_change():
         diagnostics.weight_change([np.zeros(2)], [np.zeros(3)])
     with pytest.raises(ValueError, match="same shapes"):
         diagnostics.weight_change([np.zeros(2)], [np.zeros(2), np.zeros(2)])
-    with pytest.raises(ValueError, match="reduction='max'"):
+    with pytest.raises(ValueError, match="reduction=max"):
         diagnostics.weight_change([np.zeros(2)], [np.zeros(2)], "max")
 
 
