@@ -57,9 +57,18 @@ def is_number(value: Any) -> bool:
     return _as_float(value) is not None
 
 
+def is_interval(value: Any) -> bool:
+    """Whether a value is a string that `lies_in` takes."""
+    try:
+        low, high = _ends(value)
+    except (TypeError, ValueError, IndexError):
+        return False
+    return low <= high and value[0] in "[(" and value[-1] in ")]"
+
+
 def lies_in(value: float, interval: str) -> bool:
     """Whether a finite number lies in an interval, such as `"[0, 1)"`."""
-    low, high = map(float, interval[1:-1].split(","))
+    low, high = _ends(interval)
     is_above = low <= value if interval[0] == "[" else low < value
     is_below = value <= high if interval[-1] == "]" else value < high
     return is_above and is_below
@@ -209,14 +218,19 @@ def check_model(name: str, value: Any) -> keras.Model:
     return check_type(name, value, keras.Model, "a `keras.Model`")
 
 
+def as_array(name: str, value: Any, rule: str = "an array") -> np.ndarray:
+    """Returns an argument as an array of any dtype."""
+    try:
+        return np.asarray(value)
+    except Exception:  # Of uneven lists, or whatever a tensor raises.
+        raise error(name, rule, value) from None
+
+
 def check_array(
     name: str, value: Any, rule: str = "an array of real numbers"
 ) -> np.ndarray:
     """Checks that an argument is an array of real numbers, finite or not."""
-    try:
-        array = np.asarray(value)
-    except Exception:  # Of uneven lists, or whatever a tensor raises.
-        raise error(name, rule, value) from None
+    array = as_array(name, value, rule)
     is_standard = array.dtype.kind in "fiub"
     # Such as bfloat16.
     if not is_standard and not np.can_cast(array.dtype, "float64"):
@@ -306,6 +320,11 @@ def check_deserialized(
     if not callable(result):
         raise error(name, rule, value)
     return result
+
+
+def _ends(interval):
+    low, high = map(float, interval[1:-1].split(","))
+    return low, high
 
 
 def _check_integer(name, value, rule, minimum, maximum):
