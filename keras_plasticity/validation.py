@@ -59,9 +59,11 @@ def is_number(value: Any) -> bool:
 
 def is_interval(value: Any) -> bool:
     """Whether a value is a string that `lies_in` takes."""
+    if not isinstance(value, str):
+        return False
     try:
         low, high = _ends(value)
-    except (TypeError, ValueError, IndexError):
+    except ValueError:
         return False
     return low <= high and value[0] in "[(" and value[-1] in ")]"
 

@@ -36,6 +36,28 @@ def test_digits_beyond_the_thirtieth_are_dropped():
     assert functional.count_digits(1e-31, 10)[:2] == (0, ())
 
 
+@pytest.mark.parametrize(
+    ("rate", "units", "name"),
+    [
+        (0.1, -(10**12), "units"),
+        (0.1, 0, "units"),
+        (0.1, 10**12, "units"),
+        (0.1, 2.0, "units"),
+        (1.5, 10, "replacement_rate"),
+        (_NAN, 10, "replacement_rate"),
+        (True, 10, "replacement_rate"),
+    ],
+)
+def test_no_digits(rate, units, name):
+    with pytest.raises(ValueError, match=f"^`{name}` must be .* {name}="):
+        functional.count_digits(rate, units)
+
+
+def test_digits_of_a_number_of_numpy():
+    expected = functional.count_digits(1e-4, 2000)
+    assert functional.count_digits(np.float32(1e-4), np.int64(2000)) == expected
+
+
 @pytest.mark.parametrize("rate", _RATES)
 def test_advance_count_is_exact_at_each_update(rate):
     units = 2000
