@@ -10,7 +10,6 @@ import types
 
 import keras
 from keras.src.backend.common import global_state
-from keras.src.quantizers.utils import should_quantize_layer
 
 
 def calls(operation):
@@ -263,7 +262,7 @@ def check_before_quantizing(check):
         model, mode=None, config=None, filters=None, **kwargs
     ):
         for layer in model._flatten_layers():
-            if should_quantize_layer(layer, filters):
+            if keras.src.quantizers.utils.should_quantize_layer(layer, filters):
                 check(layer)
         quantize(model, mode=mode, config=config, filters=filters, **kwargs)
 

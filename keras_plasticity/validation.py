@@ -1,14 +1,50 @@
-"""Checks of arguments.
+"""Checks of arguments, for the whole library.
 
-Each returns the value of an argument, or raises a `ValueError` that says what
-was expected and what it received. `name` is the name of the argument, `value`
-its value.
+Each returns the value of an argument in its plain form (a Python number, a
+list, a NumPy array), or raises an error that says what was expected and what
+was received: a `TypeError` where only some kind of object will do, and else a
+`ValueError`. `name` is the name of the argument, `value` its value.
+
+- Numbers of NumPy are numbers: `np.float32(1e-4)` is 0.0001.
+- Booleans are no numbers, and nothing but booleans are booleans.
+- NaN and infinity lie in no interval.
 """
 
 import math
 import numbers
+import os
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from collections.abc import Set
 from typing import Any
+
+import keras
+import numpy as np
+
+from keras_plasticity.types import Tensor
+
+# What an int32 holds, and the seeds that Keras takes on every backend.
+LARGEST_INTEGER = 2**31 - 1
+_LONGEST_VALUE = 300
+
+
+def received(name: str, value: Any) -> str:
+    """The end of an error's message: an argument and its value."""
+    is_string = isinstance(value, str)
+    try:
+        text = str(value) if is_string else repr(value)
+    except Exception:  # An integer of too many digits; what a user's class may.
+        text = f"an object of {type(value)}"
+    if len(text) > _LONGEST_VALUE:
+        text = f"{text[:_LONGEST_VALUE]}..."
+    return f"Received: {name}={text}" + is_string * " (a string)"
+
+
+def error(name: str, rule: str, value: Any) -> ValueError:
+    """The error of an argument that is not what it must be."""
+    return ValueError(f"`{name}` must be {rule}. {received(name, value)}")
 
 
 def is_integer(value: Any) -> bool:
@@ -18,55 +54,76 @@ def is_integer(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number of Python or NumPy."""
-    return (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
+    return _as_float(value) is not None
+
+
+def is_interval(value: Any) -> bool:
+    """Whether a value is a string that `lies_in` takes."""
+    if not isinstance(value, str):
+        return False
+    try:
+        low, high = _ends(value)
+    except ValueError:
+        return False
+    return low <= high and value[0] in "[(" and value[-1] in ")]"
+
+
+def lies_in(value: float, interval: str) -> bool:
+    """Whether a finite number lies in an interval, such as `"[0, 1)"`."""
+    low, high = _ends(interval)
+    is_above = low <= value if interval[0] == "[" else low < value
+    is_below = value <= high if interval[-1] == "]" else value < high
+    return is_above and is_below
 
 
 def check_integer(
-    name: str, value: Any, minimum: int, maximum: float = math.inf
-):
+    name: str, value: Any, minimum: int, maximum: float = LARGEST_INTEGER
+) -> int:
     """Checks that an argument is an integer from `minimum` to `maximum`."""
-    if not is_integer(value) or not minimum <= value <= maximum:
-        end = "" if maximum == math.inf else f" and at most {maximum}"
-        raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}{end}. "
-            f"Received: {name}={value}"
-        )
-    return value
+    rule = f"an integer of at least {minimum}"
+    return _check_integer(name, value, rule, minimum, maximum)
 
 
-def check_positive_integer(name: str, value: Any):
+def check_positive_integer(
+    name: str, value: Any, maximum: int = LARGEST_INTEGER
+) -> int:
     """Checks that an argument is an integer above 0."""
-    if not is_integer(value) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value}"
-        )
-    return value
+    return _check_integer(name, value, "a positive integer", 1, maximum)
 
 
-def check_positive(name: str, value: Any):
+def check_seed(name: str, value: Any) -> int | None:
+    """Checks that an argument is a seed of Keras' generators, or `None`."""
+    if value is None:
+        return None
+    rule = "`None`, or an integer of at least 0"
+    return _check_integer(name, value, rule, 0, LARGEST_INTEGER)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Checks that an argument is a finite number."""
+    number = _as_float(value)
+    if number is None:
+        raise error(name, "a finite number", value)
+    return number
+
+
+def check_positive(name: str, value: Any) -> float:
     """Checks that an argument is a finite number above 0."""
-    if not is_number(value) or value <= 0:
-        raise ValueError(
-            f"`{name}` must be a positive number. Received: {name}={value}"
-        )
-    return value
+    number = _as_float(value)
+    if number is None or number <= 0:
+        raise error(name, "a positive number", value)
+    return number
 
 
-def check_not_negative(name: str, value: Any):
+def check_not_negative(name: str, value: Any) -> float:
     """Checks that an argument is a finite number of at least 0."""
-    if not is_number(value) or value < 0:
-        raise ValueError(
-            f"`{name}` must be a number that is not negative. "
-            f"Received: {name}={value}"
-        )
-    return value
+    number = _as_float(value)
+    if number is None or number < 0:
+        raise error(name, "a number that is not negative", value)
+    return number
 
 
-def check_in_interval(name: str, value: Any, interval: str):
+def check_in_interval(name: str, value: Any, interval: str) -> float:
     """Checks that an argument is a finite number in an interval.
 
     Args:
@@ -75,26 +132,247 @@ def check_in_interval(name: str, value: Any, interval: str):
         interval: String, such as `"[0, 1)"` or `"[0, inf)"`: a square bracket
             includes its end, a round one does not.
     """
-    if not is_number(value) or not _lies_in(value, interval):
+    number = _as_float(value)
+    if number is None or not lies_in(number, interval):
+        raise error(name, f"a number in {interval}", value)
+    return number
+
+
+def check_boolean(name: str, value: Any) -> bool:
+    """Checks that an argument is `True` or `False`."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise error(name, "`True` or `False`", value)
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence) -> Any:
+    """Checks that an argument is one of `choices`: strings or integers."""
+    plain = int(value) if is_integer(value) else value
+    for choice in choices:
+        # An array that is compared with a string is an array.
+        if type(plain) is not bool and isinstance(plain, type(choice)):
+            if plain == choice:
+                return choice
+    if len(choices) == 2:
+        rule = " or ".join(map(repr, choices))
+    else:
+        rule = f"one of {tuple(choices)}"
+    raise error(name, rule, value)
+
+
+def check_string(name: str, value: Any) -> str:
+    """Checks that an argument is a string."""
+    if not isinstance(value, str):
+        raise error(name, "a string", value)
+    return str(value)
+
+
+def check_path(name: str, value: Any) -> str:
+    """Checks that an argument is the path of a file or a folder."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise error(name, "a path, a string that is not empty", value)
+    return os.fspath(value)
+
+
+def check_list(
+    name: str, value: Any, kind: type = object, rule: str = "a list"
+) -> list:
+    """Checks that an argument is a list, tuple or set of objects of a kind."""
+    if (
+        not isinstance(value, (Sequence, Set))
+        or isinstance(value, (str, bytes))
+        or not all(isinstance(each, kind) for each in value)
+    ):
+        raise error(name, rule, value)
+    return list(value)
+
+
+def check_mapping(
+    name: str, value: Any, keys: Iterable[str] = (), rule: str = "a dict"
+) -> Mapping:
+    """Checks that an argument is a dict that has some keys."""
+    if not isinstance(value, Mapping) or not all(key in value for key in keys):
+        raise error(name, rule, value)
+    return value
+
+
+def check_type(name: str, value: Any, kind: Any, rule: str) -> Any:
+    """Checks that an argument is an object of a kind.
+
+    Args:
+        name: String.
+        value: The argument.
+        kind: Class, or tuple of classes.
+        rule: String, what the argument must be, such as `"a keras.Model"`.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {rule}. {received(name, value)}")
+    return value
+
+
+def check_function(name: str, value: Any, rule: str = "a function") -> Callable:
+    """Checks that an argument can be called."""
+    return check_type(name, value, Callable, rule)
+
+
+def check_model(name: str, value: Any) -> keras.Model:
+    """Checks that an argument is a Keras model."""
+    return check_type(name, value, keras.Model, "a `keras.Model`")
+
+
+def as_array(name: str, value: Any, rule: str = "an array") -> np.ndarray:
+    """Returns an argument as an array of any dtype."""
+    try:
+        return np.asarray(value)
+    except Exception:  # Of uneven lists, or whatever a tensor raises.
+        raise error(name, rule, value) from None
+
+
+def check_array(
+    name: str, value: Any, rule: str = "an array of real numbers"
+) -> np.ndarray:
+    """Checks that an argument is an array of real numbers, finite or not."""
+    array = as_array(name, value, rule)
+    is_standard = array.dtype.kind in "fiub"
+    # Such as bfloat16.
+    if not is_standard and not np.can_cast(array.dtype, "float64"):
+        raise error(name, rule, value)
+    return array
+
+
+def check_arrays(name: str, value: Any, or_none: bool = False) -> list:
+    """Checks that an argument is a list of arrays of real numbers.
+
+    With `or_none`, or of `None`.
+    """
+    rule = "a list of arrays of real numbers"
+    is_list = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+    if not is_list or isinstance(value, (str, bytes, Mapping)):
+        raise error(name, rule, value)
+    return [
+        None if each is None and or_none else check_array(name, each, rule)
+        for each in value
+    ]
+
+
+def check_tensors(**tensors: Any) -> list[Tensor]:
+    """Checks that arguments are tensors of real numbers, of shapes that fit.
+
+    The shapes fit if they are alike, or can be broadcast.
+
+    Args:
+        **tensors: The arguments, by name.
+
+    Returns:
+        List of the arguments as tensors. Python numbers stay numbers.
+    """
+    result = [
+        value if keras.ops.is_tensor(value) else _as_tensor(name, value)
+        for name, value in tensors.items()
+    ]
+    shapes = [getattr(value, "shape", ()) for value in result]
+    if any(shape != shapes[0] for shape in shapes[1:]):
+        _check_broadcast(tensors, shapes)
+    return result
+
+
+def check_inputs(name: str, value: Any) -> Any:
+    """Checks that an argument is an array, or a nest of them, for a model."""
+    for each in keras.tree.flatten(value) or [None]:
+        if not keras.ops.is_tensor(each):
+            check_array(name, each, "an array, or a list or dict of arrays")
+    return value
+
+
+def check_finite(name: str, array: np.ndarray, remedy: str = "") -> np.ndarray:
+    """Checks that the entries of an array are finite.
+
+    Args:
+        name: String.
+        array: NumPy array of real numbers.
+        remedy: String, the end of the message.
+    """
+    if not np.isfinite(array).all():
         raise ValueError(
-            f"`{name}` must be a number in {interval}. Received: {name}={value}"
+            f"`{name}` must be finite numbers. Received: an array with "
+            f"{np.count_nonzero(~np.isfinite(array))} NaN or infinite values."
+            + remedy
         )
-    return value
+    return array
 
 
-def check_choice(name: str, value: Any, choices: Sequence):
-    """Checks that an argument is one of `choices`."""
-    if value not in choices:
-        if len(choices) == 2:
-            rule = " or ".join(map(repr, choices))
-        else:
-            rule = f"one of {tuple(choices)}"
-        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
-    return value
+def check_deserialized(
+    name: str, value: Any, get: Callable, rule: str, optional: bool = False
+) -> Any:
+    """Checks that an argument is a Keras object or the name of one.
+
+    Args:
+        name: String.
+        value: The argument.
+        get: Keras' function, such as `keras.initializers.get`.
+        rule: String, such as `"a Keras initializer or the name of one"`.
+        optional: Boolean, whether `None` is allowed. Defaults to `False`.
+    """
+    if value is None and optional:
+        return None
+    try:
+        result = get(value)
+    except Exception:  # Of a config, whatever its class may raise.
+        result = None
+    if not callable(result):
+        raise error(name, rule, value)
+    return result
 
 
-def _lies_in(value, interval):
+def _ends(interval):
     low, high = map(float, interval[1:-1].split(","))
-    is_above = low <= value if interval[0] == "[" else low < value
-    is_below = value <= high if interval[-1] == "]" else value < high
-    return is_above and is_below
+    return low, high
+
+
+def _check_integer(name, value, rule, minimum, maximum):
+    if is_integer(value) and minimum <= value <= maximum:
+        return int(value)
+    is_above = is_integer(value) and value > maximum
+    if is_above or maximum not in (LARGEST_INTEGER, math.inf):
+        rule += f" and at most {maximum}"
+    raise error(name, rule, value)
+
+
+def _as_tensor(name, value):
+    if isinstance(value, (keras.KerasTensor, keras.Variable)):
+        return value
+    if is_number(value) and not isinstance(value, np.generic):
+        return value
+    array = check_array(name, value, "a tensor of real numbers")
+    if array.dtype.kind == "b":
+        array = array.astype("float32")
+    return keras.ops.convert_to_tensor(array)
+
+
+def _check_broadcast(tensors, shapes):
+    shapes = [tuple(shape) for shape in shapes]
+    if any(None in shape for shape in shapes):
+        return  # A batch of any size.
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        names = " and ".join(f"`{name}`" for name in tensors)
+        given = ", ".join(
+            f"{name}.shape={shape}" for name, shape in zip(tensors, shapes)
+        )
+        raise ValueError(
+            f"{names} must be tensors of the same shape. Received: {given}"
+        ) from None
+
+
+def _as_float(value):
+    """The Python float of a real number; `None` if it is none, or infinite."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        # As a person would write it: 1e-4 in float32 is 9.9999997e-05.
+        is_numpy = isinstance(value, np.floating)
+        number = float(str(value)) if is_numpy else float(value)
+    except OverflowError:  # Of an integer that no float is as large as.
+        return None
+    return number if math.isfinite(number) else None

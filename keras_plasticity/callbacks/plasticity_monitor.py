@@ -145,16 +145,16 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         max_rows: int = 2000,
     ):
         super().__init__()
-        validation.check_positive_integer("batch_size", batch_size)
-        validation.check_positive_integer("max_rows", max_rows)
+        self._batch_size = validation.check_positive_integer(
+            "batch_size", batch_size
+        )
+        self._max_rows = validation.check_positive_integer("max_rows", max_rows)
         self.history = []
         self._num_examples, self._x, self._y = _check_probe(probe_data)
         has_targets = self._num_examples is not None or self._y is not None
         self._measures = _check_measures(measures, has_targets)
         self._layers = _check_layers(layers)
-        self._batch_size = batch_size
-        self._max_rows = max_rows
-        self._log_dir = log_dir
+        self._log_dir = _check_log_dir(log_dir)
         self._writer = None
         # Kernels and replaced units of each learner at the last measurement.
         self._before = {}
@@ -266,6 +266,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         Args:
             state: What its `get_state` returned.
         """
+        validation.check_mapping(
+            "state", state, ("history", "diverged"), "what `get_state` returned"
+        )
         self.history = copy.deepcopy(state["history"])
         self._diverged = set(state["diverged"])
 
@@ -547,7 +550,7 @@ def _if_finite(measured):
 
 def _check_probe(probe_data):
     """Returns the number of examples, or the inputs and the targets."""
-    if isinstance(probe_data, (int, np.integer)):
+    if isinstance(probe_data, (int, np.integer, np.bool_)):
         if not validation.is_integer(probe_data) or probe_data < 1:
             raise ValueError(
                 "`probe_data` must be a positive number of examples, an array "
@@ -564,8 +567,8 @@ def _check_probe(probe_data):
                 f"of length {len(probe_data)}"
             )
         x, y = probe_data
-        y = np.asarray(y)
-    x = keras.tree.map_structure(np.asarray, x)
+        y = _as_array(y)
+    x = keras.tree.map_structure(_as_array, x)
     arrays = keras.tree.flatten(x) + ([] if y is None else [y])
     shapes = [array.shape for array in arrays]
     lengths = {shape[0] if shape else 0 for shape in shapes}
@@ -593,11 +596,10 @@ def _check_measures(measures, has_targets):
         return [
             name for name in _MEASURES if has_targets or name != "gradient_norm"
         ]
-    if isinstance(measures, str) or not set(measures) <= set(_MEASURES):
-        raise ValueError(
-            f"`measures` must be a list of some of {list(_MEASURES)}. "
-            f"Received: measures={measures}"
-        )
+    rule = f"a list of some of {list(_MEASURES)}"
+    measures = validation.check_list("measures", measures, str, rule)
+    if not set(measures) <= set(_MEASURES):
+        raise validation.error("measures", rule, measures)
     if "gradient_norm" in measures and not has_targets:
         raise ValueError(
             "The measure 'gradient_norm' needs targets: give `probe_data` as "
@@ -607,9 +609,20 @@ def _check_measures(measures, has_targets):
 
 
 def _check_layers(layers):
-    if isinstance(layers, str) or (layers is not None and not len(layers)):
-        raise ValueError(
-            "`layers` must be a list of the names of layers, or `None` for "
-            f"all hidden layers. Received: layers={layers!r}"
-        )
-    return layers
+    if layers is None:
+        return None
+    rule = "a list of the names of layers, or `None` for all hidden layers"
+    names = validation.check_list("layers", layers, str, rule)
+    if not names:
+        raise validation.error("layers", rule, layers)
+    return names
+
+
+def _check_log_dir(log_dir):
+    if log_dir is None or hasattr(log_dir, "scalar"):
+        return log_dir
+    return validation.check_path("log_dir", log_dir)
+
+
+def _as_array(value):
+    return validation.as_array("probe_data", value)

@@ -39,17 +39,16 @@ class ShrinkAndPerturbTasks(TaskCallback):
         shrink: float = 0.2,
         perturb: float = 0.8,
     ):
-        if not callable(build_model):
-            raise TypeError(
-                "`build_model` must be a function of a learner's index and a "
-                "task's index that returns a model. "
-                f"Received: build_model={build_model!r}"
-            )
-        validation.check_in_interval("shrink", shrink, "[0, 1]")
-        validation.check_in_interval("perturb", perturb, "[0, inf)")
-        self.build_model = build_model
-        self.shrink = shrink
-        self.perturb = perturb
+        self.build_model = validation.check_function(
+            "build_model",
+            build_model,
+            "a function of a learner's index and a task's index that returns a "
+            "model",
+        )
+        self.shrink = validation.check_in_interval("shrink", shrink, "[0, 1]")
+        self.perturb = validation.check_in_interval(
+            "perturb", perturb, "[0, inf)"
+        )
         self._is_first = True
 
     def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
@@ -76,7 +75,7 @@ class ShrinkAndPerturbTasks(TaskCallback):
         return self._is_first
 
     def set_state(self, state: bool):
-        self._is_first = state
+        self._is_first = validation.check_boolean("state", state)
 
 
 def _shapes(variables):

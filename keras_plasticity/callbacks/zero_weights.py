@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.weights import weights_of
 
@@ -33,14 +34,9 @@ class ZeroWeights(TaskCallback):
     """
 
     def __init__(self, layers: Sequence[str]):
-        if isinstance(layers, str) or not all(
-            isinstance(name, str) for name in layers
-        ):
-            raise ValueError(
-                "`layers` must be a list of the names of layers. "
-                f"Received: layers={layers!r}"
-            )
-        self.layers = list(layers)
+        self.layers = validation.check_list(
+            "layers", layers, str, "a list of the names of layers"
+        )
 
     def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
         positions = []

@@ -57,7 +57,9 @@ def load_imagenet(
         OSError: If the cache cannot be written.
         ValueError: If there are no images of this resolution.
     """
-    validation.check_choice("resolution", resolution, _RESOLUTIONS)
+    resolution = validation.check_choice("resolution", resolution, _RESOLUTIONS)
+    if cache_dir is not None:
+        cache_dir = validation.check_path("cache_dir", cache_dir)
     size = f"{resolution}x{resolution}"
     # The data of 64 x 64 pixels is downloaded in two parts.
     part = "_part1" if resolution == 64 else ""

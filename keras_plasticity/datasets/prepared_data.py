@@ -5,6 +5,8 @@ import urllib.request
 
 import keras
 
+from keras_plasticity import validation
+
 
 def import_tensorflow_datasets(title: str):
     """Imports `tensorflow_datasets`, which is slow and only loaders need.
@@ -57,6 +59,8 @@ def prepared_builder(
         FileNotFoundError: If `data_dir` does not hold the data.
         ConnectionError: If the data has to be downloaded and cannot be.
     """
+    if data_dir is not None:
+        data_dir = validation.check_path("data_dir", data_dir)
     tfds = import_tensorflow_datasets(title)
     builder = tfds.builder(name, data_dir=data_dir)
     if builder.is_prepared():

@@ -2,7 +2,8 @@
 
 All functions take the activations of one layer, an array of shape
 `(examples, units)`, and summarize its singular values, which are computed in
-float64. All are 0 for the zero matrix, such as that of a layer of dead units.
+float64. They do not depend on the scale of the activations. All are 0 for the
+zero matrix, such as that of a layer of dead units.
 
 "Stable rank" has two meanings: in the papers on loss of plasticity it is
 `absolute_approximate_rank`, elsewhere it is `stable_rank`.
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_plasticity import validation
-from keras_plasticity.diagnostics.features import check_features
+from keras_plasticity.diagnostics import arrays
 
 # Activations are computed in float32 at best, even if they come as float64.
 _RELATIVE_PRECISION = np.finfo("float32").eps
@@ -62,6 +63,7 @@ def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
         ValueError: If `features` is empty, not of rank 2, or not finite, or
             if `threshold` is out of its range.
     """
+    threshold = validation.check_in_interval("threshold", threshold, "(0, 1]")
     return _approximate_rank(_singular_values(features), threshold)
 
 
@@ -84,6 +86,7 @@ def absolute_approximate_rank(
         ValueError: If `features` is empty, not of rank 2, or not finite, or
             if `threshold` is out of its range.
     """
+    threshold = validation.check_in_interval("threshold", threshold, "(0, 1]")
     return _absolute_approximate_rank(_singular_values(features), threshold)
 
 
@@ -179,13 +182,14 @@ def _hard_rank(values, shape):
 
 
 def _singular_values(features):
-    """Singular values in descending order, float64."""
-    features = check_features(features).astype("float64")
-    return np.linalg.svd(features, compute_uv=False)
+    """Singular values in descending order, float64, of scaled features."""
+    features = arrays.check_features(features)
+    exponent = arrays.exponent_of(arrays.largest_magnitude([features]))
+    scaled = arrays.scaled(features, exponent)
+    return np.linalg.svd(scaled, compute_uv=False)
 
 
 def _count_until(values, threshold):
-    validation.check_in_interval("threshold", threshold, "(0, 1]")
     sums = np.cumsum(values)
     if sums[-1] == 0.0:
         return 0

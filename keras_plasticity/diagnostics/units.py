@@ -2,7 +2,8 @@
 
 All functions take the activations of one layer after its non-linearity, an
 array of shape `(examples, units)`. The positions of a feature map count as
-examples.
+examples. Dead, dormant and inactive units do not depend on the scale of the
+activations.
 
 References:
 
@@ -10,12 +11,13 @@ References:
 - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from keras_plasticity import validation
-from keras_plasticity.diagnostics.features import check_features
+from keras_plasticity.diagnostics import arrays
 
 
 def dead_units(features: np.ndarray) -> int:
@@ -166,44 +168,52 @@ class UnitActivity:
     """
 
     def __init__(self, features, extremes=None, tolerance=0.1):
-        if extremes is not None and not len(extremes):
-            raise ValueError(
-                "`extremes` must have at least one value. Received: "
-                f"extremes={extremes}"
-            )
-        validation.check_not_negative("tolerance", tolerance)
+        if extremes is not None:
+            extremes = _check_extremes(extremes)
         self._extremes = extremes
-        self._tolerance = tolerance
+        self._tolerance = validation.check_not_negative("tolerance", tolerance)
         self._num_examples = 0
         self._num_nonzero = 0
         self._num_saturated = 0
+        # Of each unit, the sum of magnitudes is `_magnitude * 2**_exponent`.
         self._magnitude = 0.0
+        self._exponent = -math.inf
         self.add(features)
 
     def add(self, features):
         """Adds the activations of further examples."""
-        features = check_features(features)
+        features = arrays.check_features(features)
         self._num_examples += len(features)
         self._num_nonzero += np.count_nonzero(features, axis=0)
-        self._magnitude += np.abs(features).sum(axis=0, dtype="float64")
+        self._add_magnitude(features)
         if self._extremes is not None:
             self._num_saturated += np.count_nonzero(
                 self._is_saturated(features), axis=0
             )
 
+    def _add_magnitude(self, features):
+        exponent = arrays.exponent_of(arrays.largest_magnitude([features]))
+        magnitude = np.abs(arrays.scaled(features, exponent)).sum(axis=0)
+        old, self._exponent = self._exponent, max(self._exponent, exponent)
+        self._magnitude = self._magnitude * 2.0 ** (
+            old - self._exponent
+        ) + magnitude * 2.0 ** (exponent - self._exponent)
+
     def dead(self):
         return int(np.sum(self._num_nonzero == 0))
 
     def inactive(self, threshold=0.01):
-        validation.check_in_interval("threshold", threshold, "(0, 1]")
+        threshold = validation.check_in_interval(
+            "threshold", threshold, "(0, 1]"
+        )
         share = self._num_nonzero / self._num_examples
         return int(np.sum(share < threshold))
 
     def dormant(self, threshold=0.025):
-        validation.check_not_negative("threshold", threshold)
+        threshold = validation.check_not_negative("threshold", threshold)
         mean = self._magnitude.mean()
-        if mean == 0.0:
-            return self._magnitude.size
+        if mean == 0.0 or threshold == 0.0:
+            return self.dead()  # Beside large scores, small ones vanish.
         return int(np.sum(self._magnitude / mean <= threshold))
 
     def saturated(self):
@@ -217,6 +227,16 @@ class UnitActivity:
         for extreme in self._extremes:
             # Not by the distance: rounding it would make ties count.
             low, high = extreme - self._tolerance, extreme + self._tolerance
-            is_near |= (low < features) & (features < high)
-            is_near |= features == extreme
+            # Beyond the range of the features' dtype they become infinite.
+            with np.errstate(over="ignore"):
+                is_near |= (low < features) & (features < high)
+                is_near |= features == extreme
         return is_near
+
+
+def _check_extremes(extremes):
+    rule = "a tuple of at least one finite number"
+    numbers = validation.check_list("extremes", extremes, rule=rule)
+    if not numbers or not all(map(validation.is_number, numbers)):
+        raise validation.error("extremes", rule, extremes)
+    return [validation.check_number("extremes", each) for each in numbers]

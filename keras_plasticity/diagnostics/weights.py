@@ -1,8 +1,17 @@
+"""Measures of weights and gradients.
+
+Entries of any magnitude are taken: what is computed from them overflows only if
+the result itself is no float64. If an entry is infinite so is the result, and
+if one is NaN, it is NaN.
+"""
+
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from keras_plasticity import validation
+from keras_plasticity.diagnostics import arrays
 
 
 def gradient_norm(gradients: Sequence[np.ndarray | None]) -> float:
@@ -13,7 +22,7 @@ def gradient_norm(gradients: Sequence[np.ndarray | None]) -> float:
             weight that the loss does not depend on, counts as zeros.
 
     Returns:
-        Float, not negative.
+        Float, not negative. It is infinite or NaN if an entry is.
 
     Raises:
         ValueError: If there is no entry at all.
@@ -23,10 +32,15 @@ def gradient_norm(gradients: Sequence[np.ndarray | None]) -> float:
     >>> gradient_norm([np.array([[3.0, 0.0]]), None, np.array([-4.0])])
     5.0
     """
-    gradients = [np.asarray(g) for g in gradients if g is not None]
+    gradients = validation.check_arrays("gradients", gradients, or_none=True)
+    gradients = [g for g in gradients if g is not None]
     _check_entries("gradients", gradients)
-    squares = (np.square(g, dtype="float64").sum() for g in gradients)
-    return float(np.sqrt(sum(squares)))
+    largest = arrays.largest_magnitude(gradients)
+    if not math.isfinite(largest):
+        return largest
+    exponent = arrays.exponent_of(largest)
+    squares = (np.square(arrays.scaled(g, exponent)).sum() for g in gradients)
+    return arrays.unscaled(math.sqrt(sum(squares)), exponent)
 
 
 def weight_change(
@@ -43,7 +57,7 @@ def weight_change(
             Dohare et al. (2024) show for reinforcement learning.
 
     Returns:
-        Float, not negative.
+        Float, not negative. It is infinite or NaN if an entry is.
 
     Raises:
         ValueError: If there is no entry at all, if the shapes differ, or if
@@ -55,22 +69,26 @@ def weight_change(
     1.0
     """
     validation.check_choice("reduction", reduction, ("mean", "sum"))
-    before = [np.asarray(array) for array in before]
-    after = [np.asarray(array) for array in after]
+    before = validation.check_arrays("before", before)
+    after = validation.check_arrays("after", after)
     shapes = [[array.shape for array in arrays] for arrays in (before, after)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             "`before` and `after` must be arrays of the same shapes. "
             f"Received: before of shapes {shapes[0]}, after of {shapes[1]}"
         )
-    _check_entries("before", before)
-    differences = [
-        np.subtract(b, a, dtype="float64") for b, a in zip(before, after)
-    ]
-    total = sum(np.abs(difference).sum() for difference in differences)
+    size = _check_entries("before", before)
+    largest = arrays.largest_magnitude([*before, *after])
+    if not math.isfinite(largest):
+        return largest
+    exponent = arrays.exponent_of(largest)
+    total = sum(
+        np.abs(arrays.scaled(b, exponent) - arrays.scaled(a, exponent)).sum()
+        for b, a in zip(before, after)
+    )
     if reduction == "mean":
-        total /= sum(difference.size for difference in differences)
-    return float(total)
+        total /= size
+    return arrays.unscaled(total, exponent)
 
 
 def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
@@ -81,7 +99,7 @@ def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
             network. The mean is over entries, so large arrays count for more.
 
     Returns:
-        Float.
+        Float, not negative. It is infinite or NaN if an entry is.
 
     Raises:
         ValueError: If there is no entry at all.
@@ -91,10 +109,14 @@ def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
     >>> weight_magnitude([np.array([[-1.0, 1.0]]), np.array([4.0])])
     2.0
     """
-    weights = [np.asarray(array) for array in weights]
+    weights = validation.check_arrays("weights", weights)
     size = _check_entries("weights", weights)
-    total = sum(np.abs(array).sum(dtype="float64") for array in weights)
-    return float(total / size)
+    largest = arrays.largest_magnitude(weights)
+    if not math.isfinite(largest):
+        return largest
+    exponent = arrays.exponent_of(largest)
+    total = sum(np.abs(arrays.scaled(w, exponent)).sum() for w in weights)
+    return arrays.unscaled(total / size, exponent)
 
 
 def _check_entries(name, arrays):

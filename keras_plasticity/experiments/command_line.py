@@ -8,7 +8,10 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from keras_plasticity import validation
 from keras_plasticity.experiments.methods import all_flags
+from keras_plasticity.experiments.methods import check_flag_values
+from keras_plasticity.experiments.methods import check_parts
 from keras_plasticity.experiments.methods import find_parts
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
@@ -50,7 +53,10 @@ def define_flags(
     flag_values.replacement_rate  # 1e-5
     ```
     """
+    check_flag_values(flag_values)
+    check_parts(parts)
     if data_set is not None:
+        validation.check_string("data_set", data_set)
         flags.DEFINE_string(
             "data_dir",
             None,
@@ -129,6 +135,11 @@ def has_defaults(flag_values: flags.FlagValues, names: Sequence[str]) -> bool:
     is_protocol = has_defaults(flag_values, ["epochs", "batch_size"])
     ```
     """
+    check_flag_values(flag_values)
+    for name in validation.check_list("names", names, str, "a list of strings"):
+        if name not in flag_values:
+            rule = "names of flags that are defined in `flag_values`"
+            raise validation.error("names", rule, names)
     return all(
         flag_values[name].value == flag_values[name].default for name in names
     )
@@ -152,6 +163,9 @@ def launch(
         experiments.launch(define_flags, run)
     ```
     """
+
+    validation.check_function("define_flags", define_flags)
+    validation.check_function("run", run)
 
     def main(argv):
         if len(argv) > 1:

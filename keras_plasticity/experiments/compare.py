@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from keras_plasticity import utils
+from keras_plasticity import validation
 from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import logs
 from keras_plasticity.experiments import runs
@@ -40,6 +41,15 @@ def compare(
     print(experiments.compare(["logs/a", "logs/b"], output="logs/both"))
     ```
     """
+    folders = [
+        validation.check_path("folders", folder)
+        for folder in validation.check_list("folders", folders)
+    ]
+    if not folders:
+        raise validation.error("folders", "a list of one or more", folders)
+    output = validation.check_path("output", output)
+    if num_tasks is not None:
+        num_tasks = validation.check_positive_integer("num_tasks", num_tasks)
     summaries = {folder: logs.read_summary(folder) for folder in folders}
     _check_same_problem(summaries)
     figures.check_matplotlib()

@@ -13,6 +13,7 @@ from absl import flags
 from keras_plasticity import callbacks
 from keras_plasticity import training
 from keras_plasticity import utils
+from keras_plasticity import validation
 from keras_plasticity.experiments import activations
 from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import logs
@@ -20,6 +21,8 @@ from keras_plasticity.experiments import report
 from keras_plasticity.experiments import terminal
 from keras_plasticity.experiments.methods import Method
 from keras_plasticity.experiments.methods import all_flags
+from keras_plasticity.experiments.methods import check_flag_values
+from keras_plasticity.experiments.methods import check_parts
 from keras_plasticity.experiments.methods import choose_methods
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
@@ -97,6 +100,20 @@ def run(
     )
     ```
     """
+    check_flag_values(flag_values, defined=("method",))
+    check_parts(parts)
+    validation.check_type("problem", problem, Problem, "a `Problem`")
+    validation.check_function("build_model", build_model)
+    validation.check_function("build_stream", build_stream)
+    num_tasks = validation.check_positive_integer("num_tasks", num_tasks)
+    batch_size = validation.check_positive_integer("batch_size", batch_size)
+    epochs = validation.check_positive_integer("epochs", epochs)
+    task_callbacks = validation.check_list(
+        "task_callbacks",
+        task_callbacks,
+        training.TaskCallback,
+        "a list of `keras_plasticity.training.TaskCallback`s",
+    )
     try:
         chosen = choose_methods(
             flag_values, problem.defaults, problem.methods, parts

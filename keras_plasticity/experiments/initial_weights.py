@@ -5,6 +5,8 @@ import math
 import keras
 import numpy as np
 
+from keras_plasticity import validation
+
 
 def pytorch_initializer(rng: np.random.Generator) -> keras.Initializer:
     """The distribution of PyTorch's initial kernels.
@@ -24,6 +26,7 @@ def pytorch_initializer(rng: np.random.Generator) -> keras.Initializer:
     layer = keras.layers.Dense(2, kernel_initializer=pytorch_initializer(rng))
     ```
     """
+    _check_rng(rng)
     return keras.initializers.VarianceScaling(
         1 / 3, "fan_in", "uniform", seed=int(rng.integers(2**31))
     )
@@ -50,7 +53,15 @@ def draw_pytorch_biases(model: keras.Model, rng: np.random.Generator):
     draw_pytorch_biases(model, rng)
     ```
     """
+    validation.check_model("model", model)
+    _check_rng(rng)
     for layer in model.layers:
-        if hasattr(layer, "kernel"):
+        if hasattr(layer, "kernel") and layer.bias is not None:
             bound = 1 / math.sqrt(math.prod(layer.kernel.shape[:-1]))
             layer.bias.assign(rng.uniform(-bound, bound, layer.bias.shape))
+
+
+def _check_rng(rng):
+    validation.check_type(
+        "rng", rng, np.random.Generator, "a `numpy.random.Generator`"
+    )

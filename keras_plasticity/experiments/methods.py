@@ -11,6 +11,7 @@ from absl import flags
 
 import keras_plasticity
 from keras_plasticity import utils
+from keras_plasticity import validation
 from keras_plasticity.experiments import activations
 from keras_plasticity.experiments import parts as records
 from keras_plasticity.experiments.parts import COMMON_FLAGS
@@ -48,6 +49,11 @@ class Method:
     settings: Mapping[str, Any]
     changed: frozenset[str] = frozenset()
 
+    def __post_init__(self):
+        check_parts(self.parts)
+        validation.check_mapping("settings", self.settings)
+        validation.check_list("changed", self.changed, str, "a set of strings")
+
     @property
     def name(self) -> str:
         """The parts as its optimizers nest, the outermost first: `cbp,l2`."""
@@ -59,6 +65,7 @@ class Method:
         Args:
             name: String, the part's name.
         """
+        name = validation.check_string("name", name)
         return any(part.name == name for part in self.parts)
 
     @property
@@ -91,7 +98,14 @@ class Method:
         Returns:
             List of Keras layers.
         """
-        layer = getattr(self.layers, weighted)
+        layer = getattr(
+            self.layers, validation.check_string("weighted", weighted), None
+        )
+        if not isinstance(layer, type):
+            rule = "the name of a class of Keras layers, such as 'Dense'"
+            raise validation.error("weighted", rule, weighted)
+        name = validation.check_string("name", name)
+        seed = _seed_of(arguments.get("kernel_initializer"))
         normalization = self._choice("normalization")
         make_activation = self._choice("activation")
         activation = activations.function(self.settings.get("activation"))
@@ -126,6 +140,13 @@ class Method:
         Returns:
             A Keras optimizer.
         """
+        seed = validation.check_seed("seed", seed)
+        validation.check_deserialized(
+            "initializer",
+            initializer,
+            keras.initializers.get,
+            "a Keras initializer or the name of one",
+        )
         make_optimizer = self._choice("optimizer") or records.sgd
         result = make_optimizer(self.settings)
         for part in self.parts:
@@ -148,6 +169,11 @@ class Method:
         Returns:
             List of callbacks of the engine.
         """
+        validation.check_function("build_model", build_model)
+        seeds = [
+            validation.check_integer("seeds", seed, 0)
+            for seed in validation.check_list("seeds", seeds)
+        ]
 
         def build_fresh(learner, task):
             seed = derived_seed(seeds[learner], "new network", task)
@@ -181,7 +207,7 @@ def find_parts(name: str, parts: Sequence[Part] = PARTS) -> tuple[Part, ...]:
         ValueError: If a part is unknown or there twice, or if two of them
             contradict each other.
     """
-    names = name.split(",")
+    names = validation.check_string("name", name).split(",")
     if not set(names) <= {part.name for part in parts}:
         raise ValueError(
             "A method is one or more of "
@@ -258,6 +284,12 @@ def choose_methods(
         ValueError: If a flag was given that no method needs, or a default is
             that of no flag.
     """
+    check_flag_values(flag_values, defined=("method",))
+    check_parts(parts)
+    validation.check_mapping("problem_defaults", problem_defaults)
+    validation.check_list(
+        "default_methods", default_methods, str, "a list of strings"
+    )
     known = [flag.name for flag in all_flags(parts)]
     unknown = [name for name in problem_defaults if name not in known]
     if unknown:
@@ -289,10 +321,39 @@ def methods_table(parts: Sequence[Part] = PARTS) -> str:
     print(keras_plasticity.experiments.methods_table())
     ```
     """
+    check_parts(parts)
     return utils.markdown_table(
         ("method", "what it is", "of the library or of Keras"),
         [(f"`{part.name}`", part.about, part.implementation) for part in parts],
     )
+
+
+def check_flag_values(flag_values, defined=()):
+    """Checks an argument, which must be those of `absl` with some flags."""
+    validation.check_type(
+        "flag_values", flag_values, flags.FlagValues, "`absl.flags.FlagValues`"
+    )
+    for name in defined:
+        if name not in flag_values:
+            raise ValueError(
+                "`flag_values` must have the flags of `define_flags`, called "
+                f"with the same `parts`. Received: flags without --{name}"
+            )
+
+
+def check_parts(parts):
+    """Checks an argument, which must be `Part`s."""
+    validation.check_list("parts", parts, Part, "a tuple of `Part`s")
+
+
+def _seed_of(initializer):
+    """The seed of the argument `kernel_initializer`."""
+    if not isinstance(initializer, keras.Initializer) or not hasattr(
+        initializer, "seed"
+    ):
+        rule = "a Keras initializer with a seed"
+        raise validation.error("kernel_initializer", rule, initializer)
+    return initializer.seed
 
 
 def _make_method(parts, flag_values, problem_defaults):

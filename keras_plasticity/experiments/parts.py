@@ -16,6 +16,7 @@ import keras_plasticity
 from keras_plasticity import callbacks
 from keras_plasticity import optimizers
 from keras_plasticity import training
+from keras_plasticity import validation
 from keras_plasticity.experiments import activations
 
 # From the name of a flag to its value.
@@ -57,6 +58,20 @@ class Flag:
     choices: tuple[str, ...] = ()
     type: type = float
 
+    def __post_init__(self):
+        validation.check_string("name", self.name)
+        validation.check_string("help", self.help)
+        if not isinstance(self.default, (str, bool)):
+            validation.check_number("default", self.default)
+        if self.interval is not None:
+            if not validation.is_interval(self.interval):
+                rule = "`None` or an interval such as '[0, 1)'"
+                raise validation.error("interval", rule, self.interval)
+        _check_tuple("choices", self.choices, str, "a tuple of strings")
+        if not any(self.type is each for each in (float, int, bool)):
+            rule = "`float`, `int` or `bool`"
+            raise validation.error("type", rule, self.type)
+
     def allows(self, value: float) -> bool:
         """Whether a number lies in the interval.
 
@@ -65,14 +80,9 @@ class Flag:
         """
         if self.interval is None:
             return True
-        lower, upper = (float(end) for end in self.interval[1:-1].split(","))
-        is_above = lower < value or (
-            self.interval.startswith("[") and value == lower
+        return validation.is_number(value) and validation.lies_in(
+            value, self.interval
         )
-        is_below = value < upper or (
-            self.interval.endswith("]") and value == upper
-        )
-        return is_above and is_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +159,33 @@ class Part:
     smallest_batch: int = 1
     task_callback: Callable[..., training.TaskCallback] | None = None
 
+    def __post_init__(self):
+        for name in ("name", "about", "implementation"):
+            validation.check_string(name, getattr(self, name))
+        _check_tuple("flags", self.flags, Flag, "a tuple of `Flag`s")
+        for name in ("omits", "excludes"):
+            _check_tuple(name, getattr(self, name), str, "a tuple of strings")
+        for name in (
+            "optimizer",
+            "wrap",
+            "activation",
+            "normalization",
+            "after_activation",
+            "task_callback",
+        ):
+            if getattr(self, name) is not None:
+                validation.check_function(name, getattr(self, name))
+        for name in ("plastic_layers", "hidden_layers"):
+            validation.check_boolean(name, getattr(self, name))
+        validation.check_positive_integer("smallest_batch", self.smallest_batch)
+
     def contradicts(self, other: "Part") -> bool:
         """Whether a method cannot have both this part and another one.
 
         Args:
             other: `Part`.
         """
+        validation.check_type("other", other, Part, "a `Part`")
         if self.name in other.excludes or other.name in self.excludes:
             return True
         if any(
@@ -170,6 +201,12 @@ class Part:
         return self.plastic_layers or any(
             (self.activation, self.normalization, self.after_activation)
         )
+
+
+def _check_tuple(name, value, kind, rule):
+    if not isinstance(value, tuple):
+        raise validation.error(name, rule, value)
+    validation.check_list(name, value, kind, rule)
 
 
 # Of every method, but for parts that omit them.

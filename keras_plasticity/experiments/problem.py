@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from keras_plasticity import validation
 from keras_plasticity.experiments.methods import Method
 
 _FEWEST_BINS = 4
@@ -87,6 +88,35 @@ class Problem:
     diagnostics: bool = True
     may_grow: Sequence[str] = ("num_tasks",)
 
+    def __post_init__(self):
+        for name in (
+            "name",
+            "title",
+            "metric",
+            "result",
+            "metric_label",
+            "format",
+            "x_label",
+        ):
+            validation.check_string(name, getattr(self, name))
+        for name in (
+            "examples_per_task",
+            "num_probe_examples",
+            "tasks_per_bin",
+            "x_per_task",
+            "num_learners",
+        ):
+            validation.check_positive_integer(name, getattr(self, name))
+        for name in ("lower_is_better", "diagnostics"):
+            validation.check_boolean(name, getattr(self, name))
+        for name in ("methods", "may_grow"):
+            validation.check_list(
+                name, getattr(self, name), str, "a list of strings"
+            )
+        validation.check_mapping("defaults", self.defaults)
+        validation.check_function("published", self.published)
+        validation.check_number("scale", self.scale)
+
 
 def tasks_per_bin(published: int, num_tasks: int) -> int:
     """The published number of tasks in a bin, or fewer for a short run.
@@ -106,4 +136,6 @@ def tasks_per_bin(published: int, num_tasks: int) -> int:
     tasks_per_bin(50, 20)  # 5
     ```
     """
+    published = validation.check_positive_integer("published", published)
+    num_tasks = validation.check_positive_integer("num_tasks", num_tasks)
     return min(published, max(1, num_tasks // _FEWEST_BINS))

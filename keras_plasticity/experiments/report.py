@@ -43,7 +43,7 @@ def report(problem, summary, log_dir):
         with utils.SummaryWriter(log_dir) as writer:
             writer.image("figure", png)
             table = [tuple(row.values()) for row in rows]
-            writer.text("results", utils.markdown_table(rows[0], table))
+            writer.text("results", utils.markdown_table(tuple(rows[0]), table))
             writer.band_charts(
                 {
                     f"learners/{problem.metric}": (

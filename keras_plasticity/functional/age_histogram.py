@@ -9,17 +9,20 @@ its ages.
 import numpy as np
 from keras import ops
 
+from keras_plasticity import validation
 from keras_plasticity.types import Tensor
 
 _EXACT = 1024
 _BINS_PER_DOUBLING = _EXACT // 2
+# Ages are float32, which counts exactly up to here.
+_LARGEST_AGE = 2**24
 
 
 def num_age_bins(max_age: int) -> int:
     """Number of bins for ages up to a largest one.
 
     Args:
-        max_age: Positive integer.
+        max_age: Positive integer, at most `2**24`.
 
     Returns:
         Integer.
@@ -29,6 +32,9 @@ def num_age_bins(max_age: int) -> int:
     >>> keras_plasticity.functional.num_age_bins(20_000)
     3201
     """
+    max_age = validation.check_positive_integer(
+        "max_age", max_age, _LARGEST_AGE
+    )
     doublings = max(0, max_age.bit_length() - _EXACT.bit_length() + 1)
     return _BINS_PER_DOUBLING * doublings + (max_age >> doublings) + 1
 
@@ -38,11 +44,15 @@ def age_bin(age: Tensor, max_age: int) -> Tensor:
 
     Args:
         age: Float32 tensor of whole numbers, not negative.
-        max_age: Positive integer. Larger ages are in bin 0.
+        max_age: Positive integer, at most `2**24`. Larger ages are in bin 0.
 
     Returns:
         Int32 tensor of the same shape.
     """
+    (age,) = validation.check_tensors(age=age)
+    max_age = validation.check_positive_integer(
+        "max_age", max_age, _LARGEST_AGE
+    )
     age = ops.cast(ops.where(age <= max_age, age, 0.0), "int32")
     bins = age
     doublings = 0
@@ -68,6 +78,14 @@ def age_quantile(histogram: Tensor, quantile: float) -> Tensor:
     Returns:
         Float32 tensor of shape `(units,)`. It is 1 for a unit without events.
     """
+    (histogram,) = validation.check_tensors(histogram=histogram)
+    shape = tuple(histogram.shape)
+    if len(shape) != 2 or shape[1] < 2:
+        raise ValueError(
+            "`histogram` must be a tensor of shape (units, bins), of two bins "
+            f"or more. Received: histogram.shape={shape}"
+        )
+    quantile = validation.check_in_interval("quantile", quantile, "(0, 1)")
     counts = ops.cumsum(histogram[:, 1:], axis=1)
     total = ops.maximum(counts[:, -1:], 1.0)
     first = ops.argmax(ops.cast(counts / total >= quantile, "int32"), axis=1)

@@ -11,11 +11,16 @@ from decimal import Decimal
 
 from keras import ops
 
+from keras_plasticity import validation
 from keras_plasticity.types import Tensor
 
 # Digits beyond the 30th decimal place are dropped: at a thousand units, such
 # a rate would not replace one in the age of the universe.
 _DECIMALS = 30
+# Of more, not even one decimal digit would fit in an int32.
+_MOST_UNITS = 2**31 // 10 - 3
+# Nearly the largest float32, from which on TensorFlow's `argmin` returns 0.
+_LARGEST_UTILITY = 3.4e38
 
 
 def count_digits(
@@ -37,11 +42,15 @@ def count_digits(
     >>> keras_plasticity.functional.count_digits(1e-4, units=2000)
     (0, (100,), 1000000)
     """
+    replacement_rate = validation.check_in_interval(
+        "replacement_rate", replacement_rate, "[0, 1]"
+    )
+    units = validation.check_positive_integer("units", units, _MOST_UNITS)
     decimal_places = 1
     while 10 ** (decimal_places + 1) * (units + 2) < 2**31:
         decimal_places += 1
     base = 10**decimal_places
-    rate = Decimal(repr(float(replacement_rate)))
+    rate = Decimal(repr(replacement_rate))
     whole = int(rate)
     rest = int((rate - whole) * 10**_DECIMALS)
     digits = []
@@ -68,7 +77,15 @@ def advance_count(
         Tuple `(due, count)`: the int32 number of whole units now due, and the
         fraction that remains.
     """
-    whole, fraction, base = digits
+    whole, fraction, base = _check_digits(digits)
+    (count,) = validation.check_tensors(count=count)
+    (mature,) = validation.check_tensors(mature=mature)
+    if not len(count.shape) or count.shape[0] < len(fraction):
+        raise ValueError(
+            "`count` must have an entry for each of the "
+            f"{len(fraction)} digits. Received: count.shape="
+            f"{tuple(count.shape)}"
+        )
     carry = ops.zeros_like(mature)
     remaining = []
     for i in reversed(range(len(fraction))):
@@ -88,11 +105,35 @@ def least_useful_unit(
     Args:
         utility: Float tensor of shape `(units,)`.
         age: Float tensor of shape `(units,)`, in updates.
-        maturity_threshold: Integer. A unit is mature when it is older.
+        maturity_threshold: Integer. A unit is mature when it is older. At
+            least one unit has to be.
 
     Returns:
-        Integer scalar tensor. Of several equal units, the first. At least one
-        unit has to be mature.
+        Integer scalar tensor. Of several equal units, the first. Utilities
+        that are infinite or NaN count as the highest, and `-inf` as the
+        lowest: a unit that is not known to be useless is replaced last.
     """
-    mature = age > maturity_threshold
-    return ops.argmin(ops.where(mature, utility, float("inf")))
+    utility, age = validation.check_tensors(utility=utility, age=age)
+    if len(utility.shape) != 1 or utility.shape[0] == 0:
+        raise ValueError(
+            "`utility` must have an entry for each unit, and one at least. "
+            f"Received: utility.shape={tuple(utility.shape)}"
+        )
+    (maturity_threshold,) = validation.check_tensors(
+        maturity_threshold=maturity_threshold
+    )
+    utility = ops.cast(utility, "float32")
+    # Not by `minimum`, in which NaN stays NaN.
+    utility = ops.where(utility < _LARGEST_UTILITY, utility, _LARGEST_UTILITY)
+    return ops.argmin(
+        ops.where(age > maturity_threshold, utility, float("inf"))
+    )
+
+
+def _check_digits(digits):
+    rule = "the result of `count_digits`"
+    parts = validation.check_list("digits", digits, rule=rule)
+    if len(parts) != 3:
+        raise validation.error("digits", rule, digits)
+    validation.check_list("digits", parts[1], rule=rule)
+    return parts

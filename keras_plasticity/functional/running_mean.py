@@ -16,6 +16,7 @@ import math
 
 from keras import ops
 
+from keras_plasticity import validation
 from keras_plasticity.types import Tensor
 
 
@@ -37,6 +38,10 @@ def step_size(age: Tensor, decay_rate: float) -> Tensor:
     ...     ops.convert_to_tensor([1.0, 2.0]), decay_rate=0.5))
     array([1.       , 0.6666667], dtype=float32)
     """
+    (age,) = validation.check_tensors(age=age)
+    decay_rate = validation.check_in_interval(
+        "decay_rate", decay_rate, "[0, 1)"
+    )
     return step_size_by_log(age, *decay_constants(decay_rate))
 
 
@@ -82,5 +87,8 @@ def running_mean(mean: Tensor, value: Tensor, step_size: Tensor) -> Tensor:
     Returns:
         Tensor, the corrected mean with this observation in it.
     """
+    mean, value, step_size = validation.check_tensors(
+        mean=mean, value=value, step_size=step_size
+    )
     change = step_size * (value - mean)
     return mean + ops.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)

@@ -28,6 +28,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity import validation
 from keras_plasticity.types import Tensor
 
 # A unit whose incoming weights are all zero adapts infinitely fast, and
@@ -45,12 +46,20 @@ def mean_magnitude(weights: Tensor, axis: int) -> Tensor:
     Returns:
         Float32 tensor of shape `(weights.shape[axis],)`.
     """
+    (weights,) = validation.check_tensors(weights=weights)
     shape = tuple(weights.shape)
+    if not math.prod(shape) or not shape:
+        raise ValueError(
+            "`weights` must have at least one axis and one entry. "
+            f"Received: weights.shape={shape}"
+        )
+    last = len(shape) - 1
+    axis = validation.check_integer("axis", axis, -len(shape), last)
     axis = axis % len(shape)
     if keras.backend.standardize_dtype(weights.dtype) != "float32":
         weights = ops.cast(weights, "float32")
     size = math.prod(shape) // shape[axis]
-    if axis == len(shape) - 1:
+    if axis == last:
         if len(shape) > 2:
             weights = ops.reshape(weights, (size, shape[-1]))
         return backend.column_magnitudes(weights) / size
@@ -75,6 +84,10 @@ def contribution(
     Returns:
         Float32 tensor of shape `(units,)`.
     """
+    activation_magnitude, outgoing_magnitude = validation.check_tensors(
+        activation_magnitude=activation_magnitude,
+        outgoing_magnitude=outgoing_magnitude,
+    )
     return activation_magnitude * outgoing_magnitude
 
 
@@ -91,6 +104,10 @@ def mean_corrected_contribution(
     Returns:
         Float32 tensor of shape `(units,)`.
     """
+    activation_deviation, outgoing_magnitude = validation.check_tensors(
+        activation_deviation=activation_deviation,
+        outgoing_magnitude=outgoing_magnitude,
+    )
     return activation_deviation * outgoing_magnitude
 
 
@@ -104,6 +121,9 @@ def adaptation(incoming_magnitude: Tensor) -> Tensor:
         Float32 tensor of shape `(units,)`; finite, also for weights that
         are all zero.
     """
+    (incoming_magnitude,) = validation.check_tensors(
+        incoming_magnitude=incoming_magnitude
+    )
     return 1.0 / ops.maximum(incoming_magnitude, _SMALLEST_MAGNITUDE)
 
 
@@ -126,9 +146,12 @@ def overall(
     Returns:
         Float32 tensor of shape `(units,)`.
     """
-    return mean_corrected_contribution(
-        activation_deviation, outgoing_magnitude
-    ) * adaptation(incoming_magnitude)
+    deviation, outgoing, incoming = validation.check_tensors(
+        activation_deviation=activation_deviation,
+        outgoing_magnitude=outgoing_magnitude,
+        incoming_magnitude=incoming_magnitude,
+    )
+    return deviation * outgoing * adaptation(incoming)
 
 
 def weight_magnitude(outgoing_magnitude: Tensor) -> Tensor:
@@ -140,6 +163,9 @@ def weight_magnitude(outgoing_magnitude: Tensor) -> Tensor:
     Returns:
         Float32 tensor of shape `(units,)`.
     """
+    (outgoing_magnitude,) = validation.check_tensors(
+        outgoing_magnitude=outgoing_magnitude
+    )
     return outgoing_magnitude
 
 
@@ -153,4 +179,7 @@ def dormancy_score(activation_magnitude: Tensor) -> Tensor:
     Returns:
         Float32 tensor of shape `(units,)`. If all units are dead it is 0.
     """
+    (activation_magnitude,) = validation.check_tensors(
+        activation_magnitude=activation_magnitude
+    )
     return activation_magnitude / (ops.mean(activation_magnitude) + 1e-9)

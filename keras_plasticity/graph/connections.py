@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
 from keras_plasticity.graph import rules
 from keras_plasticity.graph import trace
 from keras_plasticity.layers.plastic_layer import PlasticLayer
@@ -124,17 +125,20 @@ def connect(layer, consumer, unit_of_feature=None):
     model.compile(optimizer=ContinualBackprop(keras.optimizers.SGD(0.01)))
     ```
     """
-    for each in (layer, consumer):
+    for name, each in (("layer", layer), ("consumer", consumer)):
         if not isinstance(each, PlasticLayer) or not each.built:
             raise ValueError(
                 "`connect` takes two built layers of "
-                f"`keras_plasticity.layers`. Received: {each!r}"
+                f"`keras_plasticity.layers`. {validation.received(name, each)}"
             )
     units = layer.unit_view().size
     features = consumer.feature_view().size
+    rule = f"an array of integers from -1 to {units - 1}"
     if unit_of_feature is None:
         unit_of_feature = np.arange(units)
-    unit_of_feature = np.asarray(unit_of_feature)
+    unit_of_feature = validation.check_array(
+        "unit_of_feature", unit_of_feature, rule
+    )
     if unit_of_feature.shape != (features,):
         raise ValueError(
             f"Layer '{consumer.name}' reads {features} features, so "
@@ -142,6 +146,10 @@ def connect(layer, consumer, unit_of_feature=None):
             f"shape {unit_of_feature.shape} (by default one feature for each "
             f"of the {units} units of layer '{layer.name}')"
         )
+    if unit_of_feature.dtype.kind not in "iu" or not all(
+        -1 <= unit < units for unit in unit_of_feature
+    ):
+        raise validation.error("unit_of_feature", rule, unit_of_feature)
     feature_map = FeatureMap(unit_of_feature, units)
     _stated.setdefault(layer, {})[consumer] = feature_map
 

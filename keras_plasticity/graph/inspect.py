@@ -7,6 +7,7 @@ import rich.markup
 import rich.table
 
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
 from keras_plasticity.graph.connections import find_connections
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
@@ -35,6 +36,9 @@ def inspect(model: keras.Model, inputs=None, print_fn=None):
     keras_plasticity.inspect(keras_plasticity.models.make_plastic(model))
     ```
     """
+    validation.check_model("model", model)
+    if print_fn is not None:
+        validation.check_function("print_fn", print_fn)
     layers = [
         layer
         for layer in keras_compat.sublayers(model)

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
@@ -106,6 +107,8 @@ def trace_model(
     Raises:
         NotTraceableError: If a model's own `call` cannot be traced.
     """
+    if inputs is not None:
+        _check_inputs(inputs)
     tracer = _Tracer(batch_size, whole_leaves)
     if keras_compat.is_graph_model(model) and inputs is None:
         known = {}
@@ -121,6 +124,15 @@ def trace_model(
     if error is not None:
         raise NotTraceableError(model, error)
     return tracer.finish(outputs, inputs, known)
+
+
+def _check_inputs(inputs):
+    for each in keras.tree.flatten(inputs) or [None]:
+        if not isinstance(each, keras.KerasTensor):
+            raise TypeError(
+                "`inputs` must be a `keras.KerasTensor`, or a list or dict of "
+                f"them. {validation.received('inputs', inputs)}"
+            )
 
 
 def trace_around(layers, variables=()) -> Trace:

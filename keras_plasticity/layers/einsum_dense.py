@@ -2,6 +2,7 @@ import re
 
 import keras
 
+from keras_plasticity import validation
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 from keras_plasticity.units.weight_view import WeightView
 
@@ -133,6 +134,7 @@ def find_labels(equation):
     Raises:
         ValueError: If there is not exactly one of each.
     """
+    equation = validation.check_string("equation", equation)
     match = re.fullmatch(r"([\w.]+),(\w+)->([\w.]+)", equation.replace(" ", ""))
     if match:
         labels = _Labels(*match.groups())

@@ -137,27 +137,29 @@ class OnlineNormalization(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if not isinstance(axis, int) or axis == 0:
-            raise ValueError(
-                "`axis` must be an integer, and not that of the batch. "
-                f"Received: axis={axis}"
+        if not validation.is_integer(axis) or axis == 0:
+            raise validation.error(
+                "axis", "an integer, and not that of the batch", axis
             )
-        validation.check_in_interval("forward_decay", forward_decay, "[0, 1)")
-        validation.check_in_interval("backward_decay", backward_decay, "[0, 1)")
-        validation.check_positive("epsilon", epsilon)
-        self.axis = axis
-        self.forward_decay = forward_decay
-        self.backward_decay = backward_decay
-        self.epsilon = epsilon
-        self.center = center
-        self.scale = scale
-        self.layer_scaling = layer_scaling
-        self.beta_initializer = keras.initializers.get(beta_initializer)
-        self.gamma_initializer = keras.initializers.get(gamma_initializer)
-        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
-        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
-        self.beta_constraint = keras.constraints.get(beta_constraint)
-        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+        self.axis = int(axis)
+        self.forward_decay = validation.check_in_interval(
+            "forward_decay", forward_decay, "[0, 1)"
+        )
+        self.backward_decay = validation.check_in_interval(
+            "backward_decay", backward_decay, "[0, 1)"
+        )
+        self.epsilon = validation.check_positive("epsilon", epsilon)
+        self.center = validation.check_boolean("center", center)
+        self.scale = validation.check_boolean("scale", scale)
+        self.layer_scaling = validation.check_boolean(
+            "layer_scaling", layer_scaling
+        )
+        self.beta_initializer = _get("beta_initializer", beta_initializer)
+        self.gamma_initializer = _get("gamma_initializer", gamma_initializer)
+        self.beta_regularizer = _get("beta_regularizer", beta_regularizer)
+        self.gamma_regularizer = _get("gamma_regularizer", gamma_regularizer)
+        self.beta_constraint = _get("beta_constraint", beta_constraint)
+        self.gamma_constraint = _get("gamma_constraint", gamma_constraint)
         self.gamma = None
         self.beta = None
         self.supports_masking = True
@@ -341,3 +343,15 @@ class OnlineNormalization(keras.layers.Layer):
                 self.gamma_constraint
             ),
         }
+
+
+def _get(name, value):
+    """The Keras object that an argument names."""
+    kind = name.partition("_")[2]
+    return validation.check_deserialized(
+        name,
+        value,
+        getattr(keras, f"{kind}s").get,
+        f"a Keras {kind} or the name of one",
+        optional=kind != "initializer",
+    )

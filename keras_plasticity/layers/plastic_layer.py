@@ -3,6 +3,7 @@
 import keras
 
 from keras_plasticity import keras_compat
+from keras_plasticity import validation
 from keras_plasticity.units.unit_statistics import UnitStatistics
 from keras_plasticity.units.weight_view import WeightView
 
@@ -32,7 +33,7 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
 
     def __init__(self, *args, replaceable=True, **kwargs):
         super().__init__(*args, **kwargs)
-        self.replaceable = replaceable
+        self.replaceable = validation.check_boolean("replaceable", replaceable)
 
     def get_config(self):
         config = super().get_config()

@@ -5,6 +5,7 @@ import keras
 from keras_plasticity import graph
 from keras_plasticity import keras_compat
 from keras_plasticity import layers
+from keras_plasticity import validation
 from keras_plasticity.layers.einsum_dense import find_labels
 
 _PLASTIC_CLASSES = {
@@ -63,7 +64,8 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"`make_plastic` takes a `keras.Model`. Received: model={model!r}"
+            "`make_plastic` takes a `keras.Model`. "
+            f"{validation.received('model', model)}"
         )
     if not model.built:
         raise ValueError(

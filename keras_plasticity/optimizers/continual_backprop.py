@@ -16,8 +16,10 @@ from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.optimizers.settings import shortest_float
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.types import Tensor
+from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_in_interval
-from keras_plasticity.validation import is_number
+from keras_plasticity.validation import error
+from keras_plasticity.validation import is_integer
 
 _UTILITIES = {
     "contribution": functional.contribution,
@@ -49,12 +51,10 @@ def _check_decay_rate(name, value):
 
 
 def _check_maturity_threshold(name, value):
-    if not is_number(value) or not 0 <= value < _LARGEST_AGE:
-        raise ValueError(
-            f"`{name}` must be a number of updates in [0, {_LARGEST_AGE}). "
-            f"Received: {name}={value}"
-        )
-    return value
+    if not is_integer(value) or not 0 <= value < _LARGEST_AGE:
+        expected = f"a number of updates, an integer in [0, {_LARGEST_AGE})"
+        raise error(name, expected, value)
+    return int(value)
 
 
 def _check_utility(name, value):
@@ -216,7 +216,7 @@ class ContinualBackprop(UnitResetOptimizer):
     maturity_threshold = Hyperparameter(_check_maturity_threshold)
     decay_rate = _DecayRate(_check_decay_rate)
     utility = Setting(_check_utility)
-    transfer_mean = Setting()
+    transfer_mean = Setting(check_boolean)
 
     def __init__(
         self,
@@ -333,7 +333,7 @@ def _get_utility(utility):
 
     The function is `None` for `"random"`, which is no mean of anything.
     """
-    if utility == "random":
+    if isinstance(utility, str) and utility == "random":
         return None, ()
     function = _UTILITIES.get(utility) if isinstance(utility, str) else utility
     if not callable(function):
@@ -342,7 +342,10 @@ def _get_utility(utility):
             f"`utility` must be one of {known}, or a function like those of "
             f"`keras_plasticity.functional`. Received: utility={utility!r}"
         )
-    arguments = tuple(inspect.signature(function).parameters)
+    try:
+        arguments = tuple(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        arguments = ()  # Python does not know those of all built-in functions.
     if not arguments or not set(arguments) <= set(_UTILITY_ARGUMENTS):
         raise ValueError(
             "A `utility` function must take one or more of the arguments "

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_plasticity import validation
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 from keras_plasticity.optimizers.new_weights import PartInitializer
 from keras_plasticity.optimizers.observations import ConsumerInputs
@@ -140,11 +141,23 @@ class HiddenUnits:
         Returns:
             `keras.Variable`, saved and restored with the optimizer.
         """
-        if isinstance(initializer, (int, float)):
-            initializer = keras.initializers.Constant(initializer)
-        initializer = keras.initializers.get(initializer)
+        name = validation.check_string("name", name)
+        restarts = validation.check_boolean("restarts", restarts)
+        if validation.is_number(initializer):
+            initializer = keras.initializers.Constant(float(initializer))
+        initializer = validation.check_deserialized(
+            "initializer",
+            initializer,
+            keras.initializers.get,
+            "a Keras initializer, its name, or a number",
+        )
+        if shape is not None:
+            rule = "`None`, or a tuple of integers that are not negative"
+            shape = validation.check_list("shape", shape, rule=rule)
+            if not all(validation.is_integer(n) and n >= 0 for n in shape):
+                raise validation.error("shape", rule, shape)
         variable = self._optimizer.add_variable(
-            shape=(self.size,) if shape is None else shape,
+            shape=(self.size,) if shape is None else tuple(shape),
             dtype=dtype,
             initializer=initializer,
             name=f"{self._path}_{name}",

@@ -17,6 +17,8 @@ from keras_plasticity import weights
 from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.types import Tensor
+from keras_plasticity.validation import check_string
+from keras_plasticity.validation import check_type
 
 
 def _inner_attribute(name):
@@ -141,11 +143,14 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 "of an optimizer on the `inner_optimizer` instead. Received: "
                 + ", ".join(f"{key}={value}" for key, value in kwargs.items())
             )
-        if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
-            raise TypeError(
-                "`inner_optimizer` must be a `keras.optimizers.Optimizer`. "
-                f"Received: inner_optimizer={inner_optimizer!r}"
-            )
+        check_type(
+            "inner_optimizer",
+            inner_optimizer,
+            keras.optimizers.Optimizer,
+            "a `keras.optimizers.Optimizer`",
+        )
+        if name is not None:
+            name = check_string("name", name)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         self._hides_inner = False
@@ -281,6 +286,13 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Returns:
             `keras.Variable` of the same shape and dtype.
         """
+        check_type(
+            "reference_variable",
+            reference_variable,
+            keras.Variable,
+            "a `keras.Variable`",
+        )
+        name = check_string("name", name)
 
         def initial_value(shape, dtype=None):
             # Not the same array: on JAX, `fit` gives the arrays of both away.
@@ -468,36 +480,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             f"A `{type(self).__name__}` does not update variables one by one. "
             "Call `apply` with the gradients of all of them."
         )
-
-    def set_weights(self, weights: Sequence[Tensor]):
-        """Sets the `variables` of this optimizer and of those inside it.
-
-        Args:
-            weights: List of arrays, one for each of `variables`.
-
-        Raises:
-            ValueError: If the optimizer is not built, or if the arrays do not
-                have the shapes of its variables.
-        """
-        if not self.built:
-            raise ValueError(
-                "The optimizer must be built before its weights are set. Call "
-                "`optimizer.build(model.trainable_variables)` first."
-            )
-        variables = self.variables
-        if len(weights) != len(variables):
-            raise ValueError(
-                "`weights` must have one array for each of the optimizer's "
-                f"{len(variables)} `variables`. Received: {len(weights)} arrays"
-            )
-        for variable, weight in zip(variables, weights):
-            expected, received = tuple(variable.shape), np.shape(weight)
-            if tuple(received) != expected:
-                raise ValueError(
-                    f"The weight of variable '{variable.path}' must have the "
-                    f"shape {expected}. Received: shape {tuple(received)}"
-                )
-            variable.assign(weight)
 
     def __setattr__(self, name, value):
         owner = self._other_owner(name)

@@ -14,9 +14,11 @@ from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.validation import check_deserialized
 from keras_plasticity.validation import check_in_interval
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.validation import check_positive_integer
+from keras_plasticity.validation import check_seed
 from keras_plasticity.weights import is_statistic
 
 
@@ -67,7 +69,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
     _perturb = None
 
     noise_refresh_steps = Setting(check_positive_integer)
-    seed = Setting()
+    seed = Setting(check_seed)
 
     def __init__(
         self,
@@ -442,7 +444,12 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         )
         self.shrink = shrink
         self.perturb = perturb
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = check_deserialized(
+            "initializer",
+            initializer,
+            keras.initializers.get,
+            "a Keras initializer or the name of one",
+        )
         if not _is_symmetric(independent_initializer(self.initializer, (1, 1))):
             raise ValueError(
                 "`initializer` must draw independent numbers from a "

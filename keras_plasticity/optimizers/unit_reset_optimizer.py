@@ -17,6 +17,10 @@ from keras_plasticity.optimizers.optimizer_wrapper import wrapped
 from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.types import Tensor
 from keras_plasticity.units.unit_statistics import OBSERVATIONS
+from keras_plasticity.validation import check_boolean
+from keras_plasticity.validation import check_inputs
+from keras_plasticity.validation import check_model
+from keras_plasticity.validation import check_seed
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -107,8 +111,8 @@ class UnitResetOptimizer(OptimizerWrapper):
     replaces_last_layer_first = False
     slots_to_reset = ("incoming", "bias", "outgoing")
 
-    reset_optimizer_state = Setting()
-    seed = Setting()
+    reset_optimizer_state = Setting(check_boolean)
+    seed = Setting(check_seed)
 
     def __init__(
         self,
@@ -336,6 +340,8 @@ class UnitResetOptimizer(OptimizerWrapper):
         Raises:
             ValueError: If the optimizer is not built yet.
         """
+        check_model("model", model)
+        check_inputs("x", x)
         if not self.built:
             raise ValueError(
                 f"This `{type(self).__name__}` is not built yet, so it does "

@@ -1,5 +1,6 @@
 """Checks of the arguments of streams."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ import numpy as np
 from keras_plasticity import validation
 
 
-def check_index(index: Any, num_tasks: int):
+def check_index(index: Any, num_tasks: int) -> int:
     """Checks that a stream has a task.
 
     Args:
         index: The index asked for.
         num_tasks: Integer, the number of tasks of the stream.
+
+    Returns:
+        The index as a Python integer.
 
     Raises:
         IndexError: If there is no such task.
@@ -20,8 +24,14 @@ def check_index(index: Any, num_tasks: int):
     if not validation.is_integer(index) or not 0 <= index < num_tasks:
         raise IndexError(
             f"`index` must be an integer in [0, {num_tasks}), the "
-            f"stream's tasks. Received: index={index}"
+            f"stream's tasks. {validation.received('index', index)}"
         )
+    return int(index)
+
+
+def check_seed(seed: Any) -> int:
+    """Checks that a seed is one for NumPy, which takes any size."""
+    return validation.check_integer("seed", seed, 0, math.inf)
 
 
 def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +49,8 @@ def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             integers nor finite floats, or if there is not one integer label for
             each image.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = validation.check_array("images", images)
+    labels = validation.check_array("labels", labels)
     _check_images(images)
     _check_labels(labels, num_images=len(images))
     return images, labels
@@ -58,11 +69,8 @@ def _check_images(images):
             "`images` must be unsigned 8-bit integers or floats. Received: "
             f"images.dtype={images.dtype}"
         )
-    if is_float and not np.isfinite(images).all():
-        raise ValueError(
-            "`images` must be finite numbers. Received: an array with "
-            f"{np.count_nonzero(~np.isfinite(images))} NaN or infinite values."
-        )
+    if is_float:
+        validation.check_finite("images", images)
 
 
 def _check_labels(labels, num_images):

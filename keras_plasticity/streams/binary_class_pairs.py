@@ -89,23 +89,18 @@ class BinaryClassPairs:
         reshuffle_each_pass: bool = False,
     ):
         images, labels = arguments.labeled_images(images, labels)
-        for name, value, minimum in (
-            ("num_tasks", num_tasks, 1),
-            ("train_images_per_class", train_images_per_class, 1),
-            ("test_images_per_class", test_images_per_class, 1),
-            ("seed", seed, 0),
-        ):
-            validation.check_integer(name, value, minimum)
-        validation.check_choice("scale", scale, SCALES)
-        validation.check_choice(
-            "reshuffle_each_pass", reshuffle_each_pass, (False, True)
+        self.num_tasks = validation.check_integer("num_tasks", num_tasks, 1)
+        self.train_images_per_class = validation.check_integer(
+            "train_images_per_class", train_images_per_class, 1
         )
-        self.num_tasks = num_tasks
-        self.train_images_per_class = train_images_per_class
-        self.test_images_per_class = test_images_per_class
-        self.scale = scale
-        self.seed = seed
-        self.reshuffle_each_pass = reshuffle_each_pass
+        self.test_images_per_class = validation.check_integer(
+            "test_images_per_class", test_images_per_class, 1
+        )
+        self.scale = validation.check_choice("scale", scale, SCALES)
+        self.seed = arguments.check_seed(seed)
+        self.reshuffle_each_pass = validation.check_boolean(
+            "reshuffle_each_pass", reshuffle_each_pass
+        )
         self._images = images
         self._by_class = np.argsort(labels, kind="stable")
         classes, self._starts, counts = np.unique(
@@ -169,15 +164,15 @@ class BinaryClassPairs:
             IndexError: If there is no such task.
             ValueError: If `epoch` is no non-negative integer.
         """
-        arguments.check_index(index, self.num_tasks)
-        validation.check_integer("epoch", epoch, minimum=0)
+        index = arguments.check_index(index, self.num_tasks)
+        epoch = validation.check_integer("epoch", epoch, minimum=0)
         # Without the fourth number, epoch 0 of task 0 would draw the same
         # numbers as the order of the classes.
         rng = np.random.default_rng([self.seed, index, epoch, 1])
         return rng.permutation(2 * self.train_images_per_class)
 
     def _examples(self, index, first, number):
-        arguments.check_index(index, self.num_tasks)
+        index = arguments.check_index(index, self.num_tasks)
         starts = self._starts[self._pair(index)] + first
         rows = starts + np.arange(number)[:, None]
         x = self._scaled(self._images[self._by_class[rows.ravel()]])

@@ -66,15 +66,12 @@ class OnlinePermutedImages:
         images, labels = arguments.labeled_images(images, labels)
         if examples_per_task is None:
             examples_per_task = len(images)
-        validation.check_integer("num_tasks", num_tasks, minimum=1)
-        validation.check_integer(
-            "examples_per_task", examples_per_task, minimum=1
-        )
-        validation.check_integer("seed", seed, minimum=0)
         self.num_pixels = math.prod(images.shape[1:])
-        self.num_tasks = num_tasks
-        self.examples_per_task = examples_per_task
-        self.seed = seed
+        self.num_tasks = validation.check_integer("num_tasks", num_tasks, 1)
+        self.examples_per_task = validation.check_integer(
+            "examples_per_task", examples_per_task, 1
+        )
+        self.seed = arguments.check_seed(seed)
         self._images = images.reshape(len(images), self.num_pixels)
         self._labels = labels.astype("int32")
 
@@ -96,7 +93,7 @@ class OnlinePermutedImages:
         Raises:
             IndexError: If there is no such task.
         """
-        arguments.check_index(index, self.num_tasks)
+        index = arguments.check_index(index, self.num_tasks)
         rng = np.random.default_rng([self.seed, index])
         pixels = rng.permutation(self.num_pixels)
         order = rng.permutation(len(self._images))

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 
 from keras_plasticity import validation
@@ -67,30 +69,33 @@ class SlowlyChangingRegression:
         beta: float = 0.7,
         negatives: str = "code",
     ):
-        for name, value, minimum in (
-            ("num_tasks", num_tasks, 1),
-            ("examples_per_task", examples_per_task, 1),
-            ("seed", seed, 0),
-            ("num_bits", num_bits, 1),
-            ("num_slow_bits", num_slow_bits, 0),
-            ("num_target_units", num_target_units, 1),
-        ):
-            validation.check_integer(name, value, minimum)
+        self.num_tasks = validation.check_integer("num_tasks", num_tasks, 1)
+        self.examples_per_task = validation.check_integer(
+            "examples_per_task", examples_per_task, 1
+        )
+        self.flip_one = validation.check_boolean("flip_one", flip_one)
+        self.seed = arguments.check_seed(seed)
+        num_bits = validation.check_integer("num_bits", num_bits, 1)
+        num_slow_bits = validation.check_integer(
+            "num_slow_bits", num_slow_bits, 0
+        )
+        num_target_units = validation.check_integer(
+            "num_target_units", num_target_units, 1
+        )
+        beta = validation.check_number("beta", beta)
+        negatives = validation.check_choice(
+            "negatives", negatives, ("code", "paper")
+        )
         if not num_bits - 62 <= num_slow_bits <= num_bits:
             raise ValueError(
                 "`num_slow_bits` must be between 0 and `num_bits`, and at "
                 "least `num_bits - 62`. Received: "
                 f"num_slow_bits={num_slow_bits}, num_bits={num_bits}"
             )
-        validation.check_choice("negatives", negatives, ("code", "paper"))
-        self.num_tasks = num_tasks
-        self.examples_per_task = examples_per_task
-        self.flip_one = flip_one
-        self.seed = seed
         self.num_bits = num_bits
         self.num_slow_bits = num_slow_bits
 
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(self.seed)
         shape = (num_bits, num_target_units)
         self._weights = random.choice([-1.0, 1.0], shape).astype("float32")
         self._biases = random.choice([-1.0, 1.0], shape[1]).astype("float32")
@@ -108,7 +113,8 @@ class SlowlyChangingRegression:
             "float32"
         )
         self._first_slow_bits = random.integers(0, 2, num_slow_bits)
-        self._flips = random.integers(0, max(1, num_slow_bits), num_tasks)
+        # The bits that flip are drawn next, as many as a task needs.
+        self._random = random
 
     def __len__(self) -> int:
         """The number of tasks."""
@@ -124,7 +130,7 @@ class SlowlyChangingRegression:
             Tuple `(x, y)` of float32 arrays of shapes
             `(examples_per_task, num_bits)` and `(examples_per_task, 1)`.
         """
-        arguments.check_index(index, self.num_tasks)
+        index = arguments.check_index(index, self.num_tasks)
         random = np.random.default_rng([self.seed, index])
         slow_bits = self._slow_bits(index, random)
         num_fast_bits = self.num_bits - self.num_slow_bits
@@ -147,6 +153,12 @@ class SlowlyChangingRegression:
         Returns:
             Float32 array of shape `(examples, 1)`.
         """
+        x = validation.check_array("x", x)
+        if x.ndim != 2 or x.shape[1] != self.num_bits:
+            raise ValueError(
+                f"`x` must have the shape (examples, {self.num_bits}). "
+                f"Received: x.shape={x.shape}"
+            )
         fires = x @ self._weights + self._biases > self._thresholds
         output = fires.astype("float32") @ self._output_weights
         return (output + self._output_bias).astype("float32")
@@ -154,7 +166,7 @@ class SlowlyChangingRegression:
     def _slow_bits(self, index, random):
         if not self.flip_one:
             return random.integers(0, 2, self.num_slow_bits)
-        num_flips = np.bincount(
-            self._flips[1 : index + 1], minlength=self.num_slow_bits
-        )
+        random = copy.deepcopy(self._random)
+        flips = random.integers(0, max(1, self.num_slow_bits), index + 1)
+        num_flips = np.bincount(flips[1:], minlength=self.num_slow_bits)
         return (self._first_slow_bits + num_flips[: self.num_slow_bits]) % 2

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_plasticity import validation
 from keras_plasticity.files import atomic_write
 
 _FORMAT = 1
@@ -111,6 +112,7 @@ def num_tasks_done(path: str) -> int:
     Raises:
         ValueError: If the file is not a checkpoint, or is damaged.
     """
+    path = validation.check_path("path", path)
     return load(path).progress["tasks_done"] if os.path.exists(path) else 0
 
 

@@ -110,7 +110,9 @@ class OnlineTrainer:
         model: keras.Model | Callable[[int], keras.Model],
         num_learners: int = 1,
     ):
-        validation.check_positive_integer("num_learners", num_learners)
+        num_learners = validation.check_positive_integer(
+            "num_learners", num_learners
+        )
         is_model = isinstance(model, keras.Model)
         if not is_model and not callable(model):
             raise TypeError(
@@ -193,21 +195,29 @@ class OnlineTrainer:
             ValueError: If a stream returns data that cannot be used, or the
                 checkpoint belongs to another run.
         """
-        validation.check_positive_integer("batch_size", batch_size)
-        validation.check_positive_integer("epochs", epochs)
+        batch_size = validation.check_positive_integer("batch_size", batch_size)
+        epochs = validation.check_positive_integer("epochs", epochs)
+        first_task = validation.check_integer("first_task", first_task, 0)
+        if num_tasks is not None:
+            num_tasks = validation.check_positive_integer(
+                "num_tasks", num_tasks
+            )
+        callbacks = _check_callbacks(callbacks)
         validation.check_choice("on_nan", on_nan, ("stop", "continue"))
+        if checkpoint is not None:
+            checkpoint = validation.check_path("checkpoint", checkpoint)
+        resume = validation.check_boolean("resume", resume)
         streams = self._get_streams(stream)
         tasks = _select_tasks(streams, first_task, num_tasks)
-        callbacks = list(callbacks or [])
         for callback in callbacks:
             callback.trainer = self
         self.interrupted = False
         self.resumed_from = None
         settings = {
             "backend": keras.backend.backend(),
-            "num_learners": int(self.num_learners),
-            "batch_size": int(batch_size),
-            "epochs": int(epochs),
+            "num_learners": self.num_learners,
+            "batch_size": batch_size,
+            "epochs": epochs,
             "first_task": first_task,
             "callbacks": [type(callback).__name__ for callback in callbacks],
         }
@@ -253,6 +263,9 @@ class OnlineTrainer:
         """
         if self._loop is None:
             raise ValueError("The learners are built when `fit` is called.")
+        learner = validation.check_integer(
+            "learner", learner, 0, self.num_learners - 1
+        )
         return self._loop.model(learner)
 
     @contextlib.contextmanager
@@ -279,7 +292,7 @@ class OnlineTrainer:
         ```
         """
         yield self.model(learner)
-        self._loop.load_from_model(learner)
+        self._loop.load_from_model(int(learner))
 
     def _get_streams(self, stream):
         if hasattr(stream, "task"):
@@ -493,6 +506,16 @@ class _Saver:
         ).save(self._path)
         self._last = time.perf_counter()
         self._seconds = self._last - start
+
+
+def _check_callbacks(callbacks):
+    if callbacks is None:
+        return []
+    rule = (
+        "a list of `keras_plasticity.training.TaskCallback`s; those of Keras "
+        "are for `fit` of a model"
+    )
+    return validation.check_list("callbacks", callbacks, TaskCallback, rule)
 
 
 def _select_tasks(streams, first_task, num_tasks):

@@ -5,6 +5,8 @@ import time
 from rich import console as consoles
 from rich import progress
 
+from keras_plasticity import validation
+
 _SECONDS_BETWEEN_LINES = 60.0
 
 
@@ -37,6 +39,20 @@ class ProgressBar(progress.Progress):
         console: consoles.Console | None = None,
         speed_estimate_period: float = 30.0,
     ):
+        for column in columns:
+            validation.check_type(
+                "columns",
+                column,
+                (progress.ProgressColumn, str),
+                "columns of `rich.progress`",
+            )
+        if console is not None:
+            validation.check_type(
+                "console", console, consoles.Console, "a `rich.console.Console`"
+            )
+        speed_estimate_period = validation.check_positive(
+            "speed_estimate_period", speed_estimate_period
+        )
         super().__init__(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),

@@ -31,6 +31,8 @@ from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util import tensor_util
 
+from keras_plasticity import validation
+
 # TensorBoard imports TensorFlow where it is installed, which takes seconds and
 # prints pages of log, though it writes the same files without. If this module
 # exists, as in some of its own builds, it does not. That affects all users of
@@ -40,6 +42,8 @@ sys.modules.setdefault(
 )
 
 
+# What an int64 holds.
+_LARGEST_STEP = 2**63 - 1
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -66,7 +70,10 @@ class SummaryWriter:
     """
 
     def __init__(self, log_dir: str, first_step: int = 0):
-        self.log_dir = str(log_dir)
+        self.log_dir = validation.check_path("log_dir", log_dir)
+        first_step = validation.check_integer(
+            "first_step", first_step, 0, _LARGEST_STEP
+        )
         _wait_for_a_second_without_files(self.log_dir)
         self._writer = EventFileWriter(self.log_dir)
         # TensorBoard takes the first start in a folder as the beginning of a
@@ -76,7 +83,7 @@ class SummaryWriter:
                 session_log=event_pb2.SessionLog(
                     status=event_pb2.SessionLog.START
                 ),
-                step=int(first_step),
+                step=first_step,
                 wall_time=time.time(),
             )
         )
@@ -89,7 +96,8 @@ class SummaryWriter:
             value: Number.
             step: Integer, the position on the x-axis.
         """
-        self._add(scalar_pb(tag, float(value)), step)
+        tag = validation.check_string("tag", tag)
+        self._add(scalar_pb(tag, _as_float("value", value)), step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int):
         """Writes a histogram of the values of an array.
@@ -99,7 +107,10 @@ class SummaryWriter:
             values: Array of finite numbers, of any shape.
             step: Integer, the position on the time axis.
         """
-        self._add(histogram_pb(tag, np.asarray(values, "float64")), step)
+        tag = validation.check_string("tag", tag)
+        values = validation.check_array("values", values).astype("float64")
+        validation.check_finite("values", values)
+        self._add(histogram_pb(tag, values), step)
 
     def text(self, tag: str, markdown: str, step: int = 0):
         """Writes a text.
@@ -109,6 +120,8 @@ class SummaryWriter:
             markdown: String, in Markdown.
             step: Integer. Defaults to `0`.
         """
+        tag = validation.check_string("tag", tag)
+        markdown = validation.check_string("markdown", markdown)
         self._add(text_pb(tag, markdown), step)
 
     def image(self, tag: str, png: bytes, step: int = 0):
@@ -122,6 +135,7 @@ class SummaryWriter:
         Raises:
             ValueError: If `png` is not a PNG file.
         """
+        tag = validation.check_string("tag", tag)
         if not isinstance(png, bytes) or not png.startswith(_PNG_START):
             raise ValueError(
                 "`png` must be the bytes of a PNG file, such as "
@@ -159,9 +173,13 @@ class SummaryWriter:
                 is left out. Defaults to `None`.
             step: Integer, the last step of the run. Defaults to `0`.
         """
+        validation.check_mapping("hparams", hparams)
+        if results is not None:
+            validation.check_mapping("results", results)
         now = time.time()
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=now)
         for name, value in hparams.items():
+            name = validation.check_string("hparams", name)
             if isinstance(value, np.generic):
                 value = value.item()
             if isinstance(value, bool):
@@ -177,7 +195,10 @@ class SummaryWriter:
             return
         for tag, value in results.items():
             if value is not None:
-                self.scalar(tag, value, step)
+                value = _as_float("results", value)
+                self.scalar(
+                    validation.check_string("results", tag), value, step
+                )
         end = plugin_data_pb2.SessionEndInfo(
             status=api_pb2.STATUS_SUCCESS, end_time_secs=now
         )
@@ -213,8 +234,9 @@ class SummaryWriter:
         ```
         """
         categories = {}
-        for title, tags in charts.items():
-            if isinstance(tags, str) or len(tags) != 3:
+        for title, tags in validation.check_mapping("charts", charts).items():
+            title = validation.check_string("charts", title)
+            if not _are_strings(tags) or len(tags) != 3:
                 raise ValueError(
                     "`charts` must have the tags of the curve, of the lower "
                     "and of the upper end of its band for each title. "
@@ -266,7 +288,9 @@ class SummaryWriter:
     def _add(self, summary, step):
         self._writer.add_event(
             event_pb2.Event(
-                summary=summary, step=int(step), wall_time=time.time()
+                summary=summary,
+                step=validation.check_integer("step", step, 0, _LARGEST_STEP),
+                wall_time=time.time(),
             )
         )
 
@@ -298,6 +322,11 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple]) -> str:
     | --- | --- |
     | seed | 0 |
     """
+    header = validation.check_list("header", header)
+    rule = f"a list of tuples of {len(header)} entries, as many as `header` has"
+    for row in validation.check_list("rows", rows, rule=rule):
+        if not isinstance(row, (tuple, list)) or len(row) != len(header):
+            raise validation.error("rows", rule, rows)
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(_markdown_row(line) for line in lines)
 
@@ -306,6 +335,22 @@ def _summary(tag, metadata, tensor):
     summary = summary_pb2.Summary()
     summary.value.add(tag=tag, metadata=metadata, tensor=tensor)
     return summary
+
+
+def _as_float(name, value):
+    """A number, also of a backend, which may be NaN or infinite."""
+    try:
+        if not isinstance(value, (str, bytes, bool, np.bool_)):
+            return float(value)
+    except Exception:  # Whatever a tensor raises.
+        pass
+    raise validation.error(name, "a number", value)
+
+
+def _are_strings(value):
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(each, str) for each in value
+    )
 
 
 def _excerpt(value):

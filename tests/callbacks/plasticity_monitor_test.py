@@ -797,7 +797,7 @@ def test_a_linear_model_has_weights_only():
         ({"measures": ["rank"]}, r"dead_units.*measures=\['rank'\]"),
         ({"measures": "dead_units"}, "must be a list"),
         ({"measures": ["gradient_norm"]}, r"needs targets: .* \(x, y\)"),
-        ({"layers": "dense"}, "layers='dense'"),
+        ({"layers": "dense"}, "layers=dense"),
         ({"layers": []}, r"layers=\[\]"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"max_rows": 2.5}, "max_rows=2.5"),

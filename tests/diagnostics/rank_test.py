@@ -31,9 +31,19 @@ def test_the_zero_matrix_has_rank_zero(rank):
 
 
 @pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("scale", [1e-170, 1e-20, 1.0, 1e20, 1e200, 1e308])
 def test_equal_singular_values_count_in_full(rank, scale):
     assert rank(matrix([scale, scale, scale])) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_ranks_do_not_depend_on_the_scale(rank, dtype):
+    features = np.array([[3, 0, 0], [0, 2, 0], [0, 0, 1], [1, 1, 0]], dtype)
+    expected = rank(features)
+    limits = np.finfo(dtype)
+    assert rank(features * limits.smallest_subnormal) == expected
+    assert rank(np.ldexp(features, limits.maxexp - 2)) == expected
 
 
 @pytest.mark.parametrize("rank", RANKS)

@@ -37,6 +37,37 @@ def test_a_dormant_unit_is_small_for_its_layer():
     assert diagnostics.dormant_units(np.zeros((3, 7))) == 7
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e200, 4e307])
+def test_dormant_units_of_any_scale(scale):
+    # Means of magnitudes 2, 1 and 0.
+    features = np.array([[-2.0, 2.0, 0.0]] * 9 + [[2.0, 0.0, 0.0]] * 9) * scale
+    assert diagnostics.dormant_units(features, threshold=0.99) == 1
+    assert diagnostics.dormant_units(features, threshold=1.0) == 2
+    # In parts, of which one decides.
+    parts = units.UnitActivity(np.full((5, 3), 5e-324))
+    parts.add(features)
+    parts.add(np.full((5, 3), 5e-324))
+    assert parts.dormant(0.9) == 1
+
+
+def test_with_threshold_zero_dormant_units_are_dead():
+    features = np.array([[1e300, 5e-324, 0.0]])
+    assert diagnostics.dormant_units(features, threshold=0.0) == 1
+
+
+def test_integers():
+    features = np.array([[-128, 127, 0]], "int8")
+    assert diagnostics.dormant_units(features, threshold=1.4) == 1
+    assert diagnostics.dead_units(features > 0) == 2
+
+
+def test_extremes_beyond_the_dtype():
+    features = np.array([[3e38, 1.0]], "float32")
+    beyond = dict(extremes=(1e300,), tolerance=0.0)
+    assert diagnostics.saturated_units(features, **beyond) == 0
+    assert diagnostics.saturated_units(features, (0.0,), tolerance=1e300) == 2
+
+
 def test_saturated_tanh():
     features = np.array([[0.95, 0.95, 0.9, 0.0], [-0.95, 0.5, 1.0, -1.0]])
     assert diagnostics.saturated_units(features) == 1
@@ -104,8 +135,13 @@ def test_bad_features(measure):
         (diagnostics.inactive_units, {"threshold": 1.1}, "threshold=1.1"),
         (diagnostics.saturated_units, {"tolerance": -1.0}, "tolerance=-1.0"),
         (diagnostics.saturated_fraction, {"extremes": ()}, r"extremes=\(\)"),
+        (diagnostics.saturated_units, {"extremes": 1.0}, "extremes=1.0"),
+        (diagnostics.saturated_units, {"extremes": (np.nan,)}, r"\(nan,\)"),
+        (diagnostics.dead_units, {"features": "ab"}, "features=ab .a string"),
+        (diagnostics.dead_units, {"features": [[1], [1, 2]]}, r"\[\[1\], \[1,"),
+        (diagnostics.dead_units, {"features": [[1j]]}, r"features=\[\[1j\]\]"),
     ],
 )
 def test_bad_arguments(measure, arguments, message):
     with pytest.raises(ValueError, match=message):
-        measure(np.eye(2), **arguments)
+        measure(**{"features": np.eye(2), **arguments})

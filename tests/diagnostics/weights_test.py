@@ -57,3 +57,77 @@ def test_bad_weight_change():
         diagnostics.weight_change([np.zeros(2)], [np.zeros(2), np.zeros(2)])
     with pytest.raises(ValueError, match="reduction=max"):
         diagnostics.weight_change([np.zeros(2)], [np.zeros(2)], "max")
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e200, 1.0, 1e-170, 1e-320])
+def test_float64_of_any_scale(scale):
+    entries = [np.array([3.0, 0.0]) * scale, np.array(-4.0) * scale]
+    norm = diagnostics.gradient_norm(entries)
+    assert norm == pytest.approx(5.0 * scale, rel=1e-3)
+    magnitude = diagnostics.weight_magnitude(entries)
+    assert magnitude == pytest.approx(7 / 3 * scale, rel=1e-3)
+    opposite = [-each for each in entries]
+    change = diagnostics.weight_change(entries, opposite)
+    assert change == pytest.approx(14 / 3 * scale, rel=1e-3)
+
+
+def test_sums_that_overflow_with_a_mean_that_does_not():
+    largest = np.finfo("float64").max
+    weights = [np.full(4, largest), np.full(4, largest)]
+    assert diagnostics.weight_magnitude(weights) == largest
+    zeros = [np.zeros(4), np.zeros(4)]
+    assert diagnostics.weight_change(weights, zeros) == largest
+    assert diagnostics.weight_change(weights, zeros, "sum") == np.inf
+    assert diagnostics.gradient_norm(weights) == np.inf
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_extremes_of_small_dtypes(dtype):
+    limits = np.finfo(dtype)
+    for value in (limits.max, limits.smallest_subnormal):
+        entries = [np.full((2, 2), value, dtype)]
+        assert diagnostics.gradient_norm(entries) == 2 * float(value)
+        assert diagnostics.weight_magnitude(entries) == float(value)
+
+
+def test_integers():
+    entries = [np.array([-128, 0], "int8"), np.array([True, False])]
+    assert diagnostics.weight_magnitude(entries) == 129 / 4
+    before, after = [np.array([0], "uint8")], [np.array([255], "uint8")]
+    assert diagnostics.weight_change(before, after) == 255
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([1.0, np.inf], np.inf),
+        ([-np.inf, 1.0], np.inf),
+        ([np.nan, 1.0], np.nan),
+        ([np.nan, np.inf], np.nan),
+    ],
+)
+def test_what_is_not_finite(values, expected):
+    entries = [np.array(values), np.ones(2)]
+    for result in (
+        diagnostics.gradient_norm(entries),
+        diagnostics.weight_magnitude(entries),
+        diagnostics.weight_change(entries, [np.ones(2), np.ones(2)]),
+        # Also where both are infinite.
+        diagnostics.weight_change(entries, entries),
+    ):
+        np.testing.assert_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 3.0, "ab", {"a": 1}, ["a"], [[1.0, [2.0]]], [1j], np.ones(())],
+)
+def test_no_list_of_arrays(value):
+    for name, measure in (
+        ("gradients", diagnostics.gradient_norm),
+        ("weights", diagnostics.weight_magnitude),
+        ("before", lambda value: diagnostics.weight_change(value, [])),
+        ("after", lambda value: diagnostics.weight_change([], value)),
+    ):
+        with pytest.raises(ValueError, match=f"^`{name}` must be a list of ar"):
+            measure(value)

@@ -10,6 +10,7 @@ from keras_plasticity import functional
 from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
+_INF, _NAN = float("inf"), float("nan")
 _RATES = [1e-6, 0.0007, 0.00513, 1 / 3, 1.0, 0.1234567890123, 0.0]
 
 
@@ -33,6 +34,28 @@ def test_count_digits(rate, units):
 
 def test_digits_beyond_the_thirtieth_are_dropped():
     assert functional.count_digits(1e-31, 10)[:2] == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("rate", "units", "name"),
+    [
+        (0.1, -(10**12), "units"),
+        (0.1, 0, "units"),
+        (0.1, 10**12, "units"),
+        (0.1, 2.0, "units"),
+        (1.5, 10, "replacement_rate"),
+        (_NAN, 10, "replacement_rate"),
+        (True, 10, "replacement_rate"),
+    ],
+)
+def test_no_digits(rate, units, name):
+    with pytest.raises(ValueError, match=f"^`{name}` must be .* {name}="):
+        functional.count_digits(rate, units)
+
+
+def test_digits_of_a_number_of_numpy():
+    expected = functional.count_digits(1e-4, 2000)
+    assert functional.count_digits(np.float32(1e-4), np.int64(2000)) == expected
 
 
 @pytest.mark.parametrize("rate", _RATES)
@@ -98,6 +121,14 @@ def test_advance_count_is_exact_over_a_million_updates(rate):
         pytest.param([1, 0, 0], [9, 9, 9], 1, id="first_of_equals"),
         pytest.param([0, 0, 0], [1, 1, 9], 2, id="only_one_mature"),
         pytest.param([-1, -2, 0], [9, 9, 9], 1, id="negative"),
+        pytest.param([1, _INF, _INF], [1, 9, 9], 1, id="only_inf_is_mature"),
+        pytest.param([0, _NAN, _NAN], [1, 1, 9], 2, id="only_nan_is_mature"),
+        pytest.param([0, _NAN, _INF], [1, 9, 9], 1, id="nan_equals_inf"),
+        pytest.param([0, _INF, _NAN], [1, 9, 9], 1, id="inf_equals_nan"),
+        pytest.param([_NAN, 3e38, 9], [9, 9, 1], 1, id="nan_is_last"),
+        pytest.param([_INF, _NAN, 7], [9, 9, 9], 2, id="finite_is_first"),
+        pytest.param([-5, -_INF, 0], [9, 9, 9], 1, id="minus_inf_is_lowest"),
+        pytest.param([-_INF, 5, 4], [1, 9, 9], 2, id="not_if_immature"),
     ],
 )
 def test_least_useful_unit(utility, age, expected):

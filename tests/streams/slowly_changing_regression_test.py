@@ -91,7 +91,7 @@ def test_slow_bits_change_between_tasks_and_only_there(flip_one):
     ("arguments", "message"),
     [
         (dict(num_tasks=0), "at least 1. Received: num_tasks=0"),
-        (dict(num_tasks="5"), "at least 1. Received: num_tasks=5"),
+        (dict(num_tasks="5"), "at least 1. Received: num_tasks=5 .a string."),
         (dict(num_tasks=True), "at least 1. Received: num_tasks=True"),
         (dict(examples_per_task=10.0), "Received: examples_per_task=10.0"),
         (dict(num_bits=0), "at least 1. Received: num_bits=0"),
@@ -100,11 +100,49 @@ def test_slow_bits_change_between_tasks_and_only_there(flip_one):
         (dict(num_slow_bits=-1), "at least 0. Received: num_slow_bits=-1"),
         (dict(num_slow_bits=21), "num_slow_bits=21, num_bits=20"),
         (dict(num_bits=78), "num_slow_bits=15, num_bits=78"),
+        (dict(num_tasks=2**31), "at least 1 and at most 2147483647. Received"),
+        (
+            dict(flip_one="False"),
+            "`True` or `False`. Rec.*flip_one=False .a string",
+        ),
+        (dict(flip_one=1), "`True` or `False`. Received: flip_one=1"),
+        (dict(beta=float("nan")), "`beta` must be a finite .* beta=nan"),
+        (dict(beta=True), "`beta` must be a finite number. .* beta=True"),
+        (dict(seed=True), "`seed` must be an integer .* Received: seed=True"),
         (dict(seed=-1), "`seed` must be an integer .* Received: seed=-1"),
         (dict(seed=0.5), "`seed` must be an integer .* Received: seed=0.5"),
-        (dict(negatives="mine"), "'code' or 'paper'. Received: negatives=mine"),
+        (
+            dict(negatives="mine"),
+            "'code' or 'paper'. Received: negatives=mine",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SlowlyChangingRegression(**arguments)
+
+
+def test_numbers_of_numpy():
+    stream = SlowlyChangingRegression(
+        num_tasks=np.int64(3),
+        examples_per_task=np.uint8(5),
+        flip_one=np.True_,
+        seed=np.int32(7),
+        beta=np.float32(0.7),
+    )
+    plain = SlowlyChangingRegression(3, 5, flip_one=True, seed=7)
+    for array, expected in zip(stream.task(np.int64(2)), plain.task(2)):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_a_stream_of_two_billion_tasks_is_made_at_once():
+    args = dict(examples_per_task=5, flip_one=True)
+    stream = SlowlyChangingRegression(2**31 - 1, **args)
+    few = SlowlyChangingRegression(10, **args)
+    np.testing.assert_array_equal(stream.task(9)[0], few.task(9)[0])
+
+
+@pytest.mark.parametrize("x", [np.zeros(20), np.zeros((3, 19)), "ab", None])
+def test_target_of_other_inputs(x):
+    with pytest.raises(ValueError, match="`x` must "):
+        SlowlyChangingRegression(2, 5).target(x)
