@@ -73,7 +73,7 @@ def age_quantile(histogram: Tensor, quantile: float) -> Tensor:
     Args:
         histogram: Float32 tensor of shape `(units, bins)`, the number of
             events in each bin of `age_bin`. Bin 0 is left out.
-        quantile: Float in (0, 1), the share.
+        quantile: Float in (0, 1), or a scalar tensor, the share.
 
     Returns:
         Float32 tensor of shape `(units,)`. It is 1 for a unit without events.
@@ -85,7 +85,8 @@ def age_quantile(histogram: Tensor, quantile: float) -> Tensor:
             "`histogram` must be a tensor of shape (units, bins), of two bins "
             f"or more. Received: histogram.shape={shape}"
         )
-    quantile = validation.check_in_interval("quantile", quantile, "(0, 1)")
+    if not ops.is_tensor(quantile):  # It may be a variable's value.
+        quantile = validation.check_in_interval("quantile", quantile, "(0, 1)")
     counts = ops.cumsum(histogram[:, 1:], axis=1)
     total = ops.maximum(counts[:, -1:], 1.0)
     first = ops.argmax(ops.cast(counts / total >= quantile, "int32"), axis=1)

@@ -711,8 +711,6 @@ def test_argument_of_another_optimizer(row):
 @rows("ContinualBackprop")
 def test_set_weights(row):
     optimizer, model = row.make(L2(_adam(use_ema=True))), _make_model(row)
-    with pytest.raises(ValueError, match="must be built before its weights"):
-        optimizer.set_weights([])
     optimizer.build(model.trainable_variables)
     values = [
         np.full(v.shape, i % 7, v.dtype)
@@ -721,12 +719,9 @@ def test_set_weights(row):
     optimizer.set_weights(values)
     for variable, value in zip(optimizer.variables, values):
         np.testing.assert_array_equal(to_numpy(variable), value)
-    number = len(values)
-    with pytest.raises(ValueError, match=f"{number} `.* {number - 1} arrays"):
-        optimizer.set_weights(values[1:])
-    values[-1] = np.zeros((9, 9))
-    with pytest.raises(ValueError, match=r"the shape \(.*Received: .*\(9, 9\)"):
-        optimizer.set_weights(values)
+    for wrong in (values[1:], [*values[:-1], np.zeros((9, 9))]):
+        with pytest.raises(ValueError, match="one array for each of the"):
+            optimizer.set_weights(wrong)
 
 
 @rows(*_KINDS)
