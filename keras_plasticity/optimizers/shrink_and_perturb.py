@@ -158,7 +158,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
             )
 
     def _noise_variables(self):
-        result = [self._seed_generator.state]
+        result = [self._seed_generator.state, *self.hyperparameter_variables()]
         if self._table is not None:
             result += [self._table, self._signs, self._position, self._sign]
         return result

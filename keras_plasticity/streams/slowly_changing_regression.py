@@ -3,6 +3,7 @@ import copy
 import numpy as np
 
 from keras_plasticity import validation
+from keras_plasticity.seeds import derived_seed
 from keras_plasticity.streams import arguments
 
 
@@ -22,12 +23,11 @@ class SlowlyChangingRegression:
     b_i) / 2`, with which a unit of negative bias fires far more rarely; the
     published errors go with the code, so that is the default here.
 
-    The target network and, with `flip_one`, the slow bits are drawn from
-    `numpy.random.default_rng(seed)`; what else a task has, from
-    `default_rng([seed, index])`. For NumPy the seeds `[seed, 0]` and `seed` are
-    the same, so task 0 uses random numbers of the target network again, and a
-    program that draws initial weights from `default_rng(seed)` does, too.
-    `default_rng([seed, 0, 1])` has others.
+    What a task has is drawn from `numpy.random.default_rng([seed, index])`, the
+    target network and, with `flip_one`, the slow bits from another seed,
+    `keras_plasticity.derived_seed(seed, "target network")`. For NumPy the seeds
+    `[seed, 0]` and `seed` are the same, so a program that draws initial weights
+    from `default_rng(seed)` draws the numbers of task 0.
 
     Args:
         num_tasks: Integer, the number of tasks. Defaults to 100: with the
@@ -95,7 +95,10 @@ class SlowlyChangingRegression:
         self.num_bits = num_bits
         self.num_slow_bits = num_slow_bits
 
-        random = np.random.default_rng(self.seed)
+        # Not of `seed` alone: task 0 would draw the same numbers.
+        random = np.random.default_rng(
+            derived_seed(self.seed, "target network")
+        )
         shape = (num_bits, num_target_units)
         self._weights = random.choice([-1.0, 1.0], shape).astype("float32")
         self._biases = random.choice([-1.0, 1.0], shape[1]).astype("float32")
