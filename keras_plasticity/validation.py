@@ -27,6 +27,7 @@ from keras_plasticity.types import Tensor
 
 # What an int32 holds, and the seeds that Keras takes on every backend.
 LARGEST_INTEGER = 2**31 - 1
+_LARGEST_FLOAT32 = float(np.finfo("float32").max)
 _LONGEST_VALUE = 300
 
 
@@ -160,6 +161,14 @@ def check_choice(name: str, value: Any, choices: Sequence) -> Any:
     raise error(name, rule, value)
 
 
+def check_dtype(name: str, value: Any) -> str:
+    """Checks that an argument is the name of a dtype of Keras."""
+    try:
+        return keras.backend.standardize_dtype(value)
+    except Exception:  # Of a value that cannot be looked up.
+        raise error(name, "a dtype, such as 'float32'", value) from None
+
+
 def check_string(name: str, value: Any) -> str:
     """Checks that an argument is a string."""
     if not isinstance(value, str):
@@ -169,9 +178,11 @@ def check_string(name: str, value: Any) -> str:
 
 def check_path(name: str, value: Any) -> str:
     """Checks that an argument is the path of a file or a folder."""
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    is_path = isinstance(value, (str, os.PathLike))
+    path = os.fspath(value) if is_path else ""
+    if not path or "\0" in path:
         raise error(name, "a path, a string that is not empty", value)
-    return os.fspath(value)
+    return path
 
 
 def check_list(
@@ -237,6 +248,9 @@ def check_array(
     # Such as bfloat16.
     if not is_standard and not np.can_cast(array.dtype, "float64"):
         raise error(name, rule, value)
+    if array.dtype == np.longdouble:
+        with np.errstate(over="ignore"):  # What is too large is infinite.
+            array = array.astype("float64")
     return array
 
 
@@ -246,12 +260,17 @@ def check_arrays(name: str, value: Any, or_none: bool = False) -> list:
     With `or_none`, or of `None`.
     """
     rule = "a list of arrays of real numbers"
-    is_list = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+    # Not all that has an index comes to an end: Keras' variables do not.
+    is_list = isinstance(value, Iterable)
     if not is_list or isinstance(value, (str, bytes, Mapping)):
         raise error(name, rule, value)
+    try:
+        items = list(value)
+    except Exception:  # Of a number, or whatever a tensor raises.
+        raise error(name, rule, value) from None
     return [
         None if each is None and or_none else check_array(name, each, rule)
-        for each in value
+        for each in items
     ]
 
 
@@ -264,24 +283,68 @@ def check_tensors(**tensors: Any) -> list[Tensor]:
         **tensors: The arguments, by name.
 
     Returns:
-        List of the arguments as tensors. Python numbers stay numbers.
+        List of the arguments as floating-point tensors of one dtype. Python
+        numbers become Python floats.
     """
     result = [
-        value if keras.ops.is_tensor(value) else _as_tensor(name, value)
+        value
+        if keras.ops.is_tensor(value) and _is_float(value)
+        else _as_float_tensor(name, value)
         for name, value in tensors.items()
     ]
-    shapes = [getattr(value, "shape", ()) for value in result]
-    if any(shape != shapes[0] for shape in shapes[1:]):
-        _check_broadcast(tensors, shapes)
+    kinds = [_kind(value) for value in result]
+    if any(kind != kinds[0] for kind in kinds[1:]):
+        check_shapes(**dict(zip(tensors, map(shape_of, result))))
+        return _of_one_dtype(result)
     return result
+
+
+def check_integer_tensor(name: str, value: Any) -> Tensor:
+    """Checks that an argument is a tensor of integers."""
+    is_tensor = keras.ops.is_tensor(value)
+    if is_tensor or isinstance(value, keras.KerasTensor):
+        if not _is_float(value):
+            return value
+    elif not isinstance(value, keras.Variable):
+        array = as_array(name, value, "a tensor of integers")
+        if array.dtype.kind in "iu" and (array == array.astype("int32")).all():
+            return keras.ops.convert_to_tensor(array.astype("int32"))
+    raise error(name, "a tensor of integers", value)
+
+
+def check_shapes(**shapes: tuple[int | None, ...]):
+    """Checks that the shapes of arguments are alike, or can be broadcast."""
+    # What is not known may fit.
+    known = [[1 if n is None else n for n in s] for s in shapes.values()]
+    try:
+        np.broadcast_shapes(*map(tuple, known))
+    except ValueError:
+        names = " and ".join(f"`{name}`" for name in shapes)
+        given = ", ".join(f"{name}.shape={s}" for name, s in shapes.items())
+        raise ValueError(
+            f"{names} must be tensors of the same shape. Received: {given}"
+        ) from None
+
+
+def shape_of(value: Any) -> tuple[int | None, ...]:
+    """The shape of a tensor, or of a number."""
+    return tuple(getattr(value, "shape", ()))
 
 
 def check_inputs(name: str, value: Any) -> Any:
     """Checks that an argument is an array, or a nest of them, for a model."""
-    for each in keras.tree.flatten(value) or [None]:
+    rule = "an array of examples, or a list or dict of such arrays"
+
+    def check(each):
         if not keras.ops.is_tensor(each):
-            check_array(name, each, "an array, or a list or dict of arrays")
-    return value
+            each = check_array(name, each, rule)
+        if not len(each.shape):
+            raise error(name, rule, value)
+        return each
+
+    if not keras.tree.flatten(value):
+        raise error(name, rule, value)
+    return keras.tree.map_structure(check, value)
 
 
 def check_finite(name: str, array: np.ndarray, remedy: str = "") -> np.ndarray:
@@ -315,6 +378,8 @@ def check_deserialized(
     """
     if value is None and optional:
         return None
+    if isinstance(value, np.ndarray):
+        check_array(name, value, rule)
     try:
         result = get(value)
     except Exception:  # Of a config, whatever its class may raise.
@@ -338,31 +403,43 @@ def _check_integer(name, value, rule, minimum, maximum):
     raise error(name, rule, value)
 
 
-def _as_tensor(name, value):
-    if isinstance(value, (keras.KerasTensor, keras.Variable)):
+def _is_float(tensor):
+    return "float" in str(tensor.dtype)
+
+
+def _kind(value):
+    return getattr(value, "shape", None), getattr(value, "dtype", None)
+
+
+def _as_float_tensor(name, value):
+    if isinstance(value, keras.KerasTensor):
         return value
-    if is_number(value) and not isinstance(value, np.generic):
-        return value
+    if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
+        value = keras.ops.convert_to_tensor(value)
+        return value if _is_float(value) else keras.ops.cast(value, "float32")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        # What float32 does not hold is infinite, as in an array.
+        if abs(value) > _LARGEST_FLOAT32:
+            return math.inf if value > 0 else -math.inf
+        return float(value)
     array = check_array(name, value, "a tensor of real numbers")
-    if array.dtype.kind == "b":
-        array = array.astype("float32")
-    return keras.ops.convert_to_tensor(array)
+    with np.errstate(over="ignore"):
+        return keras.ops.convert_to_tensor(array.astype("float32"))
 
 
-def _check_broadcast(tensors, shapes):
-    shapes = [tuple(shape) for shape in shapes]
-    if any(None in shape for shape in shapes):
-        return  # A batch of any size.
-    try:
-        np.broadcast_shapes(*shapes)
-    except ValueError:
-        names = " and ".join(f"`{name}`" for name in tensors)
-        given = ", ".join(
-            f"{name}.shape={shape}" for name, shape in zip(tensors, shapes)
-        )
-        raise ValueError(
-            f"{names} must be tensors of the same shape. Received: {given}"
-        ) from None
+def _of_one_dtype(values):
+    dtypes = {
+        keras.backend.standardize_dtype(value.dtype)
+        for value in values
+        if not isinstance(value, float)
+    }
+    if len(dtypes) < 2:
+        return values
+    dtype = keras.backend.result_type(*dtypes)
+    return [
+        value if isinstance(value, float) else keras.ops.cast(value, dtype)
+        for value in values
+    ]
 
 
 def _as_float(value):

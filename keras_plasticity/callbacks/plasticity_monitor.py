@@ -551,11 +551,15 @@ def _if_finite(measured):
 def _check_probe(probe_data):
     """Returns the number of examples, or the inputs and the targets."""
     if isinstance(probe_data, (int, np.integer, np.bool_)):
-        if not validation.is_integer(probe_data) or probe_data < 1:
-            raise ValueError(
-                "`probe_data` must be a positive number of examples, an array "
-                "of inputs, or a tuple (x, y). "
-                f"Received: probe_data={probe_data}"
+        if (
+            not validation.is_integer(probe_data)
+            or not 1 <= probe_data <= validation.LARGEST_INTEGER
+        ):
+            raise validation.error(
+                "probe_data",
+                "a positive number of examples, an array of inputs, or a tuple "
+                "(x, y)",
+                probe_data,
             )
         return int(probe_data), None, None
     x, y = probe_data, None

@@ -294,8 +294,8 @@ def choose_methods(
     unknown = [name for name in problem_defaults if name not in known]
     if unknown:
         raise ValueError(
-            "Defaults of a problem must be those of flags of the methods: "
-            f"{', '.join(known)}. Received: {', '.join(unknown)}"
+            "`problem_defaults` must be those of flags of the methods: "
+            f"{', '.join(known)}. Received: {', '.join(map(str, unknown))}"
         )
     names = flag_values["method"].value or default_methods
     chosen = dict.fromkeys(find_parts(name, parts) for name in names)

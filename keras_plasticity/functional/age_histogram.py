@@ -79,8 +79,8 @@ def age_quantile(histogram: Tensor, quantile: float) -> Tensor:
         Float32 tensor of shape `(units,)`. It is 1 for a unit without events.
     """
     (histogram,) = validation.check_tensors(histogram=histogram)
-    shape = tuple(histogram.shape)
-    if len(shape) != 2 or shape[1] < 2:
+    shape = validation.shape_of(histogram)
+    if len(shape) != 2 or shape[1] is None or shape[1] < 2:
         raise ValueError(
             "`histogram` must be a tensor of shape (units, bins), of two bins "
             f"or more. Received: histogram.shape={shape}"

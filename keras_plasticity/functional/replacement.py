@@ -78,13 +78,17 @@ def advance_count(
         fraction that remains.
     """
     whole, fraction, base = _check_digits(digits)
-    (count,) = validation.check_tensors(count=count)
-    (mature,) = validation.check_tensors(mature=mature)
-    if not len(count.shape) or count.shape[0] < len(fraction):
+    count = validation.check_integer_tensor("count", count)
+    mature = validation.check_integer_tensor("mature", mature)
+    shape = validation.shape_of(count)
+    if not shape or shape[0] is None or shape[0] < len(fraction):
         raise ValueError(
             "`count` must have an entry for each of the "
-            f"{len(fraction)} digits. Received: count.shape="
-            f"{tuple(count.shape)}"
+            f"{len(fraction)} digits. Received: count.shape={shape}"
+        )
+    if validation.shape_of(mature) != shape[1:]:
+        validation.check_shapes(
+            count=shape[1:], mature=validation.shape_of(mature)
         )
     carry = ops.zeros_like(mature)
     remaining = []
@@ -113,21 +117,34 @@ def least_useful_unit(
         that are infinite or NaN count as the highest, and `-inf` as the
         lowest: a unit that is not known to be useless is replaced last.
     """
-    utility, age = validation.check_tensors(utility=utility, age=age)
-    if len(utility.shape) != 1 or utility.shape[0] == 0:
-        raise ValueError(
-            "`utility` must have an entry for each unit, and one at least. "
-            f"Received: utility.shape={tuple(utility.shape)}"
-        )
-    (maturity_threshold,) = validation.check_tensors(
-        maturity_threshold=maturity_threshold
+    utility, age, maturity_threshold = validation.check_tensors(
+        utility=utility, age=age, maturity_threshold=maturity_threshold
     )
+    _check_units(utility, age, maturity_threshold)
     utility = ops.cast(utility, "float32")
     # Not by `minimum`, in which NaN stays NaN.
     utility = ops.where(utility < _LARGEST_UTILITY, utility, _LARGEST_UTILITY)
     return ops.argmin(
         ops.where(age > maturity_threshold, utility, float("inf"))
     )
+
+
+def _check_units(utility, age, maturity_threshold):
+    shape = validation.shape_of(utility)
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(
+            "`utility` must have an entry for each unit, and one at least. "
+            f"Received: utility.shape={shape}"
+        )
+    if validation.shape_of(age) != shape:
+        raise ValueError(
+            "`age` must have the shape of `utility`. Received: "
+            f"age.shape={validation.shape_of(age)}, utility.shape={shape}"
+        )
+    if validation.shape_of(maturity_threshold) != ():
+        raise validation.error(
+            "maturity_threshold", "a single number", maturity_threshold
+        )
 
 
 def _check_digits(digits):

@@ -47,10 +47,10 @@ def mean_magnitude(weights: Tensor, axis: int) -> Tensor:
         Float32 tensor of shape `(weights.shape[axis],)`.
     """
     (weights,) = validation.check_tensors(weights=weights)
-    shape = tuple(weights.shape)
-    if not math.prod(shape) or not shape:
+    shape = validation.shape_of(weights)
+    if not shape or None in shape or 0 in shape:
         raise ValueError(
-            "`weights` must have at least one axis and one entry. "
+            "`weights` must have one or more axes, none of them empty. "
             f"Received: weights.shape={shape}"
         )
     last = len(shape) - 1

@@ -48,7 +48,8 @@ def inspect(model: keras.Model, inputs=None, print_fn=None):
         raise ValueError(
             f"Model '{model.name}' has no built layer of "
             "`keras_plasticity.layers`. Build it from them, or call "
-            "`keras_plasticity.models.make_plastic(model)`."
+            "`keras_plasticity.models.make_plastic(model)`. "
+            f"{validation.received('model', model)}"
         )
     table = rich.table.Table(
         title=f'Plastic layers of model: "{rich.markup.escape(model.name)}"',

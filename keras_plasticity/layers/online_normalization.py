@@ -137,7 +137,7 @@ class OnlineNormalization(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if not validation.is_integer(axis) or axis == 0:
+        if not validation.is_integer(axis) or not 0 < abs(axis) < 2**31:
             raise validation.error(
                 "axis", "an integer, and not that of the batch", axis
             )

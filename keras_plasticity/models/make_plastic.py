@@ -70,7 +70,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     if not model.built:
         raise ValueError(
             f"Model '{model.name}' is not built. Call it on data, or `build()` "
-            "it, first."
+            f"it, first. {validation.received('model', model)}"
         )
     plain = {}
     for layer in _find_layers(model):

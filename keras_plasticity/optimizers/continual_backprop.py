@@ -338,9 +338,11 @@ def _get_utility(utility):
     function = _UTILITIES.get(utility) if isinstance(utility, str) else utility
     if not callable(function):
         known = ", ".join(repr(name) for name in [*_UTILITIES, "random"])
-        raise ValueError(
-            f"`utility` must be one of {known}, or a function like those of "
-            f"`keras_plasticity.functional`. Received: utility={utility!r}"
+        raise error(
+            "utility",
+            f"one of {known}, or a function like those of "
+            "`keras_plasticity.functional`",
+            utility,
         )
     try:
         arguments = tuple(inspect.signature(function).parameters)

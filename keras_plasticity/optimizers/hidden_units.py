@@ -142,6 +142,7 @@ class HiddenUnits:
             `keras.Variable`, saved and restored with the optimizer.
         """
         name = validation.check_string("name", name)
+        dtype = validation.check_dtype("dtype", dtype)
         restarts = validation.check_boolean("restarts", restarts)
         if validation.is_number(initializer):
             initializer = keras.initializers.Constant(float(initializer))

@@ -341,7 +341,7 @@ class UnitResetOptimizer(OptimizerWrapper):
             ValueError: If the optimizer is not built yet.
         """
         check_model("model", model)
-        check_inputs("x", x)
+        x = check_inputs("x", x)
         if not self.built:
             raise ValueError(
                 f"This `{type(self).__name__}` is not built yet, so it does "

@@ -92,7 +92,13 @@ def load(path: str) -> Checkpoint:
                     )
                 ],
             )
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        KeyError,
+        ValueError,
+        EOFError,
+        IsADirectoryError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
             f"The file is not a checkpoint of this version of "
             "`keras_plasticity`, or is damaged. Remove it to start afresh. "

@@ -117,7 +117,8 @@ class OnlineTrainer:
         if not is_model and not callable(model):
             raise TypeError(
                 "`model` must be a compiled `keras.Model`, or a function of a "
-                f"learner's index that returns one. Received: model={model!r}"
+                "learner's index that returns one. "
+                f"{validation.received('model', model)}"
             )
         if is_model and num_learners > 1:
             raise ValueError(
@@ -303,14 +304,21 @@ class OnlineTrainer:
                     f"Received: stream={stream!r}, "
                     f"num_learners={self.num_learners}"
                 )
-            return [stream]
-        if not callable(stream):
+            streams = [stream]
+        elif callable(stream):
+            streams = [stream(learner) for learner in range(self.num_learners)]
+        else:
+            streams = []
+        if not streams or not all(
+            hasattr(each, "task") and hasattr(each, "__len__")
+            for each in streams
+        ):
             raise TypeError(
-                "`stream` must have a method `task(index)`, or be a function "
-                "of a learner's index that returns such an object. "
-                f"Received: stream={stream!r}"
+                "`stream` must have a method `task(index)` and a length, or be "
+                "a function of a learner's index that returns such an object. "
+                f"{validation.received('stream', stream)}"
             )
-        return [stream(learner) for learner in range(self.num_learners)]
+        return streams
 
     def _build(self, data):
         start = time.perf_counter()

@@ -97,7 +97,10 @@ class SummaryWriter:
             step: Integer, the position on the x-axis.
         """
         tag = validation.check_string("tag", tag)
-        self._add(scalar_pb(tag, _as_float("value", value)), step)
+        value = _as_float("value", value)
+        with np.errstate(over="ignore"):  # TensorBoard keeps a float32.
+            summary = scalar_pb(tag, value)
+        self._add(summary, step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int):
         """Writes a histogram of the values of an array.

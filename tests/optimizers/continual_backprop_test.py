@@ -431,7 +431,7 @@ class TestBadInput:
                 {"utility": "usefulness"},
                 "'contribution', 'mean_corrected_contribution', 'adaptation', "
                 "'overall', 'weight_magnitude', 'random'.*"
-                "Received: utility='usefulness'",
+                "Received: utility=usefulness",
                 id="unknown_utility",
             ),
             pytest.param(
