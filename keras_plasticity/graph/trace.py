@@ -67,6 +67,15 @@ class Trace:
     inputs: list = dataclasses.field(default_factory=list)
 
 
+_REMEDY = (
+    "Call the model on data once before the optimizer is built. Where no "
+    "`keras.Model` calls the layers (as in a `torch.nn.Module` or a function), "
+    "state who reads the units of which layer by "
+    "`keras_plasticity.connect(layer, consumer)`, for every plastic layer "
+    "whose units are to be replaced."
+)
+
+
 class NotTraceableError(ValueError):
     """A model's own `call` cannot be traced.
 
@@ -152,8 +161,7 @@ def trace_around(layers, variables=()) -> Trace:
         raise ValueError(
             "The model has not been called yet, and there is more to it than "
             f"the graph around its plastic layers: '{unseen[0].path}', for "
-            "one, is not a part of it. Call the model on data once before the "
-            "optimizer is built."
+            f"one, is not a part of it. {_REMEDY}"
         )
     return tracer.finish(tracer.add_graph(outputs, {}))
 
@@ -339,14 +347,6 @@ def _graphs_around(layers):
     seen = set()
     for layer in layers:
         calls = keras_compat.calls(layer)
-        if not calls and not layer.statistics.callers:
-            raise ValueError(
-                f"Plastic layer '{layer.name}' is not part of the graph of a "
-                "Functional or Sequential model, and was not seen to be called "
-                "by another model, so that the layers that read its units "
-                "cannot be found. Call the model on data once before the "
-                "optimizer is built."
-            )
         for caller in layer.statistics.callers:
             calls += keras_compat.calls(caller)
         for node in reversed(calls):
@@ -360,6 +360,14 @@ def _graphs_around(layers):
         if covered[i] & wanted:
             chosen.append(graphs[i])
             wanted -= covered[i]
+    for layer in layers:
+        if id(layer) in wanted:
+            raise ValueError(
+                f"Plastic layer '{layer.name}' is not part of the graph of a "
+                "Functional or Sequential model, and no model was seen to call "
+                "all of the optimizer's layers, so that the layers that read "
+                f"its units cannot be found. {_REMEDY}"
+            )
     return chosen
 
 

@@ -257,9 +257,10 @@ def test_what_cannot_be_traced_has_to_be_stated():
     with pytest.raises(ValueError, match="cannot be traced.*connect"):
         graph.find_connections(layers, model)
     graph.connect(model.a, model.b)
-    (a, _) = graph.find_connections(layers, model)
-    graph.check([a])
+    (a, b) = graph.find_connections(layers, model)
+    graph.check([a, b])
     assert list(a.consumers) == [model.b] and a.skip_reason is None
+    assert b.skip_reason == "read by no layer"
 
 
 @pytest.mark.parametrize(
