@@ -22,6 +22,9 @@ replaces units needs a few operations which `keras.ops` does not have:
   is given: see `units.backward_pass`.
 - `track(layer, variables)`: lets the backend know of a layer's variables that
   Keras does not list.
+- `warn_if_trained_elsewhere(layer, variable, message)`: warns where an optimizer
+  of the backend's own, not Keras', makes a step with a layer's variable: its
+  name, and then the message.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on parts of
   the same batch.
@@ -64,6 +67,7 @@ repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
 track = _active.track
+warn_if_trained_elsewhere = _active.warn_if_trained_elsewhere
 
 
 def run_if(condition, body, variables):

@@ -112,6 +112,10 @@ def track(layer, variables):
     """Keras' own lists are enough on JAX."""
 
 
+def warn_if_trained_elsewhere(layer, variable, message):
+    """Nobody on JAX tells of the steps that are made."""
+
+
 def after_backward(gradients):
     """Orders the update of each weight after back-propagation has read it.
 

@@ -108,6 +108,10 @@ def track(layer, variables):
     """The attributes of a layer are tracked on TensorFlow."""
 
 
+def warn_if_trained_elsewhere(layer, variable, message):
+    """All optimizers on TensorFlow are those of Keras."""
+
+
 def after_backward(gradients):
     return gradients  # TensorFlow orders reads and writes of variables.
 
