@@ -22,9 +22,9 @@ replaces units needs a few operations which `keras.ops` does not have:
   is given: see `units.backward_pass`.
 - `track(layer, variables)`: lets the backend know of a layer's variables that
   Keras does not list.
-- `warn_if_trained_elsewhere(layer, variable, message)`: warns where an optimizer
-  of the backend's own, not Keras', makes a step with a layer's variable: its
-  name, and then the message.
+- `warn_if_trained_elsewhere(layer, variable, message)`: warns where a layer's
+  variable is trained by an optimizer of the backend's own, not Keras'. The
+  message goes on after the optimizer's name.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `mean_over_replicas(values)`: means over all devices that train on parts of
   the same batch.

@@ -219,9 +219,7 @@ class _UnitFollower:
         self._stated = stated
         # The keys of those that a user has named as consumers.
         self._connected = {
-            id(consumer)
-            for key in stated
-            for consumer in found[key].consumers
+            id(consumer) for key in stated for consumer in found[key].consumers
         }
         # What each value carries: dict from `Value` to a dict from key to the
         # `Units` it shows, or to the reason why they cannot be followed.

@@ -361,7 +361,7 @@ def _graphs_around(layers):
             chosen.append(graphs[i])
             wanted -= covered[i]
     for layer in layers:
-        if id(layer) in wanted:
+        if id(layer) in wanted and layer.replaceable:
             raise ValueError(
                 f"Plastic layer '{layer.name}' is not part of the graph of a "
                 "Functional or Sequential model, and no model was seen to call "
@@ -404,6 +404,15 @@ def _children(node):
     ]
 
 
+def _is_leftover(node):
+    """Whether a node is a cast that Keras has made beside a layer's call.
+
+    It casts symbolic inputs to the layer's dtype, but calls the layer on them
+    as they were.
+    """
+    return keras_compat.is_cast(node.operation) and not _children(node)
+
+
 def _last_nodes(nodes):
     """The nodes whose outputs nothing reads.
 
@@ -411,6 +420,7 @@ def _last_nodes(nodes):
     leaves the earlier calls behind. They compute the same from the same inputs
     as the later ones, so what reads one of them reads all.
     """
+    nodes = [node for node in nodes if not _is_leftover(node)]
     kinds = {}
     kind_of = {}
     for node in nodes:

@@ -460,6 +460,30 @@ def test_anything_may_follow_the_last_layer_with_weights(end, called):
     assert _find(model, called) == {"a": ["b"], "b": []}
 
 
+@_CALLED
+def test_layers_of_different_dtypes(called):
+    layers = [
+        Dense(4, name="a", dtype="mixed_bfloat16"),
+        Dense(4, name="b"),
+        Dense(3, name="c", dtype="float16"),
+    ]
+    assert _find(_sequential(*layers), called) == {
+        "a": ["b"],
+        "b": ["c"],
+        "c": [],
+    }
+
+
+@_CALLED
+def test_cast_by_the_model(called):
+    inputs = keras.Input((5,))
+    x = Dense(4, name="a", dtype="mixed_bfloat16")(inputs)
+    x = keras.ops.cast(x, "float32")
+    x = Dense(3, name="b", dtype="mixed_bfloat16")(x)
+    model = keras.Model(inputs, keras.ops.cast(x, "float32"))
+    assert _find(model, called) == {"a": ["b"], "b": []}
+
+
 def test_condition_on_the_units_themselves():
     inputs = keras.Input((5,))
     x = Dense(4, name="a")(inputs)
