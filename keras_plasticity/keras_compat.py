@@ -147,6 +147,11 @@ def is_stock_operation(operation):
     return type(operation).__module__.startswith("keras.src.ops.")
 
 
+def is_cast(operation):
+    """Whether an operation is the one of `keras.ops.cast`."""
+    return isinstance(operation, keras.src.ops.core.Cast)
+
+
 def build_for_training(model, x, y):
     """Builds a compiled model's optimizer, loss and metrics, as `fit` does.
 

@@ -24,6 +24,9 @@ replaces units needs a few operations which `keras.ops` does not have:
   of its own: `backward(upstream, inputs, values)` returns a tuple of the
   gradient of `inputs` and of those of `values`, a list of tensors. (Keras'
   `ops.custom_gradient` cannot be transformed by `torch.func`.)
+- `warn_if_trained_elsewhere(layer, variable, message)`: warns where a layer's
+  variable is trained by an optimizer of the backend's own, not Keras'. The
+  message goes on after the optimizer's name.
 - `after_backward(gradients)`: the gradients, at the end of back-propagation.
 - `sum_over_replicas(values)`: sums over all devices that train on parts of the
   same batch.
@@ -64,6 +67,7 @@ no_gradient = _active.no_gradient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
+warn_if_trained_elsewhere = _active.warn_if_trained_elsewhere
 
 
 def run_if(condition, body, variables):

@@ -113,6 +113,10 @@ def identity(inputs, values, backward):
     return function(inputs, values)
 
 
+def warn_if_trained_elsewhere(layer, variable, message):
+    """Nobody on JAX tells of the steps that are made."""
+
+
 def after_backward(gradients):
     """Orders the update of each weight after back-propagation has read it.
 

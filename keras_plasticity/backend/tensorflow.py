@@ -108,6 +108,10 @@ def identity(inputs, values, backward):
     return function(inputs, *values)
 
 
+def warn_if_trained_elsewhere(layer, variable, message):
+    """All optimizers on TensorFlow are those of Keras."""
+
+
 def after_backward(gradients):
     return gradients  # TensorFlow orders reads and writes of variables.
 

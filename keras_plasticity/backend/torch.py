@@ -1,9 +1,13 @@
 """Loops and in-place writes on PyTorch."""
 
 import contextlib
+import functools
+import warnings
+import weakref
 
 import keras
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 def no_gradient():
@@ -86,6 +90,40 @@ class _Identity(torch.autograd.Function):
 def identity(inputs, values, backward):
     """See `keras_plasticity.backend`."""
     return _Identity.apply(inputs, backward, *values)
+
+
+# Dict from layer to a pair of a variable and of a message.
+_watched_layers = weakref.WeakKeyDictionary()
+_seen_optimizers = weakref.WeakSet()
+
+
+def warn_if_trained_elsewhere(layer, variable, message):
+    """Warns where an optimizer of PyTorch's own makes a step with it."""
+    _watched_layers[layer] = (variable, message)
+    _watch_optimizers()
+
+
+@functools.cache  # Once, and not before there is something to watch for.
+def _watch_optimizers():
+    register_optimizer_step_post_hook(_warn_at_first_step)
+
+
+def _warn_at_first_step(optimizer, args, kwargs):
+    if torch.compiler.is_compiling() or optimizer in _seen_optimizers:
+        return
+    _seen_optimizers.add(optimizer)
+    trained = {
+        id(parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for variable, message in _watched_layers.values():
+        if id(variable.value) in trained:
+            name = type(optimizer).__name__
+            warnings.warn(
+                f"PyTorch's optimizer `{name}` {message}", stacklevel=3
+            )
+            return
 
 
 def after_backward(gradients):

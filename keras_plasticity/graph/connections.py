@@ -16,6 +16,11 @@ from keras_plasticity.units.feature_map import FeatureMap
 
 _OUTPUTS = "outputs of the model"
 _UNREAD = "read by no layer"
+_NOT_CALLED = "the model does not call it"
+_NOT_CONNECTED = (
+    "no model's graph shows who reads them, and "
+    "`keras_plasticity.connect(layer, consumer)` was not called for it"
+)
 
 # Connections that a user has stated, by producer.
 _stated = weakref.WeakKeyDictionary()
@@ -84,10 +89,11 @@ def find_connections(
     stated = {id(layer) for layer in layers if layer in _stated}
     for key in stated:
         found[key].consumers.update(_stated[found[key].layer])
-    if len(stated) == len(layers):
-        return list(found.values())
+    follower = _UnitFollower(found, stated)
     try:
-        if model is None:
+        if len(stated) == len(layers):
+            traced = trace.Trace([], set())
+        elif model is None:
             traced = trace.trace_around(layers, variables)
         else:
             traced = trace.trace_model(model, inputs)
@@ -95,17 +101,21 @@ def find_connections(
         # What a user has stated stands in for what cannot be traced.
         if not stated:
             raise
-        traced = trace.Trace([], set())
-    order = _UnitFollower(found, stated).follow(traced)
+        follower.reason_if_not_called = _NOT_CONNECTED
+        in_graph = [layer for layer in layers if keras_compat.calls(layer)]
+        traced = trace.trace_around(in_graph if model is None else [])
+    order = follower.follow(traced)
     return list({**{key: found[key] for key in order}, **found}.values())
 
 
 def connect(layer, consumer, unit_of_feature=None):
     """States that a plastic layer's units are read by another layer.
 
-    For a model whose `call` cannot be traced with symbolic inputs. What is
-    stated about a layer replaces what would be found, so every consumer of it
-    has to be named. Statements are not saved with the model.
+    For layers that no `keras.Model` calls (those of a `torch.nn.Module`, a
+    `tf.Module` or a function), and for a model whose `call` cannot be traced
+    with symbolic inputs. What is stated about a layer replaces what would be
+    found, so every consumer of it has to be named. A consumer of which nothing
+    is stated is an output of the model. Statements are not saved.
 
     Args:
         layer: Built plastic layer, whose units are read.
@@ -122,7 +132,10 @@ def connect(layer, consumer, unit_of_feature=None):
     ```python
     model(x)  # Builds the layers.
     keras_plasticity.connect(model.hidden, model.head)
-    model.compile(optimizer=ContinualBackprop(keras.optimizers.SGD(0.01)))
+    optimizer = ContinualBackprop(keras.optimizers.SGD(0.01))
+    optimizer.build(
+        model.hidden.trainable_variables + model.head.trainable_variables
+    )
     ```
     """
     for name, each in (("layer", layer), ("consumer", consumer)):
@@ -202,11 +215,20 @@ class _UnitFollower:
     Args:
         found: Dict from key to the layer's `Connections`, which are filled in.
         stated: Set of the keys of layers whose consumers a user has stated.
+
+    Attributes:
+        reason_if_not_called: String, why nothing is known of a layer that is
+            not called.
     """
 
     def __init__(self, found, stated):
+        self.reason_if_not_called = _NOT_CALLED
         self._found = found
         self._stated = stated
+        # The keys of those that a user has named as consumers.
+        self._connected = {
+            id(consumer) for key in stated for consumer in found[key].consumers
+        }
         # What each value carries: dict from `Value` to a dict from key to the
         # `Units` it shows, or to the reason why they cannot be followed.
         self._units = {}
@@ -237,6 +259,9 @@ class _UnitFollower:
             ]:
                 self._found[key].skip_reason = _OUTPUTS
         for key, connections in self._found.items():
+            if key not in self._stated and key not in self._num_calls:
+                if key not in self._connected and connections.error is None:
+                    connections.error = self.reason_if_not_called
             _judge(connections, self._num_calls, key in self._stated)
         return list(self._num_calls)
 
@@ -363,8 +388,6 @@ def _judge(connections, num_calls, is_stated):
             "times in the model. Which of its calls a statistic stems from "
             "could not be told"
         )
-    elif id(layer) not in num_calls and not is_stated:
-        connections.error = connections.error or "the model does not call it"
     elif connections.consumers:
         connections.error = _activation_error(layer) or connections.error
     elif connections.error is None:

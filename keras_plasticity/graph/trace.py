@@ -68,6 +68,15 @@ class Trace:
     inputs: list = dataclasses.field(default_factory=list)
 
 
+_REMEDY = (
+    "Call the model on data once before the optimizer is built. Where no "
+    "`keras.Model` calls the layers (as in a `torch.nn.Module` or a function), "
+    "state who reads the units of which layer by "
+    "`keras_plasticity.connect(layer, consumer)`, for every plastic layer "
+    "whose units are to be replaced."
+)
+
+
 class NotTraceableError(ValueError):
     """A model's own `call` cannot be traced.
 
@@ -164,8 +173,7 @@ def trace_around(layers, variables=()) -> Trace:
         raise ValueError(
             "The model has not been called yet, and there is more to it than "
             f"the graph around its plastic layers: '{unseen[0].path}', for "
-            "one, is not a part of it. Call the model on data once before the "
-            "optimizer is built."
+            f"one, is not a part of it. {_REMEDY}"
         )
     return tracer.finish(tracer.add_graph(outputs, {}))
 
@@ -351,14 +359,6 @@ def _graphs_around(layers):
     seen = set()
     for layer in layers:
         calls = keras_compat.calls(layer)
-        if not calls and not layer.statistics.callers:
-            raise ValueError(
-                f"Plastic layer '{layer.name}' is not part of the graph of a "
-                "Functional or Sequential model, and was not seen to be called "
-                "by another model, so that the layers that read its units "
-                "cannot be found. Call the model on data once before the "
-                "optimizer is built."
-            )
         for caller in layer.statistics.callers:
             calls += keras_compat.calls(caller)
         for node in reversed(calls):
@@ -372,6 +372,14 @@ def _graphs_around(layers):
         if covered[i] & wanted:
             chosen.append(graphs[i])
             wanted -= covered[i]
+    for layer in layers:
+        if id(layer) in wanted and layer.replaceable:
+            raise ValueError(
+                f"Plastic layer '{layer.name}' is not part of the graph of a "
+                "Functional or Sequential model, and no model was seen to call "
+                "all of the optimizer's layers, so that the layers that read "
+                f"its units cannot be found. {_REMEDY}"
+            )
     return chosen
 
 
@@ -408,6 +416,15 @@ def _children(node):
     ]
 
 
+def _is_leftover(node):
+    """Whether a node is a cast that Keras has made beside a layer's call.
+
+    It casts symbolic inputs to the layer's dtype, but calls the layer on them
+    as they were.
+    """
+    return keras_compat.is_cast(node.operation) and not _children(node)
+
+
 def _last_nodes(nodes):
     """The nodes whose outputs nothing reads.
 
@@ -415,6 +432,7 @@ def _last_nodes(nodes):
     leaves the earlier calls behind. They compute the same from the same inputs
     as the later ones, so what reads one of them reads all.
     """
+    nodes = [node for node in nodes if not _is_leftover(node)]
     kinds = {}
     kind_of = {}
     for node in nodes:

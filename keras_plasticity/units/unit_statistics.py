@@ -107,6 +107,16 @@ class UnitStatistics(keras.layers.Layer):
             variable = backward_pass.add_overwritten_weight(self, name, shape)
             variable.plastic_layer = self._owner
             setattr(self, name, variable)
+        owner = self._owner()
+        backend.warn_if_trained_elsewhere(
+            self,
+            self.count,
+            f"trains plastic layer '{owner.name}', but does not keep the "
+            "statistics of its units: their utility and age stay 0, and none "
+            "of them is replaced. Train it by an optimizer of "
+            "`keras_plasticity.optimizers`, or use "
+            f"`keras.layers.{type(owner).__name__}`.",
+        )
         self.built = True
 
     @property

@@ -257,9 +257,10 @@ def test_what_cannot_be_traced_has_to_be_stated():
     with pytest.raises(ValueError, match="cannot be traced.*connect"):
         graph.find_connections(layers, model)
     graph.connect(model.a, model.b)
-    (a, _) = graph.find_connections(layers, model)
-    graph.check([a])
+    (a, b) = graph.find_connections(layers, model)
+    graph.check([a, b])
     assert list(a.consumers) == [model.b] and a.skip_reason is None
+    assert b.skip_reason == "read by no layer"
 
 
 @pytest.mark.parametrize(
@@ -456,6 +457,30 @@ def test_plastic_layer_inside_time_distributed():
 )
 def test_anything_may_follow_the_last_layer_with_weights(end, called):
     model = _sequential(Dense(4, name="a"), Dense(3, name="b"), end())
+    assert _find(model, called) == {"a": ["b"], "b": []}
+
+
+@_CALLED
+def test_layers_of_different_dtypes(called):
+    layers = [
+        Dense(4, name="a", dtype="mixed_bfloat16"),
+        Dense(4, name="b"),
+        Dense(3, name="c", dtype="float16"),
+    ]
+    assert _find(_sequential(*layers), called) == {
+        "a": ["b"],
+        "b": ["c"],
+        "c": [],
+    }
+
+
+@_CALLED
+def test_cast_by_the_model(called):
+    inputs = keras.Input((5,))
+    x = Dense(4, name="a", dtype="mixed_bfloat16")(inputs)
+    x = keras.ops.cast(x, "float32")
+    x = Dense(3, name="b", dtype="mixed_bfloat16")(x)
+    model = keras.Model(inputs, keras.ops.cast(x, "float32"))
     assert _find(model, called) == {"a": ["b"], "b": []}
 
 
