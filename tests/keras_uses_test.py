@@ -329,6 +329,9 @@ class TestDtypesAndMemory:
                 assert statistic.dtype == "float32"
                 assert np.all(np.isfinite(to_numpy(statistic)))
 
+    @pytest.mark.skipif(
+        _BACKEND == "tensorflow", reason="fails with Keras' own layers, too"
+    )
     def test_remat(self, reference):
         expected, data = reference
         with keras.RematScope(mode="full"):

@@ -33,7 +33,7 @@ def test_statistics_are_float32(dtype):
         assert tuple(statistic.shape) == (3,)
         assert keras.backend.standardize_dtype(statistic.dtype) == "float32"
         np.testing.assert_array_equal(to_numpy(statistic), 0.0)
-    for variable in layer.statistics.variables:
+    for variable in layer.statistics.weights:
         assert variable.dtype == "float32"
         assert variable.overwrite_with_gradient
         is_count = variable is layer.statistics.count

@@ -58,9 +58,9 @@ _FIXED = {
         "reset_optimizer_state": False,
     },
     "L2": {},
-    "ShrinkAndPerturb": {"noise_refresh_steps": 5, "seed": 5},
+    "ShrinkAndPerturb": {"noise_refresh_steps": 7, "seed": 5},
     "ShrinkAndPerturbByInitializer": {
-        "noise_refresh_steps": 5,
+        "noise_refresh_steps": 7,
         "initializer": "zeros",
         "seed": 5,
     },
@@ -154,7 +154,8 @@ def test_changed_values_are_saved(method, name, tmp_path):
 def test_what_cannot_change_says_so(method, name):
     optimizer = _make(method)
     before = getattr(optimizer, name)
-    optimizer.build(make_model().trainable_variables)
+    model = make_model()
+    optimizer.build(model.trainable_variables)
     with pytest.raises(
         ValueError,
         match=f"`{name}` of a `{method}` cannot change once it is built",
@@ -182,8 +183,9 @@ def test_what_cannot_change_says_so(method, name):
 )
 def test_setters_check(method, name, value, is_built):
     optimizer = _make(method)
+    model = make_model()
     if is_built:
-        optimizer.build(make_model().trainable_variables)
+        optimizer.build(model.trainable_variables)
     before = getattr(optimizer, name)
     with pytest.raises(ValueError, match=f"`{name}` must be .*{name}={value}"):
         setattr(optimizer, name, value)
