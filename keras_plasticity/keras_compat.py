@@ -137,15 +137,16 @@ def is_stock_operation(operation):
     return type(operation).__module__.startswith("keras.src.ops.")
 
 
-def build_for_training(model, x, y):
+def build_for_training(model, x, y, sample_weight=None):
     """Builds a compiled model's optimizer, loss and metrics, as `fit` does.
 
     Args:
         model: Compiled `keras.Model`.
-        x: Array, one batch of inputs.
-        y: Array, one batch of targets.
+        x: Array, or nest of arrays, one batch of inputs.
+        y: Array, or nest of arrays, one batch of targets.
+        sample_weight: Array, or nest of arrays, the weights of the examples.
     """
-    model._symbolic_build(data_batch=(x, y))
+    model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
 # Whoever listens changes the class of all optimizers: one thread at a time.

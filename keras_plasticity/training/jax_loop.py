@@ -15,6 +15,7 @@ import numpy as np
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.training import nests
 
 # The most weights for which a CPU trains learners faster side by side, as most
 # of a step is overhead. Beyond, XLA's batched products of small matrices are
@@ -32,7 +33,7 @@ class JaxLoop:
     Only the first of the models is kept.
     """
 
-    def __init__(self, models, num_learners):
+    def __init__(self, models, num_learners, batch):
         states = []
         for model in models:
             if not states:
@@ -57,10 +58,8 @@ class JaxLoop:
         self._functions = {}
         self.reset_metrics()
 
-    def put(self, x, y):
-        if self._is_stacked:
-            return [jax.device_put((x, y))]
-        return [jax.device_put(pair) for pair in zip(x, y)]
+    def put(self, data):
+        return [jax.device_put(part) for part in self._parts(data)]
 
     def run(self, data):
         function = self._function(data)
@@ -89,13 +88,12 @@ class JaxLoop:
     def wait(self):
         jax.block_until_ready(self._states)
 
-    def evaluate(self, x, y):
+    def evaluate(self, data):
         function = self._functions.get("evaluate")
         if function is None:
             function = jax.jit(self._vmap(self._test))
             self._functions["evaluate"] = function
-        parts = [(x, y)] if self._is_stacked else zip(x, y)
-        for state, part in zip(self._states, parts):
+        for state, part in zip(self._states, self._parts(data)):
             state[3] = function(state, part)
 
     def model(self, learner):
@@ -136,11 +134,17 @@ class JaxLoop:
                     for old, value in zip(part, values)
                 ]
 
+    def _parts(self, data):
+        """The data that belong to each of the states."""
+        if self._is_stacked:
+            return [data]
+        return [nests.take(data, i) for i in range(self.num_learners)]
+
     def _vmap(self, function):
         return jax.vmap(function) if self._is_stacked else function
 
     def _function(self, data):
-        shapes = tuple((a.shape, a.dtype) for a in data[0])
+        shapes = tuple((a.shape, a.dtype) for a in nests.arrays(data[0]))
         function = self._functions.get(shapes)
         if function is None:
             function = self._trace(self._scan, data[0])
@@ -158,14 +162,18 @@ class JaxLoop:
     def _one_by_one(self, data):
         """Like `_scan`, as a Python loop over calls of one compiled step."""
         axis = 1 if self._is_stacked else 0
-        first = [jnp.take(array, 0, axis) for array in data]
+        steps = nests.arrays(data)[0].shape[axis]
+
+        def take(data, i):
+            return nests.map_arrays(lambda a: jnp.take(a, i, axis), data)
+
+        first = take(data, 0)
         with _apply_after_backward(self._model.optimizer):
             step = _in_place(self._trace(self._step, first).lower().compile())
 
         def run(state, data):
-            for i in range(data[0].shape[axis]):
-                batch = [jnp.take(array, i, axis) for array in data]
-                step(state, batch)
+            for i in range(steps):
+                step(state, take(data, i))
 
         return run
 
@@ -179,20 +187,30 @@ class JaxLoop:
         return state
 
     def _step(self, state, batch):
-        _, state = self._model.train_step(state, batch)
-        return [list(part) for part in state]
+        return _train_step(self._model, state, batch)
 
     def _test(self, state, batch):
-        trainable, non_trainable, _, metrics = state
-        _, state = self._model.test_step(
-            (trainable, non_trainable, metrics), batch
-        )
-        return list(state[2])
+        return _test_step(self._model, state, batch)
 
     def _get_results(self, metrics_variables):
-        mapping = list(zip(self._model.metrics_variables, metrics_variables))
-        with keras.StatelessScope(state_mapping=mapping):
-            return self._model.get_metrics_result()
+        return _get_results(self._model, metrics_variables)
+
+
+def _train_step(model, state, batch):
+    _, state = model.train_step(state, batch)
+    return [list(part) for part in state]
+
+
+def _test_step(model, state, batch):
+    trainable, non_trainable, _, metrics = state
+    _, state = model.test_step((trainable, non_trainable, metrics), batch)
+    return list(state[2])
+
+
+def _get_results(model, metrics_variables):
+    mapping = list(zip(model.metrics_variables, metrics_variables))
+    with keras.StatelessScope(state_mapping=mapping):
+        return model.get_metrics_result()
 
 
 def _in_place(function):
