@@ -10,6 +10,9 @@ import types
 import keras
 from keras.src.backend.common import global_state
 
+# Where Keras says that the class of `keras.Model(inputs, outputs)` is.
+FUNCTIONAL_MODULE = "keras.src.models.functional"
+
 
 def calls(operation):
     """The graph nodes that record calls of an operation on symbolic inputs.

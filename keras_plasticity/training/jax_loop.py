@@ -4,6 +4,7 @@ With convolutions on a CPU, it is a Python loop over one compiled step.
 """
 
 import contextlib
+import functools
 import signal
 import threading
 
@@ -16,6 +17,7 @@ from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.training import nests
+from keras_plasticity.training import program_settings
 
 # The most weights for which a CPU trains learners faster side by side, as most
 # of a step is overhead. Beyond, XLA's batched products of small matrices are
@@ -35,10 +37,12 @@ class JaxLoop:
 
     def __init__(self, models, num_learners, batch):
         states = []
-        for model in models:
-            if not states:
+        for learner, model in enumerate(models):
+            if learner == 0:
                 self._model = model
-            _check_same_architecture(self._model, model)
+                same_program = _SameProgram(model, batch)
+            else:
+                same_program.check(model, learner)
             states.append(_get_state(model))
         self.num_learners = num_learners
         self._is_stacked = num_learners > 1 and (
@@ -273,17 +277,74 @@ def _without_metrics(state):
     return [value for part in state[:3] for value in part]
 
 
-def _check_same_architecture(first, other):
-    shapes = [
-        [[(v.shape, v.dtype) for v in part] for part in _get_variables(model)]
-        for model in (first, other)
-    ]
-    if shapes[0] != shapes[1]:
+class _SameProgram:
+    """Checks that one program trains all learners.
+
+    Whatever is not held in variables is part of the program. To compare the
+    models' settings is fast, and mostly enough. Where they differ, or do not
+    tell all, the programs themselves are compared.
+
+    Args:
+        model: `keras.Model` of learner 0.
+        batch: Tuple, the data of one step.
+    """
+
+    def __init__(self, model, batch):
+        self._model = model
+        self._batch = batch
+
+    @functools.cached_property
+    def _settings(self):
+        return program_settings.settings_of(self._model)
+
+    @functools.cached_property
+    def _program(self):
+        return _program(self._model, self._batch)
+
+    def check(self, model, learner):
+        """Raises a `ValueError` if a learner's model is another program."""
+        settings = program_settings.settings_of(model)
+        if _variable_specs(model) == _variable_specs(self._model):
+            if program_settings.surely_same_program(self._settings, settings):
+                return
+            if _program(model, self._batch) == self._program:
+                return
+        differences = program_settings.differences(self._settings, settings)
         raise ValueError(
-            "All learners must have the same architecture and optimizer, as "
-            "they are trained by one program. The function that builds them "
-            "returned models whose variables differ in number, shape or dtype."
+            "All learners must have the same architecture and settings, as "
+            "JAX trains them by one program. Only names, seeds and what is "
+            "held in variables, such as a learning rate, may differ. Train "
+            "the others by another `OnlineTrainer`. Received, for learners 0 "
+            f"and {learner}: "
+            + (
+                "; ".join(differences)
+                or "what configs do not show, such as the code of a function"
+            )
         )
+
+
+def _program(model, batch):
+    """The text of the program that trains and tests a model."""
+
+    def program(state, batch):
+        results = _get_results(model, state[3])
+        return (
+            _train_step(model, state, batch),
+            _test_step(model, state, batch),
+            list(results.values()),  # Without their names.
+        )
+
+    state = [
+        [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in part]
+        for part in _variable_specs(model)
+    ]
+    return jax.jit(program).lower(state, batch).as_text()
+
+
+def _variable_specs(model):
+    return [
+        [(v.shape, v.dtype) for v in part] for part in _get_variables(model)
+    ]
 
 
 @contextlib.contextmanager
