@@ -11,6 +11,9 @@ import types
 import keras
 from keras.src.backend.common import global_state
 
+# Where Keras says that the class of `keras.Model(inputs, outputs)` is.
+FUNCTIONAL_MODULE = "keras.src.models.functional"
+
 
 def calls(operation):
     """The graph nodes that record calls of an operation on symbolic inputs.
@@ -152,15 +155,16 @@ def is_cast(operation):
     return isinstance(operation, keras.src.ops.core.Cast)
 
 
-def build_for_training(model, x, y):
+def build_for_training(model, x, y, sample_weight=None):
     """Builds a compiled model's optimizer, loss and metrics, as `fit` does.
 
     Args:
         model: Compiled `keras.Model`.
-        x: Array, one batch of inputs.
-        y: Array, one batch of targets.
+        x: Array, or nest of arrays, one batch of inputs.
+        y: Array, or nest of arrays, one batch of targets.
+        sample_weight: Array, or nest of arrays, the weights of the examples.
     """
-    model._symbolic_build(data_batch=(x, y))
+    model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
 # Whoever listens changes the class of all optimizers: one thread at a time.

@@ -83,3 +83,10 @@ def test_gradients_are_transformed_within_the_context(kind):
     )
     model.train_on_batch(*data)
     assert np.all(to_numpy(model.layers[0].kernel) != before)
+
+
+def test_the_module_of_functional_models():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    config = keras.saving.serialize_keras_object(model)
+    assert config["module"] == keras_compat.FUNCTIONAL_MODULE

@@ -212,8 +212,11 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             model = self.trainer.model(learner)
             probe_x, probe_y = self._x, self._y
             if self._num_examples is not None:
-                probe_x = x[learner, : self._num_examples]
-                probe_y = y[learner, : self._num_examples]
+                probe_x, probe_y = keras.tree.map_structure(
+                    lambda array: array[learner, : self._num_examples],
+                    (x, y),
+                    none_is_leaf=False,
+                )
             names = self._names_in_first(model)
             measured[learner] = _renamed(
                 self._measure(model, probe_x, probe_y, names), names
@@ -462,7 +465,7 @@ def _kernels(model):
 def _gradients(model, x, y, batch_size):
     """Dict from layer to its gradients of the loss on a probe, as arrays."""
     variables = weights_of(model)
-    num_examples = len(y)
+    num_examples = len(keras.tree.flatten(x)[0])
     sums = {}
     for start in range(0, num_examples, batch_size):
         batch_x, batch_y = keras.tree.map_structure(
@@ -470,6 +473,7 @@ def _gradients(model, x, y, batch_size):
                 array[start : start + batch_size]
             ),
             (x, y),
+            none_is_leaf=False,
         )
 
         def loss():
@@ -571,9 +575,14 @@ def _check_probe(probe_data):
                 f"of length {len(probe_data)}"
             )
         x, y = probe_data
-        y = _as_array(y)
+        if all(_as_array(target).ndim for target in keras.tree.flatten(y)):
+            y = keras.tree.map_structure(_as_array, y)
+        else:
+            y = _as_array(y)  # A list of numbers.
     x = keras.tree.map_structure(_as_array, x)
-    arrays = keras.tree.flatten(x) + ([] if y is None else [y])
+    arrays = keras.tree.flatten(x)
+    if y is not None:
+        arrays += keras.tree.flatten(y)
     shapes = [array.shape for array in arrays]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or not min(lengths):

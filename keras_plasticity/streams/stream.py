@@ -1,19 +1,25 @@
+from typing import Any
 from typing import Protocol
 from typing import runtime_checkable
-
-import numpy as np
 
 
 @runtime_checkable
 class Stream(Protocol):
     """What `OnlineTrainer` trains on: tasks that are addressed by index.
 
-    Any object with a length and a method `task` is a stream. It may also have
+    Any object with a method `task` is a stream. It may also have
 
+    - `__len__()`, which returns the number of its tasks: an endless stream has
+        none, and is trained on with `fit(stream, num_tasks=...)`,
     - `test(index)`, which returns the test examples of a task as `task` does
         its training examples, and
     - `order(index, epoch)`, which returns the order in which an epoch goes
         through the examples of `task(index)`: a permutation of their indices.
+
+    The examples are those that `model.fit` takes: arrays, or lists, tuples or
+    dicts of arrays for models with several inputs or outputs, with weights of
+    the examples or without. Tensors of the backend will do; floats are cast to
+    `keras.config.floatx()`.
 
     What these return must depend on their arguments only, not on earlier calls:
     `OnlineTrainer` calls `task` and `test` from a second thread while it trains
@@ -33,16 +39,15 @@ class Stream(Protocol):
     ```
     """
 
-    def __len__(self) -> int:
-        """The number of tasks."""
-
-    def task(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def task(self, index: int) -> tuple[Any, ...]:
         """The training examples of a task.
 
         Args:
-            index: Integer in `[0, len(stream))`.
+            index: Integer in `[0, len(stream))`, or any from 0 if the stream
+                has no length.
 
         Returns:
-            Tuple `(x, y)` of arrays with one entry for each example, of the
-            same shapes for every task.
+            Tuple `(x, y)` or `(x, y, sample_weight)` of arrays with one entry
+            for each example, or of lists, tuples or dicts of such arrays, of
+            the same structure and shapes for every task.
         """

@@ -4,6 +4,7 @@ With convolutions on a CPU, it is a Python loop over one compiled step.
 """
 
 import contextlib
+import functools
 import signal
 import threading
 
@@ -15,6 +16,8 @@ import numpy as np
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.training import nests
+from keras_plasticity.training import program_settings
 
 # The most weights for which a CPU trains learners faster side by side, as most
 # of a step is overhead. Beyond, XLA's batched products of small matrices are
@@ -32,12 +35,14 @@ class JaxLoop:
     Only the first of the models is kept.
     """
 
-    def __init__(self, models, num_learners):
+    def __init__(self, models, num_learners, batch):
         states = []
-        for model in models:
-            if not states:
+        for learner, model in enumerate(models):
+            if learner == 0:
                 self._model = model
-            _check_same_architecture(self._model, model)
+                same_program = _SameProgram(model, batch)
+            else:
+                same_program.check(model, learner)
             states.append(_get_state(model))
         self.num_learners = num_learners
         self._is_stacked = num_learners > 1 and (
@@ -57,10 +62,8 @@ class JaxLoop:
         self._functions = {}
         self.reset_metrics()
 
-    def put(self, x, y):
-        if self._is_stacked:
-            return [jax.device_put((x, y))]
-        return [jax.device_put(pair) for pair in zip(x, y)]
+    def put(self, data):
+        return [jax.device_put(part) for part in self._parts(data)]
 
     def run(self, data):
         function = self._function(data)
@@ -89,13 +92,12 @@ class JaxLoop:
     def wait(self):
         jax.block_until_ready(self._states)
 
-    def evaluate(self, x, y):
+    def evaluate(self, data):
         function = self._functions.get("evaluate")
         if function is None:
             function = jax.jit(self._vmap(self._test))
             self._functions["evaluate"] = function
-        parts = [(x, y)] if self._is_stacked else zip(x, y)
-        for state, part in zip(self._states, parts):
+        for state, part in zip(self._states, self._parts(data)):
             state[3] = function(state, part)
 
     def model(self, learner):
@@ -136,11 +138,17 @@ class JaxLoop:
                     for old, value in zip(part, values)
                 ]
 
+    def _parts(self, data):
+        """The data that belong to each of the states."""
+        if self._is_stacked:
+            return [data]
+        return [nests.take(data, i) for i in range(self.num_learners)]
+
     def _vmap(self, function):
         return jax.vmap(function) if self._is_stacked else function
 
     def _function(self, data):
-        shapes = tuple((a.shape, a.dtype) for a in data[0])
+        shapes = tuple((a.shape, a.dtype) for a in nests.arrays(data[0]))
         function = self._functions.get(shapes)
         if function is None:
             function = self._trace(self._scan, data[0])
@@ -158,14 +166,18 @@ class JaxLoop:
     def _one_by_one(self, data):
         """Like `_scan`, as a Python loop over calls of one compiled step."""
         axis = 1 if self._is_stacked else 0
-        first = [jnp.take(array, 0, axis) for array in data]
+        steps = nests.arrays(data)[0].shape[axis]
+
+        def take(data, i):
+            return nests.map_arrays(lambda a: jnp.take(a, i, axis), data)
+
+        first = take(data, 0)
         with _apply_after_backward(self._model.optimizer):
             step = _in_place(self._trace(self._step, first).lower().compile())
 
         def run(state, data):
-            for i in range(data[0].shape[axis]):
-                batch = [jnp.take(array, i, axis) for array in data]
-                step(state, batch)
+            for i in range(steps):
+                step(state, take(data, i))
 
         return run
 
@@ -179,20 +191,30 @@ class JaxLoop:
         return state
 
     def _step(self, state, batch):
-        _, state = self._model.train_step(state, batch)
-        return [list(part) for part in state]
+        return _train_step(self._model, state, batch)
 
     def _test(self, state, batch):
-        trainable, non_trainable, _, metrics = state
-        _, state = self._model.test_step(
-            (trainable, non_trainable, metrics), batch
-        )
-        return list(state[2])
+        return _test_step(self._model, state, batch)
 
     def _get_results(self, metrics_variables):
-        mapping = list(zip(self._model.metrics_variables, metrics_variables))
-        with keras.StatelessScope(state_mapping=mapping):
-            return self._model.get_metrics_result()
+        return _get_results(self._model, metrics_variables)
+
+
+def _train_step(model, state, batch):
+    _, state = model.train_step(state, batch)
+    return [list(part) for part in state]
+
+
+def _test_step(model, state, batch):
+    trainable, non_trainable, _, metrics = state
+    _, state = model.test_step((trainable, non_trainable, metrics), batch)
+    return list(state[2])
+
+
+def _get_results(model, metrics_variables):
+    mapping = list(zip(model.metrics_variables, metrics_variables))
+    with keras.StatelessScope(state_mapping=mapping):
+        return model.get_metrics_result()
 
 
 def _in_place(function):
@@ -255,17 +277,74 @@ def _without_metrics(state):
     return [value for part in state[:3] for value in part]
 
 
-def _check_same_architecture(first, other):
-    shapes = [
-        [[(v.shape, v.dtype) for v in part] for part in _get_variables(model)]
-        for model in (first, other)
-    ]
-    if shapes[0] != shapes[1]:
+class _SameProgram:
+    """Checks that one program trains all learners.
+
+    Whatever is not held in variables is part of the program. To compare the
+    models' settings is fast, and mostly enough. Where they differ, or do not
+    tell all, the programs themselves are compared.
+
+    Args:
+        model: `keras.Model` of learner 0.
+        batch: Tuple, the data of one step.
+    """
+
+    def __init__(self, model, batch):
+        self._model = model
+        self._batch = batch
+
+    @functools.cached_property
+    def _settings(self):
+        return program_settings.settings_of(self._model)
+
+    @functools.cached_property
+    def _program(self):
+        return _program(self._model, self._batch)
+
+    def check(self, model, learner):
+        """Raises a `ValueError` if a learner's model is another program."""
+        settings = program_settings.settings_of(model)
+        if _variable_specs(model) == _variable_specs(self._model):
+            if program_settings.surely_same_program(self._settings, settings):
+                return
+            if _program(model, self._batch) == self._program:
+                return
+        differences = program_settings.differences(self._settings, settings)
         raise ValueError(
-            "All learners must have the same architecture and optimizer, as "
-            "they are trained by one program. The function that builds them "
-            "returned models whose variables differ in number, shape or dtype."
+            "All learners must have the same architecture and settings, as "
+            "JAX trains them by one program. Only names, seeds and what is "
+            "held in variables, such as a learning rate, may differ. Train "
+            "the others by another `OnlineTrainer`. Received, for learners 0 "
+            f"and {learner}: "
+            + (
+                "; ".join(differences)
+                or "what configs do not show, such as the code of a function"
+            )
         )
+
+
+def _program(model, batch):
+    """The text of the program that trains and tests a model."""
+
+    def program(state, batch):
+        results = _get_results(model, state[3])
+        return (
+            _train_step(model, state, batch),
+            _test_step(model, state, batch),
+            list(results.values()),  # Without their names.
+        )
+
+    state = [
+        [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in part]
+        for part in _variable_specs(model)
+    ]
+    return jax.jit(program).lower(state, batch).as_text()
+
+
+def _variable_specs(model):
+    return [
+        [(v.shape, v.dtype) for v in part] for part in _get_variables(model)
+    ]
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ class ModelsLoop:
     See `training_loop.TrainingLoop`. The state of a learner is its model.
     """
 
-    def __init__(self, models, num_learners):
+    def __init__(self, models, num_learners, batch):
         self.num_learners = num_learners
         self._models = list(models)
 
@@ -20,10 +20,9 @@ class ModelsLoop:
 
     def results(self):
         logs = [model.get_metrics_result() for model in self._models]
-        return {
-            name: np.array([float(log[name]) for log in logs])
-            for name in logs[0]
-        }
+        # Metrics are named after outputs, which have other names in each model.
+        numbers = zip(*(map(float, log.values()) for log in logs), strict=True)
+        return dict(zip(logs[0], map(np.array, numbers)))
 
     def wait(self):
         pass

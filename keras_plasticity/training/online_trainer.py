@@ -1,10 +1,13 @@
 import concurrent.futures
 import contextlib
+import inspect
+import math
 import os
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from collections.abc import Sized
 
 import keras
 import numpy as np
@@ -62,6 +65,9 @@ class OnlineTrainer:
             one, whose models `trainer.model(learner)` returns. The function
             should seed each learner's initializers, dropout and optimizer with
             its index, and all of its models must have the same architecture.
+            On JAX, which trains them by one program, they may otherwise differ
+            only in what is held in variables, such as a learning rate that
+            is no schedule.
         num_learners: Integer, the number of independent learners. For more
             than one, `model` must be a function. Defaults to 1.
 
@@ -120,6 +126,8 @@ class OnlineTrainer:
                 "learner's index that returns one. "
                 f"{validation.received('model', model)}"
             )
+        if not is_model:
+            _check_takes_learner("model", model)
         if is_model and num_learners > 1:
             raise ValueError(
                 "Several learners need several models: give `model` a function "
@@ -150,22 +158,25 @@ class OnlineTrainer:
         """Trains all learners on the tasks of their streams.
 
         Args:
-            stream: A `keras_plasticity.streams.Stream`: an object with a length
-                and a method `task(index)` that returns NumPy arrays `(x, y)`;
-                or a function that takes a learner's index and returns one. All
-                tasks of all learners must have the same shapes. If the stream
-                has a method `test(index)` that returns such arrays, learners
-                are evaluated on them after the last epoch of each task; if it
-                has a method `order(index, epoch)` that returns a permutation,
-                each epoch shows the examples in that order. `task` and `test`
-                are called from a second thread, one task ahead: what they
-                return must depend on their arguments only.
+            stream: A `keras_plasticity.streams.Stream`: an object with a method
+                `task(index)` that returns a tuple `(x, y)` or
+                `(x, y, sample_weight)` as `model.fit` takes them, NumPy arrays
+                or lists, tuples or dicts of arrays; or a function that takes a
+                learner's index and returns such an object. All tasks of all
+                learners must have the same shapes. If the stream has a method
+                `test(index)` that returns such a tuple, learners are evaluated
+                on it after the last epoch of each task; if it has a method
+                `order(index, epoch)` that returns a permutation, each epoch
+                shows the examples in that order. `task` and `test` are called
+                from a second thread, one task ahead: what they return must
+                depend on their arguments only.
             batch_size: Integer, the number of examples a step. Defaults to 1.
             epochs: Integer, the number of passes over each task. Defaults
                 to 1.
             first_task: Integer, the first task. Defaults to 0.
             num_tasks: Integer, the number of tasks. Defaults to all of them,
-                those of the shortest stream.
+                those of the shortest stream. It must be given for streams
+                without a length.
             callbacks: List of `TaskCallback`s.
             on_nan: What to do when the loss of a learner is not finite:
                 `"stop"` (default) raises an error after that task,
@@ -193,8 +204,11 @@ class OnlineTrainer:
             FloatingPointError: If a loss is not finite and `on_nan="stop"`.
                 The results up to that task are in its attribute `results`.
             MemoryError: If the learners do not fit into memory.
-            ValueError: If a stream returns data that cannot be used, or the
-                checkpoint belongs to another run.
+            TypeError: If `stream` is neither a stream nor a function that
+                returns one for each learner.
+            ValueError: If a stream returns data that cannot be used, if the
+                checkpoint belongs to another run, or if on JAX the learners
+                differ in more than the values of their variables.
         """
         batch_size = validation.check_positive_integer("batch_size", batch_size)
         epochs = validation.check_positive_integer("epochs", epochs)
@@ -296,7 +310,7 @@ class OnlineTrainer:
         self._loop.load_from_model(int(learner))
 
     def _get_streams(self, stream):
-        if hasattr(stream, "task"):
+        if hasattr(stream, "task") and not isinstance(stream, type):
             if self.num_learners > 1:
                 raise ValueError(
                     "Several learners need several streams: give `stream` a "
@@ -304,38 +318,48 @@ class OnlineTrainer:
                     f"Received: stream={stream!r}, "
                     f"num_learners={self.num_learners}"
                 )
-            streams = [stream]
-        elif callable(stream):
-            streams = [stream(learner) for learner in range(self.num_learners)]
-        else:
-            streams = []
-        if not streams or not all(
-            hasattr(each, "task") and hasattr(each, "__len__")
-            for each in streams
-        ):
+            return [stream]
+        if not callable(stream):
             raise TypeError(
-                "`stream` must have a method `task(index)` and a length, or be "
-                "a function of a learner's index that returns such an object. "
+                "`stream` must have a method `task(index)`, or be a function "
+                "of a learner's index that returns such an object. "
                 f"{validation.received('stream', stream)}"
             )
+        _check_takes_learner("stream", stream)
+        streams = [stream(learner) for learner in range(self.num_learners)]
+        for learner, each in enumerate(streams):
+            if not hasattr(each, "task"):
+                raise TypeError(
+                    "`stream` must be a function that returns an object with a "
+                    "method `task(index)` for each learner. Received for "
+                    f"learner {learner}: {each!r}"
+                )
         return streams
 
     def _build(self, data):
         start = time.perf_counter()
-        x, y = data.batches()[0]
-        first = self._built_model(0, x, y)
+        first = self._built_model(0, data)
         self._check_memory(first, data)
 
         def models():
             yield first
             for learner in range(1, self.num_learners):
-                yield self._built_model(learner, x, y)
+                model = self._built_model(learner, data)
+                if model is first:
+                    raise ValueError(
+                        "`model` must be a function that returns a new model "
+                        "for each learner. Received the same model for "
+                        f"learners 0 and {learner}: {model!r}"
+                    )
+                yield model
 
-        self._loop: TrainingLoop = Loop(models(), self.num_learners)
+        self._loop: TrainingLoop = Loop(
+            models(), self.num_learners, data.first_batch(0)
+        )
         weights = self.num_learners * first.count_params()
         self._chunk = int(
             np.clip(
-                1 / (_SECONDS_PER_WEIGHT * weights * x.shape[2]),
+                1 / (_SECONDS_PER_WEIGHT * weights * data.batch_size),
                 _FEWEST_STEPS,
                 _MOST_STEPS,
             )
@@ -346,7 +370,7 @@ class OnlineTrainer:
     def _compile(self, data):
         start = time.perf_counter()
         for chunk in data.distinct_chunks(self._chunk):
-            self._loop.compile(self._loop.put(*chunk))
+            self._loop.compile(self._loop.put(chunk))
         self._is_compiled = True
         self.compile_seconds += time.perf_counter() - start
 
@@ -384,7 +408,7 @@ class OnlineTrainer:
             for task in range(done)
         ]
 
-    def _built_model(self, learner, x, y):
+    def _built_model(self, learner, data):
         model = self._build_model(learner)
         if not isinstance(model, keras.Model) or not model.compiled:
             raise ValueError(
@@ -392,7 +416,7 @@ class OnlineTrainer:
                 "models: call `model.compile(optimizer, loss, metrics)`. "
                 f"Received for learner {learner}: {model!r}"
             )
-        keras_compat.build_for_training(model, x[learner, 0], y[learner, 0])
+        keras_compat.build_for_training(model, *data.first_batch(learner))
         return model
 
     def _check_memory(self, model, data):
@@ -417,12 +441,13 @@ class OnlineTrainer:
     def _run_task(self, task, data, epochs, callbacks, loader):
         """Trains on a task, and tests; returns its results."""
         for callback in callbacks:
-            callback.on_task_begin(task, data.x, data.y)
+            callback.on_task_begin(task, *data.data[:2])
         if not self._is_compiled:
             self._compile(data)
         for epoch in range(epochs):
             self._loop.reset_metrics()
-            ordered = data.in_order(loader.orders(task, epoch))
+            orders = loader.orders(task, epoch, data.num_examples)
+            ordered = data.in_order(orders)
             chunks = ordered.chunks(self._chunk)
             for number, chunk in enumerate(chunks):
                 self._run_chunk(chunk)
@@ -437,7 +462,7 @@ class OnlineTrainer:
         return results
 
     def _run_chunk(self, chunk):
-        chunk = self._loop.put(*chunk)
+        chunk = self._loop.put(chunk)
         start = time.perf_counter()
         self._loop.run(chunk)
         self._loop.wait()
@@ -446,8 +471,8 @@ class OnlineTrainer:
     def _evaluate(self, data):
         """Metrics on the test data, named `test_loss` and so on."""
         self._loop.reset_metrics()
-        for x, y in data.test_batches(_TEST_BATCH_SIZE):
-            self._loop.evaluate(x, y)
+        for batch in data.test_batches(_TEST_BATCH_SIZE):
+            self._loop.evaluate(batch)
         results = self._loop.results()
         return {f"test_{name}": results[name] for name in results}
 
@@ -526,19 +551,45 @@ def _check_callbacks(callbacks):
     return validation.check_list("callbacks", callbacks, TaskCallback, rule)
 
 
+def _check_takes_learner(name, function):
+    """Checks that a function can be called with a learner's index."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # Some functions written in C do not tell.
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must be a function of one argument, a learner's index, "
+            "such as `lambda learner: ...`. Received: "
+            f"{name}={function!r} with the arguments {signature}"
+        ) from error
+
+
 def _select_tasks(streams, first_task, num_tasks):
     """The range of the tasks to train on, which all streams have."""
-    lengths = [len(stream) for stream in streams]
+    lengths = [
+        len(stream) if isinstance(stream, Sized) else math.inf
+        for stream in streams
+    ]
     length = min(lengths)
     if num_tasks is None:
+        if length == math.inf:
+            raise ValueError(
+                "`num_tasks` must be given for a stream without a length: "
+                "give it, or give the stream a method `__len__` that returns "
+                f"its number of tasks. Received: num_tasks=None, {streams[0]!r}"
+            )
         num_tasks = length - first_task
     tasks = range(first_task, first_task + num_tasks)
     if num_tasks < 1 or first_task < 0 or tasks[-1] >= length:
         shortest = lengths.index(length)
         whose = f" of learner {shortest}" if shortest else ""
+        number = "no end" if length == math.inf else length
         raise ValueError(
             "`first_task` and `num_tasks` must name tasks of the stream"
-            f"{whose}, which has {length}. Received: "
+            f"{whose}, which has {number}. Received: "
             f"first_task={first_task}, num_tasks={num_tasks}"
         )
     return tasks
@@ -571,9 +622,7 @@ def _check_finite(task, results, data):
     if not len(broken):
         return
     in_data = [
-        int(learner)
-        for learner in broken
-        if not all(np.isfinite(a[learner]).all() for a in (data.x, data.y))
+        int(learner) for learner in broken if not data.is_finite(learner)
     ]
     reason = (
         f"The data of learners {in_data} hold values that are not finite."

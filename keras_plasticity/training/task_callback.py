@@ -14,13 +14,14 @@ class TaskCallback:
 
     trainer = None
 
-    def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
+    def on_task_begin(self, task: int, x: Any, y: Any):
         """Called before the first step of a task.
 
         Args:
             task: Integer, the task's index.
-            x: Array of shape `(num_learners, examples, ...)`, its inputs.
-            y: Array of shape `(num_learners, examples, ...)`, its targets.
+            x: NumPy array of shape `(num_learners, examples, ...)`, its
+                inputs; a list, tuple or dict of arrays if the stream's are.
+            y: The same for its targets.
         """
 
     def on_progress(self, task: int, done: float):

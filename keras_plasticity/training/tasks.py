@@ -1,6 +1,11 @@
 """Loads the tasks of all learners, checks them and cuts them into steps."""
 
+import keras
 import numpy as np
+
+from keras_plasticity.training import nests
+
+_PARTS = ("x", "y", "sample_weight")
 
 
 class TaskLoader:
@@ -23,11 +28,11 @@ class TaskLoader:
         Raises:
             ValueError: If a stream returns data that cannot be used.
         """
-        x, y = self._get("task", task)
+        data = self._get("task", task)
         test = None
         if all(hasattr(stream, "test") for stream in self._streams):
             test = self._get("test", task)
-        return TaskData(x, y, self._batch_size, test)
+        return TaskData(data, self._batch_size, test)
 
     def load_ahead(self, tasks, executor):
         """Yields tasks with their data, and loads the next one meanwhile.
@@ -52,12 +57,13 @@ class TaskLoader:
             if coming is not None:
                 coming.cancel()
 
-    def orders(self, task, epoch):
+    def orders(self, task, epoch, num_examples):
         """The order of the examples in one epoch.
 
         Args:
             task: Integer, the task's index.
             epoch: Integer.
+            num_examples: Integer, the number of examples of the task.
 
         Returns:
             List with an array of integers for each learner; `None` if the
@@ -65,72 +71,55 @@ class TaskLoader:
         """
         if not all(hasattr(stream, "order") for stream in self._streams):
             return None
-        return [
-            self._get_order(task, epoch, learner, stream)
-            for learner, stream in enumerate(self._streams)
-        ]
+        orders = []
+        for learner, stream in enumerate(self._streams):
+            order = np.asarray(stream.order(task, epoch))
+            if order.ndim != 1 or not np.array_equal(
+                np.sort(order), np.arange(num_examples)
+            ):
+                raise ValueError(
+                    "A stream's `order(index, epoch)` must return a "
+                    f"permutation of the indices of the task's {num_examples} "
+                    f"examples. Received for task {task}, epoch {epoch} of the "
+                    f"stream of learner {learner}: an array of shape "
+                    f"{order.shape} with other values"
+                )
+            orders.append(order)
+        return orders
 
     def _get(self, method, task):
-        pairs = []
+        data = []
         for learner, stream in enumerate(self._streams):
-            pair = getattr(stream, method)(task)
-            self._check(method, task, learner, pair)
-            pairs.append(pair)
-        x, y = zip(*pairs)
-        return _stack_learners(x), _stack_learners(y)
+            where = f"{method}({task}) of the stream of learner {learner}"
+            received = getattr(stream, method)(task)
+            checked = _checked(received, method, where)
+            self._check_size(checked, method, where)
+            self._check_as_before(checked, method, where)
+            data.append(nests.map_arrays(_cast_floats, checked))
+        return nests.map_arrays(lambda *arrays: _stack_learners(arrays), *data)
 
-    def _get_order(self, task, epoch, learner, stream):
-        order = np.asarray(stream.order(task, epoch))
-        (length,) = self._expected["task"][0][:1]
-        if order.ndim != 1 or not np.array_equal(
-            np.sort(order), np.arange(length)
-        ):
+    def _check_size(self, data, method, where):
+        examples = len(nests.arrays(data)[0])
+        if method == "test" and not examples:
             raise ValueError(
-                "A stream's `order(index, epoch)` must return a permutation of "
-                f"the indices of the task's {length} examples. Received for "
-                f"task {task}, epoch {epoch} of the stream of learner "
-                f"{learner}: an array of shape {order.shape} with other values"
+                "The test data of a task must have at least one example. "
+                f"Received for {where}: 0 examples"
             )
-        return order
-
-    def _check(self, method, task, learner, pair):
-        where = f"{method}({task}) of the stream of learner {learner}"
-        if (
-            not isinstance(pair, tuple)
-            or len(pair) != 2
-            or not all(isinstance(a, np.ndarray) for a in pair)
-        ):
-            raise ValueError(
-                f"A stream's `{method}(index)` must return a tuple `(x, y)` of "
-                f"NumPy arrays. Received for {where}: {type(pair)}"
-            )
-        x, y = pair
-        if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
-            raise ValueError(
-                "The arrays `x` and `y` of a task must have one entry for each "
-                f"example. Received for {where}: x.shape={x.shape}, "
-                f"y.shape={y.shape}"
-            )
-        if method == "task" and len(x) < self._batch_size:
+        if method == "task" and examples < self._batch_size:
             raise ValueError(
                 "A task must have at least one batch of examples. Received "
-                f"for {where}: {len(x)} examples, "
+                f"for {where}: {examples} examples, "
                 f"batch_size={self._batch_size}"
             )
-        for name, array in (("x", x), ("y", y)):
-            if array.dtype.kind not in "fiub":
-                raise ValueError(
-                    f"The arrays of a task must be numbers. Received for "
-                    f"{where}: {name}.dtype={array.dtype}"
-                )
-        received = (x.shape, x.dtype, y.shape, y.dtype)
+
+    def _check_as_before(self, data, method, where):
+        received = nests.map_arrays(lambda a: f"{a.dtype} {a.shape}", data)
         expected = self._expected.setdefault(method, received)
         if received != expected:
             raise ValueError(
-                "All tasks of all learners must have the same shapes and "
-                f"dtypes. Expected (x, y): {expected[:2]}, "
-                f"{expected[2:]}. Received for {where}: "
-                f"{received[:2]}, {received[2:]}"
+                "All tasks of all learners must have the same shapes, dtypes "
+                f"and structure. Expected {expected}. Received for {where}: "
+                f"{received}"
             )
 
 
@@ -138,17 +127,17 @@ class TaskData:
     """One task of all learners, cut into steps.
 
     Args:
-        x: Array of shape `(num_learners, examples, ...)`.
-        y: Array of shape `(num_learners, examples, ...)`.
+        data: Tuple `(x, y)` or `(x, y, sample_weight)` of nests of arrays of
+            shape `(num_learners, examples, ...)`.
         batch_size: Integer.
-        test: Tuple of two such arrays, the test data; `None` without any.
+        test: Such a tuple, the test data; `None` without any.
     """
 
-    def __init__(self, x, y, batch_size, test=None):
-        self.x = x
-        self.y = y
+    def __init__(self, data, batch_size, test=None):
+        self.data = data
         self.test = test
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        self.num_learners, self.num_examples = nests.arrays(data)[0].shape[:2]
 
     def in_order(self, orders):
         """The task with its examples in another order.
@@ -161,60 +150,167 @@ class TaskData:
         """
         if orders is None:
             return self
-        x, y = (
-            _stack_learners([a[order] for a, order in zip(arrays, orders)])
-            for arrays in (self.x, self.y)
+        data = nests.map_arrays(
+            lambda array: _stack_learners(
+                [a[order] for a, order in zip(array, orders)]
+            ),
+            self.data,
         )
-        return TaskData(x, y, self._batch_size)
+        return TaskData(data, self.batch_size)
 
     def test_batches(self, most):
         """The test data in batches of at most `most` examples."""
         if self.test is None:
             return
-        x, y = self.test
-        for start in range(0, x.shape[1], most):
-            part = slice(start, start + most)
-            yield x[:, part], y[:, part]
+        for start in range(0, nests.arrays(self.test)[0].shape[1], most):
+            yield _take_second(self.test, slice(start, start + most))
 
     @property
     def bytes_per_learner(self):
-        return (self.x.nbytes + self.y.nbytes) // len(self.x)
+        total = sum(array.nbytes for array in nests.arrays(self.data))
+        return total // self.num_learners
+
+    def is_finite(self, learner):
+        """Whether a learner's data are finite numbers."""
+        return all(
+            np.isfinite(array[learner]).all()
+            for array in nests.arrays(self.data)
+        )
+
+    def first_batch(self, learner):
+        """The data of a learner's first step."""
+        return nests.map_arrays(
+            lambda array: array[learner, : self.batch_size], self.data
+        )
 
     def batches(self):
         """Full batches, then the remainder: arrays (learners, steps, batch)."""
-        learners, examples = self.x.shape[:2]
-        size = self._batch_size
-        whole = examples // size * size
+        size = self.batch_size
+        whole = self.num_examples // size * size
         parts = []
         for start, stop, size in (
             (0, whole, size),
-            (whole, examples, examples - whole),
+            (whole, self.num_examples, self.num_examples - whole),
         ):
             if stop > start:
+                shape = (self.num_learners, (stop - start) // size, size)
                 parts.append(
-                    [
-                        a[:, start:stop].reshape(
-                            (learners, (stop - start) // size, size)
-                            + a.shape[2:]
-                        )
-                        for a in (self.x, self.y)
-                    ]
+                    nests.map_arrays(
+                        lambda a: a[:, start:stop].reshape(shape + a.shape[2:]),
+                        self.data,
+                    )
                 )
         return parts
 
     def chunks(self, steps):
-        """The task as a list of pairs `(x, y)` of about `steps` steps."""
+        """The task as a list of such data of about `steps` steps each."""
         result = []
-        for x, y in self.batches():
-            size = _even_size(x.shape[1], steps)
-            for start in range(0, x.shape[1], size):
-                chunk = slice(start, start + size)
-                result.append((x[:, chunk], y[:, chunk]))
+        for data in self.batches():
+            total = nests.arrays(data)[0].shape[1]
+            size = _even_size(total, steps)
+            for start in range(0, total, size):
+                result.append(_take_second(data, slice(start, start + size)))
         return result
 
     def distinct_chunks(self, steps):
         """One chunk of each shape."""
-        return {x.shape: (x, y) for x, y in self.chunks(steps)}.values()
+        return {
+            nests.arrays(chunk)[0].shape: chunk for chunk in self.chunks(steps)
+        }.values()
+
+
+def _checked(data, method, where):
+    """What a stream has returned, as a tuple of nests of NumPy arrays."""
+    if not isinstance(data, tuple):
+        raise _wrong_form(method, where, str(type(data)))
+    if len(data) not in (2, 3):
+        raise _wrong_form(method, where, f"a tuple of length {len(data)}")
+    data = nests.map_arrays(_to_numpy, data)
+    named = _named_arrays(data)
+    for name, array in named.items():
+        if not isinstance(array, np.ndarray):
+            raise _wrong_form(method, where, f"{name} of {type(array)}")
+    if not nests.arrays(data[0]):
+        raise _wrong_form(method, where, "no array in x")
+    if any(array.ndim < 1 for array in named.values()) or 1 != len(
+        {len(array) for array in named.values()}
+    ):
+        shapes = ", ".join(f"{n}.shape={a.shape}" for n, a in named.items())
+        raise ValueError(
+            "All arrays of a task must have one entry for each example. "
+            f"Received for {where}: {shapes}"
+        )
+    for name, array in named.items():
+        if not _is_numeric(array):
+            raise ValueError(
+                f"The arrays of a task must be numbers. Received for {where}: "
+                f"{name}.dtype={array.dtype}"
+            )
+    return (*data[:2], *_weights_of_outputs(*data[1:], where=where))
+
+
+def _wrong_form(method, where, received):
+    return ValueError(
+        f"A stream's `{method}(index)` must return a tuple `(x, y)` of NumPy "
+        "arrays, or of lists, tuples or dicts of them, which a third entry "
+        f"`sample_weight` may follow. Received for {where}: {received}"
+    )
+
+
+def _named_arrays(data):
+    """Dict from names such as `x`, `x[0]` or `y['label']` to arrays."""
+    return {
+        part + "".join(f"[{key!r}]" for key in path): array
+        for part, nest in zip(_PARTS, data)
+        for path, array in keras.tree.flatten_with_path(nest)
+        if array is not None
+    }
+
+
+def _to_numpy(value):
+    """An array or tensor of any kind as a NumPy array; else the value."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
+        return value
+    if keras.ops.is_tensor(value):
+        return keras.ops.convert_to_numpy(value)
+    return np.array(value)
+
+
+def _is_numeric(array):
+    try:
+        return keras.backend.standardize_dtype(array.dtype) != "string"
+    except ValueError:
+        return False
+
+
+def _cast_floats(array):
+    """Floats in the type that Keras computes with, as `fit` casts them."""
+    if keras.backend.is_float_dtype(array.dtype):
+        return array.astype(keras.config.floatx(), copy=False)
+    return array
+
+
+def _weights_of_outputs(y, sample_weight=None, where=None):
+    """Tuple of the sample weights of all outputs; empty without any."""
+    if sample_weight is None:
+        return ()
+    if not keras.tree.is_nested(sample_weight):
+        # For each of several outputs the same.
+        return (keras.tree.map_structure(lambda _: sample_weight, y),)
+    try:
+        keras.tree.assert_same_structure(y, sample_weight)
+    except ValueError as error:
+        raise ValueError(
+            "`sample_weight` must be one array, or one for each array of `y` "
+            f"in the structure of `y`. Received for {where}: y with "
+            f"{list(_named_arrays((None, y)))}, sample_weight with "
+            f"{list(_named_arrays((None, None, sample_weight)))}"
+        ) from error
+    return (sample_weight,)
+
+
+def _take_second(data, part):
+    return nests.map_arrays(lambda array: array[:, part], data)
 
 
 def _even_size(total, most):

@@ -17,16 +17,20 @@ class TrainingLoop(Protocol):
         models: Iterable of compiled and built models of one architecture, one
             for each learner.
         num_learners: Integer.
+        batch: The data of one step of one learner, a tuple `(x, y)` or
+            `(x, y, sample_weight)` of nests of arrays.
     """
 
-    def __init__(self, models: Iterable[keras.Model], num_learners: int): ...
+    def __init__(
+        self, models: Iterable[keras.Model], num_learners: int, batch: tuple
+    ): ...
 
-    def put(self, x: np.ndarray, y: np.ndarray) -> Any:
+    def put(self, data: tuple) -> Any:
         """Moves a chunk of data to the device.
 
         Args:
-            x: Array of shape `(num_learners, steps, batch_size, ...)`.
-            y: Array of shape `(num_learners, steps, batch_size, ...)`.
+            data: Tuple like `batch`, of arrays of shape
+                `(num_learners, steps, batch_size, ...)`.
 
         Returns:
             The data in the form that `run` and `compile` take.
@@ -41,12 +45,12 @@ class TrainingLoop(Protocol):
     def wait(self):
         """Returns when all steps have been computed."""
 
-    def evaluate(self, x: np.ndarray, y: np.ndarray):
+    def evaluate(self, data: tuple):
         """Updates the metrics with a batch of test data, without training.
 
         Args:
-            x: Array of shape `(num_learners, batch_size, ...)`.
-            y: Array of shape `(num_learners, batch_size, ...)`.
+            data: Tuple like `batch`, of arrays of shape
+                `(num_learners, batch_size, ...)`.
         """
 
     def reset_metrics(self):

@@ -1,0 +1,175 @@
+"""The settings of a model that are part of the program which trains it."""
+
+import numbers
+import warnings
+
+import keras
+
+from keras_plasticity import keras_compat
+
+# The configs of their objects tell all that a program depends on. Those of
+# losses and metrics do not: that of `Huber` leaves out its `delta`.
+_TELLING_MODULES = (
+    "keras",
+    "keras.constraints",
+    "keras.initializers",
+    "keras.layers",
+    "keras.optimizers",
+    "keras.optimizers.schedules",
+    "keras.regularizers",
+    keras_compat.FUNCTIONAL_MODULE,
+)
+# What Keras calls data in a config.
+_DATA = ("__keras_tensor__", "__numpy__", "__tensor__")
+
+
+def settings_of(model):
+    """The settings of a compiled model and its optimizer.
+
+    Left out is what may differ between two models that one program trains:
+    names, seeds, and the values of learning rates, which Keras holds in
+    variables unless they are schedules.
+
+    Args:
+        model: Compiled `keras.Model`.
+
+    Returns:
+        Nest of dicts, lists and plain values; empty if a part of the model
+        has no config.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of lambdas.
+            config = keras.saving.serialize_keras_object(model)
+            optimizer = keras.saving.serialize_keras_object(model.optimizer)
+    except Exception:  # Whatever the `get_config` of a user's class raises.
+        return {}
+    arguments = config.pop("compile_config", {})
+    settings = {"model": config, **arguments, "optimizer": optimizer}
+    names = dict.fromkeys(_names(settings))
+    return _cleaned(settings, {name: i for i, name in enumerate(names)})
+
+
+def surely_same_program(first, other):
+    """Whether settings tell that two models are the same program.
+
+    They do not where there are functions, or objects whose config does not
+    tell all that a program depends on, such as those of a user's classes.
+
+    Args:
+        first: What `settings_of` returns for one of the models.
+        other: The same for the other one.
+
+    Returns:
+        Boolean. `False` means that they may differ.
+    """
+    if not first or not _tells_all(first) or not _tells_all(other):
+        return False
+    return first == other
+
+
+def differences(first, other, path=""):
+    """Compares the settings of two models.
+
+    Args:
+        first: What `settings_of` returns for one of them.
+        other: The same for the other one.
+        path: String, where in the models' settings these two are.
+
+    Returns:
+        List with a string for each setting that differs.
+    """
+    if isinstance(first, dict) and isinstance(other, dict):
+        if first.get("class_name") == other.get("class_name"):
+            return [
+                each
+                for key in {**first, **other}
+                for each in differences(
+                    first.get(key), other.get(key), _joined(path, key)
+                )
+            ]
+    elif isinstance(first, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(first) == len(other):
+            return [
+                each
+                for i, parts in enumerate(zip(first, other))
+                for each in differences(*parts, f"{path}[{i}]")
+            ]
+    first, other = _short(first), _short(other)
+    return [] if first == other else [f"{path}={first} and {other}"]
+
+
+def _names(settings):
+    """Yields the names of all objects."""
+    if isinstance(settings, dict):
+        if isinstance(settings.get("name"), str):
+            yield settings["name"]
+        settings = settings.values()
+    elif not isinstance(settings, (list, tuple)):
+        return
+    for each in settings:
+        yield from _names(each)
+
+
+def _cleaned(settings, numbers_of_names):
+    """Settings without names, seeds and values of learning rates.
+
+    Args:
+        settings: Nest of dicts, lists and plain values.
+        numbers_of_names: Dict from name to integer. Lists have names that tell
+            which layers are called on which: there the number stands for it.
+    """
+    if isinstance(settings, dict):
+        return {
+            key: _cleaned_entry(key, value, numbers_of_names)
+            for key, value in settings.items()
+            if key not in ("name", "seed")
+        }
+    if isinstance(settings, (list, tuple)):
+        return [
+            numbers_of_names.get(value, value)
+            if isinstance(value, str)
+            else _cleaned(value, numbers_of_names)
+            for value in settings
+        ]
+    return settings
+
+
+def _cleaned_entry(key, value, numbers_of_names):
+    if key == "dtype":
+        return value  # A policy goes by its name.
+    if key == "learning_rate" and isinstance(value, numbers.Number):
+        return "a number"
+    return _cleaned(value, numbers_of_names)
+
+
+def _tells_all(settings):
+    if isinstance(settings, dict):
+        return _is_telling(settings) and all(map(_tells_all, settings.values()))
+    if isinstance(settings, (list, tuple)):
+        return all(map(_tells_all, settings))
+    return isinstance(settings, (bool, int, float, str, type(None)))
+
+
+def _is_telling(config):
+    if config.get("class_name", _DATA[0]) in _DATA:
+        return True  # Data, or no object.
+    module = str(config.get("module"))
+    return module in _TELLING_MODULES or module.startswith("keras_plasticity.")
+
+
+def _joined(path, key):
+    if key == "config":
+        return path  # It stands between an object and its settings.
+    return f"{path}.{key}" if path else key
+
+
+def _short(settings):
+    """A setting for an error message."""
+    if isinstance(settings, dict):
+        if settings.get("class_name") == "function":
+            return settings["config"]
+        return settings.get("class_name", "a dict")
+    if isinstance(settings, (list, tuple)):
+        return f"a list of {len(settings)}"
+    return repr(settings)
