@@ -146,15 +146,21 @@ def _schedule(rate):
 
 # What differs between two learners, and what the error says of it.
 _IN_THE_PROGRAM = {
-    "replacement_rate": (
-        dict(wrapper=dict(replacement_rate=0.1)),
-        dict(wrapper=dict(replacement_rate=0.2)),
-        "optimizer.replacement_rate=0.1 and 0.2$",
+    "transfer_mean": (
+        dict(wrapper=dict(transfer_mean=False)),
+        dict(wrapper=dict(transfer_mean=True)),
+        "optimizer.transfer_mean=False and True$",
     ),
-    "decay_rate": (
-        dict(wrapper=dict(decay_rate=0.9)),
-        dict(wrapper=dict(decay_rate=0.5)),
-        "optimizer.decay_rate=0.9 and 0.5$",
+    "reset_optimizer_state": (
+        dict(
+            wrapper=dict(reset_optimizer_state=True),
+            optimizer=partial(SGD, 0.05, momentum=0.9),
+        ),
+        dict(
+            wrapper=dict(reset_optimizer_state=False),
+            optimizer=partial(SGD, 0.05, momentum=0.9),
+        ),
+        "optimizer.reset_optimizer_state=True and False$",
     ),
     "utility": (
         dict(wrapper=dict(utility="contribution")),
@@ -281,11 +287,26 @@ def test_what_is_in_the_program_must_not_differ(first, other, message):
 
 @pytest.mark.skipif(not _IS_JAX, reason="Others train one by one.")
 def test_the_learner_that_differs_is_named():
-    same = dict(wrapper=dict(maturity_threshold=5))
+    same = dict(wrapper=dict(transfer_mean=False))
     with pytest.raises(
-        ValueError, match="learners 0 and 2: optimizer.maturity_threshold=5 an"
+        ValueError, match="learners 0 and 2: optimizer.transfer_mean=False an"
     ):
-        train_together(same, same, dict(wrapper=dict(maturity_threshold=6)))
+        train_together(same, same, dict(wrapper=dict(transfer_mean=True)))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("replacement_rate", (0.1, 0.5, 0.0)),
+        ("maturity_threshold", (2, 6, 0)),
+        ("decay_rate", (0.99, 0.5, 0.0)),
+    ],
+)
+def test_each_trains_by_its_own_hyperparameter(name, values):
+    # They are state, like a learning rate.
+    assert_each_trains_as_if_alone(
+        *(dict(wrapper={name: value}) for value in values)
+    )
 
 
 @pytest.mark.skipif(_IS_JAX, reason="JAX refuses them.")
