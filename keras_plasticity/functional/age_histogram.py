@@ -30,7 +30,7 @@ def num_age_bins(max_age: int) -> int:
     Example:
 
     >>> keras_plasticity.functional.num_age_bins(20_000)
-    3201
+    3186
     """
     max_age = validation.check_positive_integer(
         "max_age", max_age, _LARGEST_AGE

@@ -161,3 +161,11 @@ def test_shrink_and_perturb_with_another_architecture():
 
     with pytest.raises(ValueError, match="same architecture.*\\(4, 2\\)"):
         fit(ShrinkAndPerturbTasks(build_other))
+
+
+@pytest.mark.parametrize("layers", [None, 5, "head", ["head", 1], {"head": 1}])
+def test_zero_weights_bad_arguments(layers):
+    with pytest.raises(
+        ValueError, match="`layers` must be a list of the names"
+    ):
+        ZeroWeights(layers)

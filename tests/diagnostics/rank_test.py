@@ -1,5 +1,3 @@
-import doctest
-
 import numpy as np
 import pytest
 
@@ -51,11 +49,6 @@ def test_one_direction_has_rank_one(rank):
     features = np.outer(np.arange(1, 5), np.ones(3)).astype("float32")
     assert rank(features) == pytest.approx(1)
     assert rank(features.T) == pytest.approx(1)
-
-
-def test_examples_give_what_they_say():
-    results = doctest.testmod(rank_module)
-    assert results.attempted and not results.failed
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy():

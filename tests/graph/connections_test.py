@@ -268,6 +268,9 @@ def test_what_cannot_be_traced_has_to_be_stated():
     [
         ({"unit_of_feature": [0, 1, 2]}, r"must have the shape \(4,\)"),
         ({"unit_of_feature": [0, 0, 1, 2]}, "same number of features"),
+        ({"unit_of_feature": [0, 1, 2, 10**9]}, "array of integers from -1"),
+        ({"unit_of_feature": [0.0, 1.5, 2.0, 3.0]}, "array of integers from"),
+        ({"unit_of_feature": "abcd"}, "`unit_of_feature` must be an array of"),
     ],
 )
 def test_connect_what_does_not_fit(arguments, message):

@@ -472,9 +472,11 @@ def test_one_learner_does_not_ask_for_the_memory(monkeypatch):
     ("arguments", "error", "message"),
     [
         (dict(model=build, num_learners=0), ValueError, "positive integer"),
+        (dict(model=build, num_learners=True), ValueError, "positive integer"),
+        (dict(model=build, num_learners=2.0), ValueError, "positive integer"),
         (dict(model=3), TypeError, "`model` must be a compiled"),
     ],
-    ids=["no learner", "no model"],
+    ids=["no learner", "a boolean", "a float", "no model"],
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
@@ -494,6 +496,13 @@ def test_several_learners_need_several_models_and_streams():
         (dict(batch_size=0), "`batch_size` must be a positive integer"),
         (dict(epochs=1.5), "`epochs` must be a positive integer"),
         (dict(on_nan="ignore"), "`on_nan` must be 'stop' or 'continue'"),
+        (dict(num_tasks="2"), "`num_tasks` must be .* num_tasks=2 .a string"),
+        (dict(first_task=1.0), "`first_task` must be .* first_task=1.0"),
+        (dict(first_task=-1), "`first_task` must be .* first_task=-1"),
+        (dict(callbacks=[keras.callbacks.Callback()]), "`callbacks` must be a"),
+        (dict(callbacks=TaskCallback()), "`callbacks` must be a list of"),
+        (dict(checkpoint=5), "`checkpoint` must be a path"),
+        (dict(resume="False"), "`resume` must be `True` or `False`"),
         (dict(num_tasks=4), "which has 3. Received: first_task=0, num_tasks=4"),
         (dict(first_task=3), "must name tasks of the stream"),
     ],
@@ -501,6 +510,23 @@ def test_several_learners_need_several_models_and_streams():
 def test_bad_fit_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         OnlineTrainer(build()).fit(ArrayStream(), **arguments)
+
+
+def test_numbers_of_numpy():
+    trainer = OnlineTrainer(build, num_learners=np.int64(2))
+    results = trainer.fit(
+        lambda learner: ArrayStream(seed=learner),
+        batch_size=np.int32(5),
+        epochs=np.uint8(1),
+        first_task=np.int64(1),
+        num_tasks=np.int64(1),
+        resume=np.False_,
+    )
+    assert results["loss"].shape == (1, 2)
+    trainer.model(np.int64(1))
+    for learner in (2, -1, True, "1", None):
+        with pytest.raises(ValueError, match="`learner` must be an integer"):
+            trainer.model(learner)
 
 
 def test_the_shortest_stream_counts():
@@ -521,6 +547,8 @@ def test_a_model_that_is_not_compiled():
 def test_an_object_that_is_no_stream():
     with pytest.raises(TypeError, match=r"must have a method `task\(index\)`"):
         OnlineTrainer(build()).fit([1, 2])
+    with pytest.raises(TypeError, match="returns such an object. Received: st"):
+        OnlineTrainer(build()).fit(lambda learner: None)
 
 
 def test_learners_of_different_architectures():
