@@ -41,9 +41,7 @@ def derived_seed(seed: int | None, *use: Any) -> int | None:
     if seed is None:
         return None
     if not validation.is_integer(seed):
-        raise ValueError(
-            f"`seed` must be an integer or `None`. Received: seed={seed!r}"
-        )
+        raise validation.error("seed", "an integer or `None`", seed)
     text = repr([int(seed), *map(str, use)])
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "little") % _NUM_SEEDS

@@ -7,6 +7,8 @@ Variables that take their new values from the backward pass are marked
 
 import keras
 
+from keras_plasticity.validation import check_type
+
 
 def is_statistic(variable: keras.Variable) -> bool:
     """Whether a variable's "gradient" is its new value."""
@@ -36,9 +38,5 @@ def weights_of(model: keras.Layer) -> list[keras.Variable]:
     )
     ```
     """
-    if not isinstance(model, keras.Layer):
-        raise TypeError(
-            "`model` must be a Keras layer or model. "
-            f"Received: model={model} (of type {type(model)})"
-        )
+    check_type("model", model, keras.Layer, "a Keras layer or model")
     return [v for v in model.trainable_variables if not is_statistic(v)]

@@ -109,6 +109,14 @@ RECIPES = {
             "unit_of_feature": lambda: np.array([2, 0, 1]),
         },
     ),
+    "keras_plasticity.derived_seed": Recipe(
+        call=keras_plasticity.derived_seed,
+        arguments={"seed": _is(0)},
+    ),
+    "keras_plasticity.weights_of": Recipe(
+        call=keras_plasticity.weights_of,
+        arguments={"model": make_model},
+    ),
     "keras_plasticity.inspect": Recipe(
         call=keras_plasticity.inspect,
         arguments={
@@ -497,6 +505,14 @@ RECIPES |= {
             "name": _is("copy"),
         },
     ),
+    "optimizers.OptimizerWrapper.add_seed_generator": Recipe(
+        call=lambda **kwargs: _built_redo()[1].add_seed_generator(**kwargs),
+        arguments={"seed": _is(0)},
+    ),
+    "optimizers.OptimizerWrapper.now": Recipe(
+        call=lambda **kwargs: _built_redo()[1].now(**kwargs),
+        arguments={"name": _is("threshold")},
+    ),
     "optimizers.OptimizerWrapper.is_statistic": Recipe(
         call=optimizers.OptimizerWrapper.is_statistic,
         arguments={"variable": lambda: keras.Variable(np.ones(3))},
@@ -555,6 +571,7 @@ RECIPES |= {
             "test_images_per_class": _is(1),
             "scale": _is("unit"),
             "seed": _is(0),
+            "reshuffle_each_pass": _is(True),
         },
         use=_use_stream,
     ),
@@ -1001,6 +1018,7 @@ NOT_FUZZED = {
     "optimizers.OptimizerWrapper.apply_inner": _HOOK,
     "optimizers.OptimizerWrapper.apply_inner_and_tell": _HOOK,
     "optimizers.OptimizerWrapper.build_inner": _HOOK,
+    "optimizers.UnitResetOptimizer.step_size": _HOOK,
     "optimizers.OptimizerWrapper.make_step": _HOOK,
     "optimizers.OptimizerWrapper.settings": _HOOK,
     "optimizers.Outgoing": _MADE,

@@ -17,8 +17,10 @@ from keras_plasticity import weights
 from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.types import Tensor
+from keras_plasticity.validation import check_seed
 from keras_plasticity.validation import check_string
 from keras_plasticity.validation import check_type
+from keras_plasticity.validation import error
 
 
 def _inner_attribute(name):
@@ -207,6 +209,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             `keras.random.SeedGenerator`. Its state is among the `variables`,
             or a JAX step would draw the same numbers for ever.
         """
+        seed = check_seed("seed", seed)
         kind = type(self)
         number = sum(
             each._seeds.count(seed)
@@ -230,7 +233,12 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Returns:
             Scalar tensor.
         """
-        return all_hyperparameters(type(self))[name].now(self)
+        known = all_hyperparameters(type(self))
+        if not isinstance(name, str) or name not in known:
+            raise error(
+                "name", f"one of the hyper-parameters {list(known)}", name
+            )
+        return known[name].now(self)
 
     def hyperparameter_variables(self) -> list[keras.Variable]:
         """The variables of the built optimizer that hold its own settings."""

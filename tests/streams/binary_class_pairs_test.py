@@ -275,7 +275,7 @@ def test_there_is_no_such_epoch(epoch):
         ({"scale": "half"}, "'unit', 'raw', 'centered'.*scale=half"),
         (
             {"reshuffle_each_pass": "no"},
-            "`reshuffle_each_pass` must be False or True. "
+            "`reshuffle_each_pass` must be `True` or `False`. "
             "Received: reshuffle_each_pass=no",
         ),
         (
