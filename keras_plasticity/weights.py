@@ -34,7 +34,7 @@ def weights_of(model: keras.Layer) -> list[keras.Variable]:
 
     ```python
     num_weights = sum(
-        math.prod(v.shape) for v in keras_plasticity.weights_of(model)
+        np.prod(v.shape) for v in keras_plasticity.weights_of(model)
     )
     ```
     """
