@@ -170,6 +170,16 @@ class Experiment:
         """Which features of a layer are those of the unit."""
         return self.unit_of_feature[name] == _UNIT
 
+    def _variables(self):
+        """Those of the model, and what the optimizer keeps of the units."""
+        kept = [
+            variable
+            for layer in self.layers.values()
+            if hasattr(layer, "statistics")
+            for variable in (layer.utility, layer.age, layer.mean_activation)
+        ]
+        return list({id(v): v for v in self.model.variables + kept}.values())
+
     def of_the_passes(self):
         """Values after the step of what the two passes themselves change."""
         return {
@@ -179,10 +189,10 @@ class Experiment:
         }
 
     def _values(self):
-        return {id(v): to_numpy(v) for v in self.model.variables}
+        return {id(v): to_numpy(v) for v in self._variables()}
 
     def _assign(self, values):
-        for variable in self.model.variables:
+        for variable in self._variables():
             variable.assign(values[id(variable)])
 
     def _set_random_weights(self):
