@@ -3,7 +3,6 @@ import json
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
 import keras_plasticity
 from keras_plasticity.layers import OnlineNormalization
