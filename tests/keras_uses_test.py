@@ -26,6 +26,8 @@ from tests.helpers import to_numpy
 _BACKEND = keras.backend.backend()
 _BATCH = 4
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 
 def _make_optimizer(rate=0.05, **kwargs):
     inner = keras.optimizers.SGD(rate, momentum=0.5, **kwargs)

@@ -14,6 +14,8 @@ from tests.helpers import to_numpy
 from tests.helpers import train
 
 _SGD = keras.optimizers.SGD
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 # Class -> arguments, and for each hyper-parameter another value.
 _CASES = {
     "ContinualBackprop": (

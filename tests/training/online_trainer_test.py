@@ -547,7 +547,7 @@ def test_a_model_that_is_not_compiled():
 def test_an_object_that_is_no_stream():
     with pytest.raises(TypeError, match=r"must have a method `task\(index\)`"):
         OnlineTrainer(build()).fit([1, 2])
-    with pytest.raises(TypeError, match="returns such an object. Received: st"):
+    with pytest.raises(TypeError, match="Received for learner 0: None"):
         OnlineTrainer(build()).fit(lambda learner: None)
 
 
