@@ -152,9 +152,21 @@ def counted_draw(n, size):
 def mostly_slow(values, *kept):
     """Values for `parametrize`, of which all but some are marked `slow`."""
     return [
-        value if value in kept else pytest.param(value, marks=pytest.mark.slow)
+        value
+        if value in kept
+        else pytest.param(
+            *(value if isinstance(value, tuple) else [value]),
+            marks=pytest.mark.slow,
+        )
         for value in values
     ]
+
+
+def mostly_on_torch(values, *kept):
+    """The same, but all of them run on PyTorch, which compiles nothing."""
+    if keras.backend.backend() == "torch":
+        return list(values)
+    return mostly_slow(values, *kept)
 
 
 @functools.cache  # A class is registered once.

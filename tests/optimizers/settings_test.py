@@ -10,6 +10,7 @@ from keras_plasticity.optimizers.settings import all_settings
 from tests.helpers import assert_same_weights
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_on_torch
 from tests.helpers import to_numpy
 from tests.helpers import train
 
@@ -69,7 +70,13 @@ _FIXED = {
 }
 _changes = pytest.mark.parametrize(
     ("method", "name"),
-    [(m, n) for m, (_, values) in _CASES.items() for n in values],
+    mostly_on_torch(
+        [(m, n) for m, (_, values) in _CASES.items() for n in values],
+        ("ContinualBackprop", "replacement_rate"),
+        ("ContinualBackprop", "decay_rate"),
+        ("SelfNormalizedResets", "quantile"),
+        ("ShrinkAndPerturb", "noise_stddev"),
+    ),
 )
 
 
@@ -238,7 +245,9 @@ class TestSchedules:
         assert numbers[0][0] == pytest.approx(20, abs=3)
         assert np.all(numbers[0] > 0) and np.all(numbers[1] > 0)
 
-    @pytest.mark.parametrize("rate", [0.01, 0.1, 1e-3, 0.3, 1.0])
+    @pytest.mark.parametrize(
+        "rate", mostly_on_torch([0.01, 0.1, 1e-3, 0.3, 1.0], 0.01)
+    )
     def test_constant_schedule_is_the_constant(self, rate):
         models = []
         for value in (rate, self._step_at(10**6, rate, 0.0)):
@@ -248,11 +257,14 @@ class TestSchedules:
 
     @pytest.mark.parametrize(
         ("method", "name"),
-        [
-            ("L2", "l2"),
+        mostly_on_torch(
+            [
+                ("L2", "l2"),
+                ("ShrinkAndPerturb", "noise_stddev"),
+                ("ShrinkAndPerturbByInitializer", "shrink"),
+            ],
             ("ShrinkAndPerturb", "noise_stddev"),
-            ("ShrinkAndPerturbByInitializer", "shrink"),
-        ],
+        ),
     )
     def test_others(self, method, name):
         value = _CASES[method][1][name]
