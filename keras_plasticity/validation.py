@@ -170,7 +170,7 @@ def check_string(name: str, value: Any) -> str:
 def check_path(name: str, value: Any) -> str:
     """Checks that an argument is the path of a file or a folder."""
     is_path = isinstance(value, (str, os.PathLike))
-    path = os.fspath(value) if is_path else ""
+    path = str(os.fspath(value)) if is_path else ""
     if not path or "\0" in path:
         raise error(name, "a path, a string that is not empty", value)
     return path

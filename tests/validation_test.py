@@ -1,5 +1,6 @@
 import fractions
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -133,6 +134,14 @@ def test_lists():
     for value in (None, 5, "ab", b"ab", ["a", 1], {"a": 1}, np.array(["a"])):
         with pytest.raises(ValueError, match="^`names` must be a list of str"):
             validation.check_list("names", value, str, "a list of strings")
+
+
+def test_paths():
+    for path in ("a/b", np.str_("a/b"), pathlib.Path("a", "b")):
+        assert type(validation.check_path("file", path)) is str
+    for value in (None, 5, "", b"a", "a\0b", ["a"]):
+        with pytest.raises(ValueError, match="^`file` must be a path"):
+            validation.check_path("file", value)
 
 
 def test_arrays():
