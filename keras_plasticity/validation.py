@@ -7,7 +7,7 @@ was received: a `TypeError` where only some kind of object will do, and else a
 
 - Numbers of NumPy are numbers: `np.float32(1e-4)` is 0.0001.
 - Booleans are no numbers, and nothing but booleans are booleans.
-- NaN and infinity lie in no interval.
+- NaN and infinity lie in no interval, and no number is beyond float32.
 """
 
 import math
@@ -55,7 +55,8 @@ def is_integer(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number of Python or NumPy."""
-    return _as_float(value) is not None
+    number = _as_float(value)
+    return number is not None and abs(number) <= _LARGEST_FLOAT32
 
 
 def is_interval(value: Any) -> bool:
@@ -102,26 +103,18 @@ def check_seed(name: str, value: Any) -> int | None:
 
 def check_number(name: str, value: Any) -> float:
     """Checks that an argument is a finite number."""
-    number = _as_float(value)
-    if number is None:
-        raise error(name, "a finite number", value)
-    return number
+    return _check_number(name, value, "a finite number", lambda n: True)
 
 
 def check_positive(name: str, value: Any) -> float:
     """Checks that an argument is a finite number above 0."""
-    number = _as_float(value)
-    if number is None or number <= 0:
-        raise error(name, "a positive number", value)
-    return number
+    return _check_number(name, value, "a positive number", lambda n: n > 0)
 
 
 def check_not_negative(name: str, value: Any) -> float:
     """Checks that an argument is a finite number of at least 0."""
-    number = _as_float(value)
-    if number is None or number < 0:
-        raise error(name, "a number that is not negative", value)
-    return number
+    rule = "a number that is not negative"
+    return _check_number(name, value, rule, lambda n: n >= 0)
 
 
 def check_in_interval(name: str, value: Any, interval: str) -> float:
@@ -133,10 +126,8 @@ def check_in_interval(name: str, value: Any, interval: str) -> float:
         interval: String, such as `"[0, 1)"` or `"[0, inf)"`: a square bracket
             includes its end, a round one does not.
     """
-    number = _as_float(value)
-    if number is None or not lies_in(number, interval):
-        raise error(name, f"a number in {interval}", value)
-    return number
+    rule = f"a number in {interval}"
+    return _check_number(name, value, rule, lambda n: lies_in(n, interval))
 
 
 def check_boolean(name: str, value: Any) -> bool:
@@ -179,7 +170,7 @@ def check_string(name: str, value: Any) -> str:
 def check_path(name: str, value: Any) -> str:
     """Checks that an argument is the path of a file or a folder."""
     is_path = isinstance(value, (str, os.PathLike))
-    path = os.fspath(value) if is_path else ""
+    path = str(os.fspath(value)) if is_path else ""
     if not path or "\0" in path:
         raise error(name, "a path, a string that is not empty", value)
     return path
@@ -301,11 +292,12 @@ def check_tensors(**tensors: Any) -> list[Tensor]:
 
 def check_integer_tensor(name: str, value: Any) -> Tensor:
     """Checks that an argument is a tensor of integers."""
-    is_tensor = keras.ops.is_tensor(value)
-    if is_tensor or isinstance(value, keras.KerasTensor):
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if keras.ops.is_tensor(value):
         if not _is_float(value):
             return value
-    elif not isinstance(value, keras.Variable):
+    else:
         array = as_array(name, value, "a tensor of integers")
         if array.dtype.kind in "iu" and (array == array.astype("int32")).all():
             return keras.ops.convert_to_tensor(array.astype("int32"))
@@ -382,8 +374,8 @@ def check_deserialized(
         check_array(name, value, rule)
     try:
         result = get(value)
-    except Exception:  # Of a config, whatever its class may raise.
-        result = None
+    except Exception as cause:  # Of a config, whatever its class may raise.
+        raise error(name, rule, value) from cause
     if not callable(result):
         raise error(name, rule, value)
     return result
@@ -403,6 +395,15 @@ def _check_integer(name, value, rule, minimum, maximum):
     raise error(name, rule, value)
 
 
+def _check_number(name, value, rule, is_right):
+    number = _as_float(value)
+    if number is not None and abs(number) > _LARGEST_FLOAT32:
+        raise error(name, f"{rule}, within the range of float32", value)
+    if number is None or not is_right(number):
+        raise error(name, rule, value)
+    return number
+
+
 def _is_float(tensor):
     return "float" in str(tensor.dtype)
 
@@ -412,8 +413,6 @@ def _kind(value):
 
 
 def _as_float_tensor(name, value):
-    if isinstance(value, keras.KerasTensor):
-        return value
     if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
         value = keras.ops.convert_to_tensor(value)
         return value if _is_float(value) else keras.ops.cast(value, "float32")

@@ -169,6 +169,7 @@ RECIPES |= {
         use=_measure,
         # A list of numbers is a list of inputs, and so is a dict.
         words={"probe_data": ("targets",)},
+        raises=(OSError,),
     ),
     "callbacks.PlasticityMonitor.set_state": Recipe(
         call=lambda state: callbacks.PlasticityMonitor(5).set_state(state),

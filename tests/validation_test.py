@@ -1,5 +1,6 @@
 import fractions
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -36,7 +37,12 @@ _NO_NUMBERS = [
             [-3, 4],
             "an integer of at least -2 and at most 3",
         ),
-        (validation.check_number, [-1e300, 0, 2**100], [], "a finite number"),
+        (
+            validation.check_number,
+            [-1e38, 0, 2**100],
+            [1e39],
+            "a finite number",
+        ),
         (
             validation.check_positive,
             [1, 1e-9, np.float32(2)],
@@ -130,6 +136,14 @@ def test_lists():
             validation.check_list("names", value, str, "a list of strings")
 
 
+def test_paths():
+    for path in ("a/b", np.str_("a/b"), pathlib.Path("a", "b")):
+        assert type(validation.check_path("file", path)) is str
+    for value in (None, 5, "", b"a", "a\0b", ["a"]):
+        with pytest.raises(ValueError, match="^`file` must be a path"):
+            validation.check_path("file", value)
+
+
 def test_arrays():
     assert validation.check_array("x", [[1, 2]]).shape == (1, 2)
     bfloat16 = keras.ops.ones((2, 3), "bfloat16")
@@ -145,6 +159,10 @@ def test_arrays():
 def test_the_error_ends_with_what_was_received():
     with pytest.raises(ValueError, match=r"\. Received: rate=-3$"):
         validation.check_not_negative("rate", -3)
+    with pytest.raises(
+        ValueError, match="the range of float32. .*rate=1e\\+99"
+    ):
+        validation.check_not_negative("rate", 1e99)
     with pytest.raises(ValueError, match=r"\. Received: rate=3 \(a string\)$"):
         validation.check_not_negative("rate", "3")
     with pytest.raises(ValueError, match=r"^.{300,400}\.\.\. .a string.$"):

@@ -343,7 +343,9 @@ def check_flag_values(flag_values, defined=()):
 
 def check_parts(parts):
     """Checks an argument, which must be `Part`s."""
-    validation.check_list("parts", parts, Part, "a tuple of `Part`s")
+    rule = "a tuple of one or more `Part`s"
+    if not validation.check_list("parts", parts, Part, rule):
+        raise validation.error("parts", rule, parts)
 
 
 def _seed_of(initializer):

@@ -143,7 +143,7 @@ class SummaryWriter:
             raise ValueError(
                 "`png` must be the bytes of a PNG file, such as "
                 "`figure.savefig(buffer, format='png')` leaves in a "
-                f"`buffer=io.BytesIO()`. Received: {_excerpt(png)}"
+                f"`buffer=io.BytesIO()`. {validation.received('png', png)}"
             )
         # Both follow the length and the name of the first chunk.
         width, height = struct.unpack(">II", png[16:24])
@@ -354,11 +354,6 @@ def _are_strings(value):
     return isinstance(value, (list, tuple)) and all(
         isinstance(each, str) for each in value
     )
-
-
-def _excerpt(value):
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _markdown_row(cells):
