@@ -7,6 +7,7 @@ from keras_plasticity import validation
 
 # A PyTorch seed of Keras is an int32.
 _NUM_SEEDS = 2**31
+_LARGEST_SEED = 2**64
 
 
 def derived_seed(seed: int | None, *use: Any) -> int | None:
@@ -40,8 +41,10 @@ def derived_seed(seed: int | None, *use: Any) -> int | None:
     """
     if seed is None:
         return None
-    if not validation.is_integer(seed):
-        raise validation.error("seed", "an integer or `None`", seed)
+    if not validation.is_integer(seed) or abs(int(seed)) > _LARGEST_SEED:
+        raise validation.error(
+            "seed", "an integer of at most 64 bits, or `None`", seed
+        )
     text = repr([int(seed), *map(str, use)])
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "little") % _NUM_SEEDS

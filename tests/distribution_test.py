@@ -101,7 +101,7 @@ def test_mirrored_strategy(tmp_path, method):
 
 
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")
-@pytest.mark.parametrize("num_examples", [17, 22])
+@pytest.mark.parametrize("num_examples", mostly_slow([17, 22], 17))
 def test_replicas_of_unequal_size(tmp_path, num_examples):
     path = tmp_path / "result.npz"
     result = _finish(_start(path, "uneven", num_examples), path)

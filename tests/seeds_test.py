@@ -67,7 +67,7 @@ def test_derived_seed():
 
 @pytest.mark.parametrize("seed", [1.0, "1", True, [1]])
 def test_seed_is_not_an_integer(seed):
-    message = "`seed` must be an integer or `None`. Received: seed="
+    message = "`seed` must be an integer .* or `None`. Received: seed="
     with pytest.raises(ValueError, match=message):
         derived_seed(seed, "a")
     message = "`seed` must be `None`, or an integer.*Received: seed="

@@ -85,8 +85,10 @@ def age_quantile(histogram: Tensor, quantile: float) -> Tensor:
             "`histogram` must be a tensor of shape (units, bins), of two bins "
             f"or more. Received: histogram.shape={shape}"
         )
-    if not ops.is_tensor(quantile):  # It may be a variable's value.
+    if not ops.is_tensor(quantile):
         quantile = validation.check_in_interval("quantile", quantile, "(0, 1)")
+    elif tuple(quantile.shape) != ():
+        raise validation.error("quantile", "a number", quantile)
     counts = ops.cumsum(histogram[:, 1:], axis=1)
     total = ops.maximum(counts[:, -1:], 1.0)
     first = ops.argmax(ops.cast(counts / total >= quantile, "int32"), axis=1)
