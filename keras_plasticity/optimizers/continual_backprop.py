@@ -217,6 +217,7 @@ class ContinualBackprop(UnitResetOptimizer):
     decay_rate = _DecayRate(_check_decay_rate)
     utility = Setting(_check_utility)
     transfer_mean = Setting(check_boolean)
+    _chosen_by = ("maturity_threshold",)
 
     def __init__(
         self,

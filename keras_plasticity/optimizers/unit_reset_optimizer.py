@@ -15,6 +15,7 @@ from keras_plasticity.optimizers.optimizer_wrapper import innermost
 from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
 from keras_plasticity.optimizers.optimizer_wrapper import wrapped
 from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.types import Tensor
 from keras_plasticity.units.unit_statistics import OBSERVATIONS
 from keras_plasticity.validation import check_boolean
@@ -304,7 +305,9 @@ class UnitResetOptimizer(OptimizerWrapper):
             backend.run_if(
                 is_update,
                 lambda: self._update(observations),
-                self._network.touched_variables() + self._read_variables(),
+                self._network.touched_variables()
+                + [self._seed_generator.state]
+                + self.hyperparameter_variables(),
             )
             self._network.reset_accumulators(is_update)
 
@@ -375,9 +378,15 @@ class UnitResetOptimizer(OptimizerWrapper):
         for units in hidden:
             self._replace_units(units)
 
+    # Hyper-parameters that `choose` reads: a loop on JAX carries what it reads,
+    # and is faster the less it is.
+    _chosen_by = ()
+
     def _read_variables(self):
         """The variables that replacing any unit may read."""
-        return [self._seed_generator.state, *self.hyperparameter_variables()]
+        settings = all_hyperparameters(type(self))
+        read = [settings[name].variable(self) for name in self._chosen_by]
+        return [self._seed_generator.state, *read]
 
     def _replace_units(self, units):
 
