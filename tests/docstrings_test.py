@@ -92,8 +92,10 @@ def test_code_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with keras_plasticity.utils.SummaryWriter("logs") as writer:
         names = {**_DOCUMENTED[name].globs, **_what_is_at_hand(writer)}
-        for code in _code(name):
-            exec(code, names)
+        examples = _code(name)
+        assert examples
+        for code in examples:
+            exec(code, names)  # What fails raises.
 
 
 @pytest.mark.parametrize("name", _NOT_RUN)

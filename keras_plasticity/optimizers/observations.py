@@ -121,10 +121,9 @@ class ConsumerInputs:
         backend.keep_if(took_part, self._update, self.touched_variables())
 
     def _update(self):
-        for mean in self.means.values():
+        if self.means:
             # All of them are of the same activations: one is enough.
-            self._note_not_finite(mean)
-            break
+            self._note_not_finite(next(iter(self.means.values())))
         if self._tracks_mean:
             statistics = self.statistics
             running_mean = statistics.center(

@@ -112,6 +112,10 @@ class UnitResetOptimizer(OptimizerWrapper):
     replaces_last_layer_first = False
     slots_to_reset = ("incoming", "bias", "outgoing")
 
+    # Hyper-parameters that `choose` reads: a loop on JAX carries what it reads,
+    # and is faster the less it is.
+    _chosen_by = ()
+
     reset_optimizer_state = Setting(check_boolean)
     seed = Setting(check_seed)
 
@@ -377,10 +381,6 @@ class UnitResetOptimizer(OptimizerWrapper):
             hidden = hidden[::-1]
         for units in hidden:
             self._replace_units(units)
-
-    # Hyper-parameters that `choose` reads: a loop on JAX carries what it reads,
-    # and is faster the less it is.
-    _chosen_by = ()
 
     def _read_variables(self):
         """The variables that replacing any unit may read."""

@@ -21,23 +21,22 @@ and their arithmetic apart:
 UNIT = 2.0**-64
 
 
-def add_overwritten_weight(layer, name, shape, initializer="zeros"):
+def add_overwritten_weight(layer, name, shape):
     """Adds a weight that the backward pass gives new values.
 
     Args:
         layer: The `keras.layers.Layer` to add it to.
         name: String.
         shape: Tuple of integers.
-        initializer: Keras initializer.
 
     Returns:
-        `keras.Variable`, float32: means over millions of steps would be
-        worthless in half precision.
+        `keras.Variable` of zeros, float32: means over millions of steps would
+        be worthless in half precision.
     """
     return layer.add_weight(
         name=name,
         shape=shape,
-        initializer=initializer,
+        initializer="zeros",
         dtype="float32",
         autocast=False,
         overwrite_with_gradient=True,

@@ -395,8 +395,11 @@ def test_settings_of_keras_are_compared_without_their_programs(monkeypatch):
         return model
 
     monkeypatch.setattr(jax_loop, "_program", None)
-    train_together(
+    # It would be called where settings do not tell enough, and fails.
+    _, results = train_together(
         dict(wrapper={}, optimizer=partial(SGD, 0.1)),
         dict(wrapper={}, optimizer=partial(SGD, 0.2)),
     )
-    OnlineTrainer(build_branches, 2).fit(Stream, batch_size=3)
+    assert results["loss"].shape == (2, 2)
+    results = OnlineTrainer(build_branches, 2).fit(Stream, batch_size=3)
+    assert results["loss"].shape == (2, 2)
