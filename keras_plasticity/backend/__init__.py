@@ -17,6 +17,8 @@ replaces units needs a few operations which `keras.ops` does not have:
   or channel of a variable, viewed in another shape, and leaves the rest.
 - `add_to_rows(variable, columns, amount)`: adds a number to each row of a
   matrix, each in its own column, and leaves the rest.
+- `quotient(number, divisor)`: an int32 tensor that is not negative, divided by
+  a positive integer without remainder.
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
@@ -64,6 +66,7 @@ gradients = _active.gradients
 identity = _active.identity
 known_value = _active.known_value
 no_gradient = _active.no_gradient
+quotient = _active.quotient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas

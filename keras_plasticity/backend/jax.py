@@ -13,6 +13,9 @@ _NEVER = np.int32(0x7FC5A3E1)
 # smaller ones gain nothing, larger ones do not fit in the cache.
 _FEWEST_TO_SLICE = 1000
 _MOST_TO_SLICE = 1_500_000
+# With this one and larger ones quotients of an int32 are below 2**22, where
+# float32 is exact to a quarter.
+_SMALLEST_DIVISOR = 2**9
 
 
 def no_gradient():
@@ -92,6 +95,21 @@ def add_to_rows(variable, columns, amount):
     old = keras.ops.convert_to_tensor(variable)
     rows = jnp.arange(old.shape[0])
     variable.assign(old.at[rows, columns].add(amount))
+
+
+def quotient(number, divisor):
+    """See `keras_plasticity.backend`.
+
+    XLA does not fuse divisions of integers with what is around them, and a
+    small network's step takes its time by the number of fusions. So a float
+    divides, which is at most one off, and the remainder corrects it.
+    """
+    if divisor < _SMALLEST_DIVISOR:
+        return number // divisor
+    estimate = (number.astype("float32") * (1.0 / divisor)).astype("int32")
+    rest = number - estimate * divisor
+    more = (rest >= divisor).astype("int32")
+    return estimate + more - (rest < 0).astype("int32")
 
 
 def identity(inputs, values, backward):

@@ -98,6 +98,10 @@ def _on_this_replica(variable):
     return copies[replica % len(copies)]
 
 
+def quotient(number, divisor):
+    return number // divisor
+
+
 def identity(inputs, values, backward):
     """See `keras_plasticity.backend`."""
 

@@ -62,6 +62,10 @@ def add_to_rows(variable, columns, amount):
     variable.value[rows, columns.long()] += amount
 
 
+def quotient(number, divisor):
+    return number // divisor
+
+
 class _Identity(torch.autograd.Function):
     """Not Keras' own custom gradient: `torch.func` cannot transform that."""
 

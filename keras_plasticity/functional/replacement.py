@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from keras import ops
 
+from keras_plasticity import backend
 from keras_plasticity import validation
 from keras_plasticity.types import Tensor
 
@@ -94,7 +95,7 @@ def advance_count(
     remaining = []
     for i in reversed(range(len(fraction))):
         total = count[i] + fraction[i] * mature + carry
-        carry = total // base
+        carry = backend.quotient(total, base)
         remaining.append(total - carry * base)
     if remaining:
         count = ops.stack(remaining[::-1])

@@ -394,11 +394,12 @@ class UnitResetOptimizer(OptimizerWrapper):
             unit = self.choose(units)
             self.before_replacement(units, unit)
             units.replace(unit)
+            # Here, and not all at once: a step in which none is due is spared.
+            units.num_replaced.assign_add(1)
 
         due = units.due
         if isinstance(due, int) and due == 0:
             return
-        units.num_replaced.assign_add(due)
         backend.repeat(
             due,
             replace_next,

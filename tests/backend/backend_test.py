@@ -167,3 +167,21 @@ def test_gradients_change_nothing():
         grad = getattr(variable.value, "grad", None)
         if value is not None:
             np.testing.assert_array_equal(to_numpy(grad), value)
+
+
+def test_quotient():
+    rng = np.random.default_rng(0)
+    for divisor in [1, 3, 100, 511, 512, 999, *(10**n for n in range(3, 10))]:
+        multiples = np.arange(min(2000, 2**31 // divisor)) * divisor
+        numbers = np.concatenate(
+            [
+                rng.integers(0, 2**31 - 1, 10_000),
+                multiples,
+                multiples[1:] - 1,
+                [2**31 - 1],
+            ]
+        ).astype("int32")
+        result = backend.quotient(ops.convert_to_tensor(numbers), divisor)
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(result), numbers // divisor
+        )
