@@ -150,3 +150,11 @@ def gradients(loss_function, variables):
     result = tape.gradient(loss, tensors)
     # The gradient of an embedding is sparse.
     return [g if g is None else tf.convert_to_tensor(g) for g in result]
+
+
+def platform():
+    return "cpu"
+
+
+def free_memory():
+    return None

@@ -158,3 +158,11 @@ def gradients(loss_function, variables):
     with torch.enable_grad(), scope:
         loss = loss_function()
     return list(torch.autograd.grad(loss, tensors, allow_unused=True))
+
+
+def platform():
+    return "cpu"
+
+
+def free_memory():
+    return None

@@ -1,4 +1,4 @@
-"""The engine's inner loop on JAX: one `lax.scan` over the steps of a task.
+"""The engine's inner loop on JAX: one `lax.scan` over many steps of a task.
 
 With convolutions on a CPU, it is a Python loop over one compiled step.
 """
@@ -26,27 +26,31 @@ _MOST_WEIGHTS_SIDE_BY_SIDE = 3000
 
 
 class JaxLoop:
-    """Trains all learners with one compiled program.
+    """Trains learners with one compiled program.
 
     See `training_loop.TrainingLoop`. On an accelerator, and for small models on
     a CPU, the learners' states are stacked along a new first axis and `vmap`
     trains them side by side. The learners of larger models on a CPU run the
     same program, each on its own state, as many at once as there are cores.
-    Only the first of the models is kept.
+    Only the first of all models is kept.
     """
 
-    def __init__(self, models, num_learners, batch):
+    def __init__(self, models, num_learners, batch, first=None):
         states = []
-        for learner, model in enumerate(models):
-            if learner == 0:
+        # What all groups of learners share.
+        self._model = first and first._model
+        self._same_program = first and first._same_program
+        self._functions = {} if first is None else first._functions
+        for model in models:
+            if self._model is None:
                 self._model = model
-                same_program = _SameProgram(model, batch)
+                self._same_program = _SameProgram(model, batch)
             else:
-                same_program.check(model, learner)
+                self._same_program.check(model)
             states.append(_get_state(model))
         self.num_learners = num_learners
         self._is_stacked = num_learners > 1 and (
-            jax.default_backend() != "cpu"
+            backend.platform() != "cpu"
             or self._model.count_params() <= _MOST_WEIGHTS_SIDE_BY_SIDE
         )
         if self._is_stacked:
@@ -59,19 +63,24 @@ class JaxLoop:
         # One state of all learners, or one for each.
         self._states = states
         self._initial_metrics = [state[3] for state in states]
-        self._functions = {}
         self.reset_metrics()
 
     def put(self, data):
-        return [jax.device_put(part) for part in self._parts(data)]
+        """List of the data that belong to each of the states."""
+        if self._is_stacked:
+            return [jax.device_put(data)]
+        return [
+            jax.device_put(nests.take(data, i))
+            for i in range(self.num_learners)
+        ]
 
-    def run(self, data):
-        function = self._function(data)
-        for state, part in zip(self._states, data):
-            function(state, part)
+    def run(self, data, batches):
+        function = self._function(data, batches)
+        for learner, (state, part) in enumerate(zip(self._states, data)):
+            function(state, part, self._where(batches, learner))
 
-    def compile(self, data):
-        self._function(data)
+    def compile(self, data, batches):
+        self._function(data, batches)
 
     def reset_metrics(self):
         for state, initial in zip(self._states, self._initial_metrics):
@@ -79,10 +88,7 @@ class JaxLoop:
             state[3] = [jnp.copy(value) for value in initial]
 
     def results(self):
-        function = self._functions.get("results")
-        if function is None:
-            function = jax.jit(self._vmap(self._get_results))
-            self._functions["results"] = function
+        function = self._jitted("results", self._get_results)
         logs = [function(state[3]) for state in self._states]
         return {
             name: np.concatenate([np.ravel(log[name]) for log in logs])
@@ -92,13 +98,12 @@ class JaxLoop:
     def wait(self):
         jax.block_until_ready(self._states)
 
-    def evaluate(self, data):
-        function = self._functions.get("evaluate")
-        if function is None:
-            function = jax.jit(self._vmap(self._test))
-            self._functions["evaluate"] = function
-        for state, part in zip(self._states, self._parts(data)):
-            state[3] = function(state, part)
+    def evaluate(self, data, examples):
+        function = self._jitted("evaluate", self._test)
+        if self._is_stacked:
+            examples = (slice(None), examples)
+        for state, part in zip(self._states, data):
+            state[3] = function(state, nests.take(part, examples))
 
     def model(self, learner):
         # All learners share it: the state is assigned to it.
@@ -138,57 +143,79 @@ class JaxLoop:
                     for old, value in zip(part, values)
                 ]
 
-    def _parts(self, data):
-        """The data that belong to each of the states."""
-        if self._is_stacked:
-            return [data]
-        return [nests.take(data, i) for i in range(self.num_learners)]
+    def _vmap(self, function, in_axes=0):
+        return jax.vmap(function, in_axes) if self._is_stacked else function
 
-    def _vmap(self, function):
-        return jax.vmap(function) if self._is_stacked else function
+    def _jitted(self, name, function):
+        """A function of the state, and of other arguments, compiled."""
+        key = name, self._is_stacked
+        if key not in self._functions:
+            self._functions[key] = jax.jit(self._vmap(function))
+        return self._functions[key]
 
-    def _function(self, data):
+    def _where(self, batches, learner):
+        """Where a program finds its examples."""
+        if batches.order is None:
+            return np.int32(batches.start)
+        return batches.order if self._is_stacked else batches.order[learner]
+
+    def _function(self, data, batches):
         shapes = tuple((a.shape, a.dtype) for a in nests.arrays(data[0]))
-        function = self._functions.get(shapes)
-        if function is None:
-            function = self._trace(self._scan, data[0])
-            if _is_slow_in_a_loop(function.jaxpr):
-                function = self._one_by_one(data[0])
+        key = shapes, batches.kind, self._is_stacked
+        if key not in self._functions:
+            where = self._where(batches, 0)
+            traced = self._trace(self._scan(batches), data[0], where)
+            if _is_slow_in_a_loop(traced.jaxpr):
+                function = self._one_by_one(data[0], batches)
             else:
-                function = _in_place(function.lower().compile())
-            self._functions[shapes] = function
-        return function
+                function = _in_place(traced.lower().compile())
+            self._functions[key] = function
+        return self._functions[key]
 
-    def _trace(self, function, data):
-        function = jax.jit(self._vmap(function), donate_argnums=0)
-        return function.trace(self._states[0], data)
-
-    def _one_by_one(self, data):
-        """Like `_scan`, as a Python loop over calls of one compiled step."""
-        axis = 1 if self._is_stacked else 0
-        steps = nests.arrays(data)[0].shape[axis]
-
-        def take(data, i):
-            return nests.map_arrays(lambda a: jnp.take(a, i, axis), data)
-
-        first = take(data, 0)
+    def _trace(self, function, data, where):
+        in_axes = (0, 0, 0 if np.ndim(where) else None)
+        function = self._vmap(function, in_axes)
+        function = jax.jit(function, donate_argnums=0)
         with _apply_after_backward(self._model.optimizer):
-            step = _in_place(self._trace(self._step, first).lower().compile())
+            return function.trace(self._states[0], data, where)
 
-        def run(state, data):
-            for i in range(steps):
-                step(state, take(data, i))
+    def _scan(self, batches):
+        """All steps as one program, a function `(state, data, where)`."""
+
+        def scan(state, data, where):
+            if batches.order is None:
+                where = where + batches.size * jnp.arange(batches.steps)
+            state, _ = jax.lax.scan(
+                lambda state, where: (
+                    self._step(state, _take(data, where, batches.size)),
+                    None,
+                ),
+                state,
+                where,
+            )
+            return state
+
+        return scan
+
+    def _one_by_one(self, data, batches):
+        """Like `_scan`, as a Python loop over calls of one compiled step."""
+
+        def step(state, data, where):
+            return self._step(state, _take(data, where, batches.size))
+
+        def where_at(where, i):
+            if batches.order is None:
+                return np.int32(where + i * batches.size)
+            return where[..., i, :]
+
+        first = where_at(self._where(batches, 0), 0)
+        step = _in_place(self._trace(step, data, first).lower().compile())
+
+        def run(state, data, where):
+            for i in range(batches.steps):
+                step(state, data, where_at(where, i))
 
         return run
-
-    def _scan(self, state, data):
-        with _apply_after_backward(self._model.optimizer):
-            state, _ = jax.lax.scan(
-                lambda state, batch: (self._step(state, batch), None),
-                state,
-                data,
-            )
-        return state
 
     def _step(self, state, batch):
         return _train_step(self._model, state, batch)
@@ -198,6 +225,28 @@ class JaxLoop:
 
     def _get_results(self, metrics_variables):
         return _get_results(self._model, metrics_variables)
+
+
+def _take(data, where, size):
+    """The data of one step.
+
+    Args:
+        data: Nest of arrays.
+        where: Integer tensor: the indices of the examples, or the first of
+            `size` in a row.
+        size: Integer.
+    """
+    if where.ndim:
+        # Permutations, checked before: no index is out of bounds.
+        return nests.map_arrays(
+            lambda a: a.at[where].get(mode="promise_in_bounds"), data
+        )
+    return nests.map_arrays(
+        lambda a: jax.lax.dynamic_slice_in_dim(
+            a, where, size, allow_negative_indices=False
+        ),
+        data,
+    )
 
 
 def _train_step(model, state, batch):
@@ -220,11 +269,11 @@ def _get_results(model, metrics_variables):
 def _in_place(function):
     """A function that replaces the contents of a state, by `function`."""
 
-    def run(state, data):
+    def run(state, data, where):
         # The old state's buffers are donated: if Ctrl-C came before the new
         # ones are in their place, the weights would be lost.
         with _interrupted_afterwards():
-            state[:] = function(state, data)
+            state[:] = function(state, data, where)
 
     return run
 
@@ -254,7 +303,7 @@ def _is_slow_in_a_loop(jaxpr):
     XLA's CPU compiler has no fast convolution within a loop: a step takes ten
     times as long there, which outweighs the calls that the loop saves.
     """
-    if jax.default_backend() != "cpu":
+    if backend.platform() != "cpu":
         return False
     return "conv_general_dilated" in str(jaxpr)
 
@@ -292,6 +341,7 @@ class _SameProgram:
     def __init__(self, model, batch):
         self._model = model
         self._batch = batch
+        self._learner = 0
 
     @functools.cached_property
     def _settings(self):
@@ -301,8 +351,9 @@ class _SameProgram:
     def _program(self):
         return _program(self._model, self._batch)
 
-    def check(self, model, learner):
-        """Raises a `ValueError` if a learner's model is another program."""
+    def check(self, model):
+        """Raises a `ValueError` if the next learner's is another program."""
+        self._learner += 1
         settings = program_settings.settings_of(model)
         if _variable_specs(model) == _variable_specs(self._model):
             if program_settings.surely_same_program(self._settings, settings):
@@ -315,7 +366,7 @@ class _SameProgram:
             "JAX trains them by one program. Only names, seeds and what is "
             "held in variables, such as a learning rate, may differ. Train "
             "the others by another `OnlineTrainer`. Received, for learners 0 "
-            f"and {learner}: "
+            f"and {self._learner}: "
             + (
                 "; ".join(differences)
                 or "what configs do not show, such as the code of a function"

@@ -3,16 +3,39 @@
 import keras
 import numpy as np
 
+from keras_plasticity.training import nests
+
 
 class ModelsLoop:
     """Base class of loops in which each learner has its own model.
 
-    See `training_loop.TrainingLoop`. The state of a learner is its model.
+    See `training_loop.TrainingLoop`. The state of a learner is its model. The
+    data on the device are a list with the part of each learner.
     """
 
-    def __init__(self, models, num_learners, batch):
+    def __init__(self, models, num_learners, batch, first=None):
         self.num_learners = num_learners
         self._models = list(models)
+
+    def to_device(self, array):
+        """Moves a NumPy array to the device: a tensor."""
+        raise NotImplementedError
+
+    def put(self, data):
+        return [
+            nests.map_arrays(self.to_device, nests.take(data, learner))
+            for learner in range(self.num_learners)
+        ]
+
+    def where(self, learner, batches):
+        """Where a learner's examples are: a tensor.
+
+        Its value is the first one, or the index of each of them.
+        """
+        where = batches.start
+        if batches.order is not None:
+            where = batches.order[learner]
+        return self.to_device(np.asarray(where, "int32"))
 
     def reset_metrics(self):
         for model in self._models:

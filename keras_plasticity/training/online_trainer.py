@@ -13,13 +13,16 @@ import keras
 import numpy as np
 from absl import logging
 
+from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.streams import Stream
 from keras_plasticity.training import checkpoint as checkpoints
+from keras_plasticity.training.learner_groups import LearnerGroups
+from keras_plasticity.training.learner_groups import Stopwatch
+from keras_plasticity.training.learner_groups import group_sizes
 from keras_plasticity.training.task_callback import TaskCallback
 from keras_plasticity.training.tasks import TaskLoader
-from keras_plasticity.training.training_loop import TrainingLoop
 
 if keras.backend.backend() == "jax":
     from keras_plasticity.training.jax_loop import JaxLoop as Loop
@@ -28,7 +31,7 @@ elif keras.backend.backend() == "tensorflow":
 else:
     from keras_plasticity.training.torch_loop import TorchLoop as Loop
 
-# A chunk of a task is one call of a compiled program. It should take about a
+# So many steps are one call of a compiled program. It should take about a
 # second: long enough to amortize the call, short enough for a progress bar and
 # for Ctrl-C. An online step takes about this many seconds for each weight.
 _SECONDS_PER_WEIGHT = 5e-10
@@ -37,7 +40,6 @@ _MOST_STEPS = 100_000
 # Checkpointing may use at most this share of the run time.
 _MAX_CHECKPOINT_SHARE = 1 / 50
 _TEST_BATCH_SIZE = 1000
-_MEMORY_FILE = "/proc/meminfo"
 
 
 class OnlineTrainer:
@@ -135,13 +137,17 @@ class OnlineTrainer:
                 f"Received: model={model!r}, num_learners={num_learners}"
             )
         self.num_learners = num_learners
-        self.train_seconds = 0.0
         self.compile_seconds = 0.0
         self.interrupted = False
         self.resumed_from = None
         self._build_model = (lambda learner: model) if is_model else model
         self._is_model_given = is_model
-        self._loop = None
+        self._learners = None
+        self._stopwatch = Stopwatch()
+
+    @property
+    def train_seconds(self) -> float:
+        return self._stopwatch.seconds
 
     def fit(
         self,
@@ -238,7 +244,7 @@ class OnlineTrainer:
         }
         saver = _Saver(checkpoint, settings, callbacks)
         saved = saver.load(resume)
-        loader = TaskLoader(streams, batch_size)
+        loader = TaskLoader(streams, batch_size, self._prepare)
         results = []
         if saved is not None:
             results = self._restore(saved, tasks, callbacks, loader)
@@ -246,7 +252,7 @@ class OnlineTrainer:
             coming = loader.load_ahead(tasks[len(results) :], background)
             try:
                 for task, data in coming:
-                    if self._loop is None:
+                    if self._learners is None:
                         self._build(data)
                     results.append(
                         self._run_task(task, data, epochs, callbacks, loader)
@@ -260,9 +266,9 @@ class OnlineTrainer:
             finally:
                 for callback in callbacks:
                     callback.on_train_end()
-                if self._is_model_given and self._loop is not None:
+                if self._is_model_given and self._learners is not None:
                     # On JAX the loop trains a copy of the model's state.
-                    self._loop.model(0)
+                    self._learners.model(0)
         return _stack(results)
 
     def model(self, learner: int = 0) -> keras.Model:
@@ -276,12 +282,12 @@ class OnlineTrainer:
             one model object: use it before asking for the next. To change
             something in it, see `edit`.
         """
-        if self._loop is None:
+        if self._learners is None:
             raise ValueError("The learners are built when `fit` is called.")
         learner = validation.check_integer(
             "learner", learner, 0, self.num_learners - 1
         )
-        return self._loop.model(learner)
+        return self._learners.model(learner)
 
     @contextlib.contextmanager
     def edit(self, learner: int = 0) -> Iterator[keras.Model]:
@@ -307,7 +313,7 @@ class OnlineTrainer:
         ```
         """
         yield self.model(learner)
-        self._loop.load_from_model(int(learner))
+        self._learners.load_from_model(int(learner))
 
     def _get_streams(self, stream):
         if hasattr(stream, "task") and not isinstance(stream, type):
@@ -339,7 +345,7 @@ class OnlineTrainer:
     def _build(self, data):
         start = time.perf_counter()
         first = self._built_model(0, data)
-        self._check_memory(first, data)
+        sizes = self._group_sizes(first, data)
 
         def models():
             yield first
@@ -353,25 +359,28 @@ class OnlineTrainer:
                     )
                 yield model
 
-        self._loop: TrainingLoop = Loop(
-            models(), self.num_learners, data.first_batch(0)
+        self._learners = LearnerGroups(
+            Loop, models(), sizes, data.first_batch(0)
         )
-        weights = self.num_learners * first.count_params()
-        self._chunk = int(
+        weights = sizes[0] * first.count_params()
+        self._most_steps = int(
             np.clip(
                 1 / (_SECONDS_PER_WEIGHT * weights * data.batch_size),
                 _FEWEST_STEPS,
                 _MOST_STEPS,
             )
         )
-        self._is_compiled = False
+        self._compiled = set()
         self.compile_seconds += time.perf_counter() - start
 
-    def _compile(self, data):
+    def _compile(self, group, data, batches):
+        """Compiles the programs for all kinds of batches in a list."""
         start = time.perf_counter()
-        for chunk in data.distinct_chunks(self._chunk):
-            self._loop.compile(self._loop.put(chunk))
-        self._is_compiled = True
+        for each in batches:
+            key = group.learners, each.kind
+            if key not in self._compiled:
+                self._compiled.add(key)
+                group.loop.compile(data, each)
         self.compile_seconds += time.perf_counter() - start
 
     def _restore(self, saved, tasks, callbacks, loader):
@@ -382,12 +391,12 @@ class OnlineTrainer:
                 "The checkpoint belongs to a run that is further already: "
                 f"{done} tasks are done. Received: num_tasks={len(tasks)}"
             )
-        if self._loop is None:
+        if self._learners is None:
             # A finished run must have its models, too.
             self._build(loader.load(tasks[min(done, len(tasks) - 1)]))
         shapes = [
             [a.shape for a in state]
-            for state in (saved.state, self._loop.get_state())
+            for state in (saved.state, self._learners.get_state())
         ]
         if shapes[0] != shapes[1]:
             raise ValueError(
@@ -395,8 +404,8 @@ class OnlineTrainer:
                 "variables differ in number or shape. Received variables of "
                 f"the shapes {shapes[1]}, the checkpoint has {shapes[0]}"
             )
-        self._loop.set_state(saved.state)
-        self.train_seconds = saved.progress["train_seconds"]
+        self._learners.set_state(saved.state)
+        self._stopwatch.seconds = saved.progress["train_seconds"]
         self.compile_seconds += saved.progress["compile_seconds"]
         for callback, state in zip(callbacks, saved.progress["callbacks"]):
             if state is not None:
@@ -419,62 +428,79 @@ class OnlineTrainer:
         keras_compat.build_for_training(model, *data.first_batch(learner))
         return model
 
-    def _check_memory(self, model, data):
+    def _group_sizes(self, model, data):
+        """How many learners train side by side; see `group_sizes`."""
         if self.num_learners == 1:
-            return
-        free = _free_memory()
-        if free is None:
-            return
+            return [1]
         variables = model.variables + model.optimizer.variables
-        state = 4 * sum(int(np.prod(v.shape)) for v in variables)
-        # The weights, the update that is being computed, and the data of this
-        # task and of the next one.
-        one = 3 * state + 2 * data.bytes_per_learner
-        if one * self.num_learners > free:
-            raise MemoryError(
-                f"{self.num_learners} learners need about "
-                f"{one * self.num_learners / 1e9:.1f} GB of memory, of which "
-                f"{free / 1e9:.1f} GB are free. About {int(free // one)} would "
-                "fit. Use fewer learners, or shorter tasks."
-            )
+        state = 4 * sum(math.prod(v.shape) for v in variables)
+        # Data of this task and of the next one lie in the host's memory. Of
+        # those that train there are the update that is being computed, and
+        # the data on the device: on an accelerator those of the next task,
+        # too.
+        each, active = state, 2 * state + 2 * data.bytes_per_learner
+        if backend.platform() == "cpu":
+            each = state + 2 * data.bytes_per_learner
+            active = 2 * state + data.bytes_per_learner
+        return group_sizes(
+            self.num_learners, each, active, backend.free_memory()
+        )
+
+    def _prepare(self, data):
+        """Moves the next task's data to an accelerator while one trains."""
+        if self._learners is None or backend.platform() == "cpu":
+            return
+        group, *others = self._learners.groups
+        if not others:
+            data.on_device = group.loop.put(data.data)
 
     def _run_task(self, task, data, epochs, callbacks, loader):
         """Trains on a task, and tests; returns its results."""
         for callback in callbacks:
             callback.on_task_begin(task, *data.data[:2])
-        if not self._is_compiled:
-            self._compile(data)
-        for epoch in range(epochs):
-            self._loop.reset_metrics()
-            orders = loader.orders(task, epoch, data.num_examples)
-            ordered = data.in_order(orders)
-            chunks = ordered.chunks(self._chunk)
-            for number, chunk in enumerate(chunks):
-                self._run_chunk(chunk)
-                done = epoch * len(chunks) + number + 1
-                for callback in callbacks:
-                    callback.on_progress(task, done / (epochs * len(chunks)))
-        results = self._loop.results()
-        if data.test is not None:
-            results |= self._evaluate(data)
+        groups = self._learners.groups
+
+        def tell_progress(group, share):
+            done = (groups.index(group) + share) / len(groups)
+            for callback in callbacks:
+                callback.on_progress(task, done)
+
+        parts = [
+            self._train_group(group, task, data, epochs, loader, tell_progress)
+            for group in groups
+        ]
+        results = {
+            name: np.concatenate([part[name] for part in parts])
+            for name in parts[0]
+        }
         for callback in callbacks:
             callback.on_task_end(task, results)
         return results
 
-    def _run_chunk(self, chunk):
-        chunk = self._loop.put(chunk)
-        start = time.perf_counter()
-        self._loop.run(chunk)
-        self._loop.wait()
-        self.train_seconds += time.perf_counter() - start
-
-    def _evaluate(self, data):
-        """Metrics on the test data, named `test_loss` and so on."""
-        self._loop.reset_metrics()
-        for batch in data.test_batches(_TEST_BATCH_SIZE):
-            self._loop.evaluate(batch)
-        results = self._loop.results()
-        return {f"test_{name}": results[name] for name in results}
+    def _train_group(self, group, task, data, epochs, loader, tell_progress):
+        """Trains some learners on a task, and tests them."""
+        learners, loop = group
+        data = data.of(learners)
+        on_device = data.on_device
+        if on_device is None:
+            on_device = loop.put(data.data)
+        stopwatch = self._stopwatch
+        for epoch in range(epochs):
+            orders = loader.orders(task, epoch, data.num_examples, learners)
+            batches = data.batches(self._most_steps, orders)
+            self._compile(group, on_device, batches)
+            if epoch in (0, epochs - 1):
+                # The results are those of the last epoch.
+                loop.reset_metrics()
+            for number, each in enumerate(batches):
+                stopwatch.run(loop, on_device, each)
+                share = (number + 1) / len(batches)
+                tell_progress(group, (epoch + share) / epochs)
+        stopwatch.wait(loop)
+        results = loop.results()
+        if data.test is not None:
+            results |= _evaluate(loop, data)
+        return results
 
 
 class _Saver:
@@ -535,7 +561,7 @@ class _Saver:
                 "callbacks": [each.get_state() for each in self._callbacks],
             },
             results=_stack(results),
-            state=trainer._loop.get_state(),
+            state=trainer._learners.get_state(),
         ).save(self._path)
         self._last = time.perf_counter()
         self._seconds = self._last - start
@@ -595,17 +621,14 @@ def _select_tasks(streams, first_task, num_tasks):
     return tasks
 
 
-def _free_memory():
-    """Bytes available without swapping; `None` if unknown."""
-    try:
-        with open(_MEMORY_FILE) as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name == "MemAvailable":
-                    return 1024 * int(value.split()[0])
-    except OSError:
-        pass  # Only Linux has this file.
-    return None
+def _evaluate(loop, data):
+    """Metrics on the test data, named `test_loss` and so on."""
+    loop.reset_metrics()
+    test = loop.put(data.test)
+    for start in range(0, data.num_test_examples, _TEST_BATCH_SIZE):
+        loop.evaluate(test, slice(start, start + _TEST_BATCH_SIZE))
+    results = loop.results()
+    return {f"test_{name}": results[name] for name in results}
 
 
 def _stack(results):

@@ -1,4 +1,6 @@
-"""Loads the tasks of all learners, checks them and cuts them into steps."""
+"""Loads the tasks of all learners, checks them and plans their steps."""
+
+import dataclasses
 
 import keras
 import numpy as np
@@ -9,11 +11,19 @@ _PARTS = ("x", "y", "sample_weight")
 
 
 class TaskLoader:
-    """Gets tasks from the learners' streams and checks them."""
+    """Gets tasks from the learners' streams and checks them.
 
-    def __init__(self, streams, batch_size):
+    Args:
+        streams: List with the stream of each learner.
+        batch_size: Integer.
+        prepare: Function that is called with the `TaskData` of each task as
+            soon as they are loaded.
+    """
+
+    def __init__(self, streams, batch_size, prepare=None):
         self._streams = streams
         self._batch_size = batch_size
+        self._prepare = prepare
         self._expected = {}
 
     def load(self, task):
@@ -32,7 +42,10 @@ class TaskLoader:
         test = None
         if all(hasattr(stream, "test") for stream in self._streams):
             test = self._get("test", task)
-        return TaskData(data, self._batch_size, test)
+        data = TaskData(data, self._batch_size, test)
+        if self._prepare is not None:
+            self._prepare(data)
+        return data
 
     def load_ahead(self, tasks, executor):
         """Yields tasks with their data, and loads the next one meanwhile.
@@ -57,13 +70,14 @@ class TaskLoader:
             if coming is not None:
                 coming.cancel()
 
-    def orders(self, task, epoch, num_examples):
+    def orders(self, task, epoch, num_examples, learners):
         """The order of the examples in one epoch.
 
         Args:
             task: Integer, the task's index.
             epoch: Integer.
             num_examples: Integer, the number of examples of the task.
+            learners: Range of the learners that are asked for.
 
         Returns:
             List with an array of integers for each learner; `None` if the
@@ -72,8 +86,8 @@ class TaskLoader:
         if not all(hasattr(stream, "order") for stream in self._streams):
             return None
         orders = []
-        for learner, stream in enumerate(self._streams):
-            order = np.asarray(stream.order(task, epoch))
+        for learner in learners:
+            order = np.asarray(self._streams[learner].order(task, epoch))
             if order.ndim != 1 or not np.array_equal(
                 np.sort(order), np.arange(num_examples)
             ):
@@ -123,14 +137,41 @@ class TaskLoader:
             )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches of some training steps in a row, of one task's data.
+
+    Attributes:
+        steps: Integer, the number of steps.
+        size: Integer, the number of examples a step.
+        start: Integer, the first example, of all learners.
+        order: Array of integers of shape `(num_learners, steps, size)`, which
+            examples; `None` if they follow each other from `start` on.
+    """
+
+    steps: int
+    size: int
+    start: int
+    order: np.ndarray | None = None
+
+    @property
+    def kind(self):
+        """What a compiled program depends on."""
+        return self.steps, self.size, self.order is not None
+
+
 class TaskData:
-    """One task of all learners, cut into steps.
+    """One task of all learners.
 
     Args:
         data: Tuple `(x, y)` or `(x, y, sample_weight)` of nests of arrays of
             shape `(num_learners, examples, ...)`.
         batch_size: Integer.
         test: Such a tuple, the test data; `None` without any.
+
+    Attributes:
+        on_device: What `put` of a training loop has returned for `data`;
+            `None` if they are not on the device yet.
     """
 
     def __init__(self, data, batch_size, test=None):
@@ -138,32 +179,26 @@ class TaskData:
         self.test = test
         self.batch_size = batch_size
         self.num_learners, self.num_examples = nests.arrays(data)[0].shape[:2]
+        self.on_device = None
 
-    def in_order(self, orders):
-        """The task with its examples in another order.
+    def of(self, learners):
+        """The data of some of the learners.
 
         Args:
-            orders: List with an array of indices for each learner, or `None`.
+            learners: Range of their indices.
 
         Returns:
-            `TaskData`, without the test data.
+            `TaskData`.
         """
-        if orders is None:
+        if len(learners) == self.num_learners:
             return self
-        data = nests.map_arrays(
-            lambda array: _stack_learners(
-                [a[order] for a, order in zip(array, orders)]
-            ),
-            self.data,
-        )
-        return TaskData(data, self.batch_size)
+        part = slice(learners.start, learners.stop)
+        test = None if self.test is None else nests.take(self.test, part)
+        return TaskData(nests.take(self.data, part), self.batch_size, test)
 
-    def test_batches(self, most):
-        """The test data in batches of at most `most` examples."""
-        if self.test is None:
-            return
-        for start in range(0, nests.arrays(self.test)[0].shape[1], most):
-            yield _take_second(self.test, slice(start, start + most))
+    @property
+    def num_test_examples(self):
+        return nests.arrays(self.test)[0].shape[1]
 
     @property
     def bytes_per_learner(self):
@@ -183,40 +218,30 @@ class TaskData:
             lambda array: array[learner, : self.batch_size], self.data
         )
 
-    def batches(self):
-        """Full batches, then the remainder: arrays (learners, steps, batch)."""
-        size = self.batch_size
-        whole = self.num_examples // size * size
-        parts = []
-        for start, stop, size in (
-            (0, whole, size),
-            (whole, self.num_examples, self.num_examples - whole),
-        ):
-            if stop > start:
-                shape = (self.num_learners, (stop - start) // size, size)
-                parts.append(
-                    nests.map_arrays(
-                        lambda a: a[:, start:stop].reshape(shape + a.shape[2:]),
-                        self.data,
-                    )
-                )
-        return parts
+    def batches(self, most, orders=None):
+        """One epoch: the full batches, then the remainder.
 
-    def chunks(self, steps):
-        """The task as a list of such data of about `steps` steps each."""
+        Args:
+            most: Integer, about how many steps there may be in a row.
+            orders: List with the order of the examples for each learner;
+                `None` for the one they are in.
+
+        Returns:
+            List of `Batches`.
+        """
+        whole, rest = divmod(self.num_examples, self.batch_size)
         result = []
-        for data in self.batches():
-            total = nests.arrays(data)[0].shape[1]
-            size = _even_size(total, steps)
-            for start in range(0, total, size):
-                result.append(_take_second(data, slice(start, start + size)))
+        start = 0
+        for steps, size in ((whole, self.batch_size), (min(rest, 1), rest)):
+            for number in _parts(steps, most):
+                stop = start + number * size
+                order = None
+                if orders is not None:
+                    order = np.stack([each[start:stop] for each in orders])
+                    order = order.reshape(-1, number, size).astype("int32")
+                result.append(Batches(number, size, start, order))
+                start = stop
         return result
-
-    def distinct_chunks(self, steps):
-        """One chunk of each shape."""
-        return {
-            nests.arrays(chunk)[0].shape: chunk for chunk in self.chunks(steps)
-        }.values()
 
 
 def _checked(data, method, where):
@@ -309,17 +334,16 @@ def _weights_of_outputs(y, sample_weight=None, where=None):
     return (sample_weight,)
 
 
-def _take_second(data, part):
-    return nests.map_arrays(lambda array: array[:, part], data)
-
-
-def _even_size(total, most):
-    """Size of the parts of `total`, at most `most`, preferably all equal."""
+def _parts(total, most):
+    """`total` in parts of about `most`, preferably all equal."""
+    if not total:
+        return []
     number = -(-total // most)
     for candidate in range(number, min(4 * number, total) + 1):
         if total % candidate == 0:
-            return total // candidate
-    return -(-total // number)
+            return [total // candidate] * candidate
+    size = -(-total // number)
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def _stack_learners(arrays):

@@ -1,56 +1,101 @@
 """The engine's inner loop on TensorFlow: one `tf.function` for many steps."""
 
+import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from keras_plasticity import backend
+from keras_plasticity import keras_compat
 from keras_plasticity.training import models_loop
 from keras_plasticity.training import nests
 
 
 class TensorFlowLoop(models_loop.ModelsLoop):
-    """Trains learners one after another, each by a compiled loop of steps."""
+    """Trains learners one after another, each by a compiled loop of steps.
 
-    def __init__(self, models, num_learners, batch):
-        super().__init__(models, num_learners, batch)
-        self._functions = [_make_function(model) for model in self._models]
+    XLA compiles it, for which steps need not be large: it is what makes small
+    ones fast. It does not where the model was compiled with
+    `jit_compile=False`, where XLA refuses an operation, and where it would be
+    slower.
+    """
+
+    def __init__(self, models, num_learners, batch, first=None):
+        super().__init__(models, num_learners, batch, first)
+        if first is None:
+            self._uses_xla, reason = _uses_xla(self._models[0], batch)
+            if reason is not None:
+                _say_without_xla(reason)
+        else:
+            self._uses_xla = first._uses_xla
+        self._functions = {}
         self._test_functions = [
-            tf.function(model.test_step, jit_compile=model.jit_compile)
+            tf.function(model.test_step, jit_compile=self._uses_xla)
             for model in self._models
         ]
 
-    def put(self, data):
-        return nests.map_arrays(tf.convert_to_tensor, data)
+    def to_device(self, array):
+        return tf.convert_to_tensor(array)
 
-    def run(self, data):
-        for learner, function in enumerate(self._functions):
-            function(nests.take(data, learner))
+    def run(self, data, batches):
+        for learner, part in enumerate(data):
+            function = self._function(learner, batches)
+            function(part, self.where(learner, batches))
 
-    def compile(self, data):
+    def compile(self, data, batches):
         # XLA compiles at the first run, so there has to be one: it trains on
         # the data, and all that it changed is put back.
         for learner, model in enumerate(self._models):
             variables = model.variables + model.optimizer.variables
             values = [tf.identity(v.value) for v in variables]
-            self._functions[learner](nests.take(data, learner))
-            for variable, value in zip(variables, values):
-                variable.assign(value)
+            try:
+                self._compile_learner(learner, data[learner], batches)
+            finally:
+                for variable, value in zip(variables, values):
+                    variable.assign(value)
 
-    def evaluate(self, data):
-        data = self.put(data)
-        for learner, function in enumerate(self._test_functions):
-            function(nests.take(data, learner))
+    def evaluate(self, data, examples):
+        for function, part in zip(self._test_functions, data):
+            function(nests.take(part, examples))
+
+    def _compile_learner(self, learner, data, batches):
+        where = self.where(learner, batches)
+        try:
+            self._function(learner, batches)(data, where)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            if not self._uses_xla or _jit_compile(self._models[0]) is True:
+                raise
+            self._uses_xla = False
+            self._functions.clear()
+            # What is wrong with the data fails here, too.
+            self._function(learner, batches)(data, where)
+            _say_without_xla("refuses one of its operations")
+
+    def _function(self, learner, batches):
+        key = learner, batches.kind
+        if key not in self._functions:
+            self._functions[key] = _make_function(
+                self._models[learner], batches, self._uses_xla
+            )
+        return self._functions[key]
 
 
-def _make_function(model):
-    @tf.function(
-        jit_compile=model.jit_compile,
-        reduce_retracing=False,
-        autograph=False,
-    )
-    def run(data):
-        steps = nests.arrays(data)[0].shape[0]
+def _make_function(model, batches, uses_xla):
+    steps, size, is_ordered = batches.kind
 
+    def take(array, where, i):
+        if is_ordered:
+            return tf.gather(array, where[i])
+        # Of a shape that is known: XLA needs it.
+        rest = array.shape[1:]
+        begin = [where + i * size] + [0] * len(rest)
+        return tf.slice(array, begin, [size, *rest])
+
+    @tf.function(jit_compile=uses_xla, reduce_retracing=False, autograph=False)
+    def run(data, where):
         def step(i):
-            model.train_step(nests.take(data, i))
+            model.train_step(
+                nests.map_arrays(lambda array: take(array, where, i), data)
+            )
             return (i + 1,)
 
         tf.while_loop(
@@ -61,3 +106,45 @@ def _make_function(model):
         )
 
     return run
+
+
+def _jit_compile(model):
+    return keras_compat.compile_argument(model, "jit_compile")
+
+
+def _uses_xla(model, batch):
+    """Whether XLA shall compile the steps of a model.
+
+    Returns:
+        Tuple of a boolean and, where XLA would be slower, of a string: why.
+    """
+    if _jit_compile(model) != "auto":
+        return model.jit_compile, None
+    if not keras_compat.supports_xla(model):
+        return False, "does not support one of its layers"
+    if backend.platform() == "cpu" and _has_convolutions(model, batch):
+        # A step of the paper's network for Continual ImageNet is slower by a
+        # factor of ten.
+        return False, "has no fast convolution on a CPU"
+    return True, None
+
+
+def _has_convolutions(model, batch):
+    batch = nests.map_arrays(
+        lambda a: tf.TensorSpec(np.shape(a), a.dtype), batch
+    )
+    step = tf.function(model.test_step, autograph=False)
+    definition = step.get_concrete_function(batch).graph.as_graph_def()
+    nodes = [*definition.node]
+    for function in definition.library.function:
+        nodes += function.node_def
+    return any("Conv" in node.op for node in nodes)
+
+
+def _say_without_xla(reason):
+    logging.warning(
+        "TensorFlow trains this model without XLA, which %s. To compile it "
+        "with XLA all the same, or not to be told: `compile` the model with "
+        "`jit_compile=True` or `False`.",
+        reason,
+    )

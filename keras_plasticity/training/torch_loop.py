@@ -10,27 +10,27 @@ from keras_plasticity.training import nests
 class TorchLoop(models_loop.ModelsLoop):
     """Trains learners one after another, step by step."""
 
-    def put(self, data):
-        return nests.map_arrays(keras.ops.convert_to_tensor, data)
+    def to_device(self, array):
+        return keras.ops.convert_to_tensor(array)
 
-    def run(self, data):
-        for learner, model in enumerate(self._models):
-            _train(model, nests.take(data, learner))
+    def run(self, data, batches):
+        for learner, (model, part) in enumerate(zip(self._models, data)):
+            _train(model, part, self.where(learner, batches), batches)
 
-    def compile(self, data):
+    def compile(self, data, batches):
         pass
 
-    def evaluate(self, data):
-        data = self.put(data)
+    def evaluate(self, data, examples):
         with torch.no_grad():
-            for learner, model in enumerate(self._models):
-                model.test_step(nests.take(data, learner))
+            for model, part in zip(self._models, data):
+                model.test_step(nests.take(part, examples))
 
 
-def _train(model, data):
+def _train(model, data, where, batches):
     """Makes one training step for each batch, and scores all of them."""
+    data = _in_order(data, where, batches)
     if type(model).train_step is not keras.Model.train_step:
-        for batch in _batches(data):
+        for batch in _split(data, batches):
             model.train_step(batch)
         return
     optimizer = model.optimizer
@@ -38,7 +38,7 @@ def _train(model, data):
     # Looked up once: a Keras variable keeps its tensor and writes into it.
     tensors = [variable.value for variable in variables]
     losses, outputs = [], []
-    for x, y, *weight in _batches(data):
+    for x, y, *weight in _split(data, batches):
         output = model(x, training=True)
         loss = model.compute_loss(x, y, output, *weight, training=True)
         for tensor in tensors:
@@ -51,28 +51,33 @@ def _train(model, data):
     # Metrics are sums over examples: one update with all of them is the same
     # as one for each batch, at a fraction of the calls.
     with torch.no_grad():
-        loss_tracker = model.metrics[0]
-        batch_size = nests.arrays(data)[0].shape[1]
-        loss_tracker.update_state(
-            torch.stack(losses), sample_weight=[batch_size] * len(losses)
+        model.metrics[0].update_state(
+            torch.stack(losses), sample_weight=[batches.size] * len(losses)
         )
         outputs = keras.tree.map_structure(
             lambda *parts: torch.cat(parts).detach(), *outputs
         )
-        x, y, *weight = nests.map_arrays(
-            lambda tensor: torch.flatten(tensor, 0, 1), data
-        )
+        x, y, *weight = data
         model.compute_metrics(x, y, outputs, *weight)
 
 
-def _batches(data):
-    """The data of one step after another."""
-    steps = nests.arrays(data)[0].shape[0]
-    return zip(*(_unstack(part, steps) for part in data))
+def _in_order(data, where, batches):
+    """The examples of all steps, one after another."""
+    if batches.order is not None:
+        return nests.take(data, where.flatten().long())
+    stop = batches.start + batches.steps * batches.size
+    return nests.take(data, slice(batches.start, stop))
 
 
-def _unstack(nest, steps):
-    """List with the entry of each step of the first axis of all arrays."""
+def _split(data, batches):
+    """Yields the data of one step after another."""
+    return zip(*(_split_nest(part, batches) for part in data))
+
+
+def _split_nest(nest, batches):
     if isinstance(nest, torch.Tensor):
-        return nest.unbind()  # One call for all.
-    return [nests.take(nest, step) for step in range(steps)]
+        return nest.split(batches.size)  # One call for all.
+    return [
+        nests.take(nest, slice(start, start + batches.size))
+        for start in range(0, batches.steps * batches.size, batches.size)
+    ]

@@ -8,50 +8,56 @@ from typing import runtime_checkable
 import keras
 import numpy as np
 
+from keras_plasticity.training.tasks import Batches
+
 
 @runtime_checkable
 class TrainingLoop(Protocol):
-    """Trains the learners of an `OnlineTrainer`, a chunk of steps at a time.
+    """Trains a group of learners, some steps at a time.
 
     Args:
         models: Iterable of compiled and built models of one architecture, one
             for each learner.
-        num_learners: Integer.
+        num_learners: Integer, how many they are.
         batch: The data of one step of one learner, a tuple `(x, y)` or
             `(x, y, sample_weight)` of nests of arrays.
+        first: The loop of the first group of learners, whose compiled
+            programs this one shares; `None` if this is the first.
     """
 
     def __init__(
-        self, models: Iterable[keras.Model], num_learners: int, batch: tuple
+        self,
+        models: Iterable[keras.Model],
+        num_learners: int,
+        batch: tuple,
+        first: "TrainingLoop | None" = None,
     ): ...
 
     def put(self, data: tuple) -> Any:
-        """Moves a chunk of data to the device.
+        """Moves the data of a task to the device.
 
         Args:
             data: Tuple like `batch`, of arrays of shape
-                `(num_learners, steps, batch_size, ...)`.
+                `(num_learners, examples, ...)`.
 
         Returns:
-            The data in the form that `run` and `compile` take.
+            The data in the form that the other methods take.
         """
 
-    def compile(self, data: Any):
-        """Compiles `run` for data of these shapes. No learner changes."""
+    def compile(self, data: Any, batches: Batches):
+        """Compiles `run` for batches of this kind. No learner changes."""
 
-    def run(self, data: Any):
-        """Makes one training step for each batch of a chunk."""
+    def run(self, data: Any, batches: Batches):
+        """Makes one training step for each batch.
+
+        It may return before they are computed: see `wait`.
+        """
 
     def wait(self):
         """Returns when all steps have been computed."""
 
-    def evaluate(self, data: tuple):
-        """Updates the metrics with a batch of test data, without training.
-
-        Args:
-            data: Tuple like `batch`, of arrays of shape
-                `(num_learners, batch_size, ...)`.
-        """
+    def evaluate(self, data: Any, examples: slice):
+        """Updates the metrics with some of the examples, without training."""
 
     def reset_metrics(self):
         """Resets the metrics of all learners."""

@@ -3,11 +3,14 @@ import signal
 import keras
 import numpy as np
 import pytest
+from absl import logging
 
 import keras_plasticity
+from keras_plasticity import backend
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import online_trainer
+from keras_plasticity.training.learner_groups import group_sizes
 from keras_plasticity.training.training_loop import TrainingLoop
 from tests.helpers import assert_same_weights
 from tests.helpers import make_model
@@ -332,7 +335,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end():
         pytest.skip("Only on JAX does a step give its state's buffers away.")
     from keras_plasticity.training import jax_loop
 
-    def step(state, data):
+    def step(state, data, where):
         signal.raise_signal(signal.SIGINT)
         return [value + data for value in state]
 
@@ -341,7 +344,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            jax_loop._in_place(step)(state, 10)
+            jax_loop._in_place(step)(state, 10, 0)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -438,33 +441,97 @@ def test_a_stream_that_yields_the_wrong_thing(break_task, message):
 
 
 def test_too_many_learners_for_the_memory(monkeypatch):
-    monkeypatch.setattr(online_trainer, "_free_memory", lambda: 20_000)
+    monkeypatch.setattr(backend, "free_memory", lambda: 20_000)
     with pytest.raises(
         MemoryError, match="50 learners need about .* About [1-9][0-9]? would"
     ):
         OnlineTrainer(build, 50).fit(lambda i: ArrayStream(seed=i))
 
 
-def test_free_memory_is_that_without_caches_of_files(tmp_path, monkeypatch):
-    file = tmp_path / "meminfo"
-    file.write_text(
-        "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  5000 kB\n"
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_learners_train_in_groups_that_fit(checkpointed, monkeypatch, tmp_path):
+    def build_learner(learner):
+        return build(seed=learner, method="cbp")
+
+    def fit(**arguments):
+        trainer = OnlineTrainer(build_learner, 5)
+        done = []
+        results = trainer.fit(
+            lambda learner: TestedStream(seed=learner),
+            batch_size=2,
+            epochs=2,
+            callbacks=[Progress(done)],
+            **arguments,
+        )
+        assert done[-1] == 1.0 and done == sorted(done)
+        return trainer, results
+
+    expected_trainer, expected = fit()
+    messages = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: messages.append(text % args)
     )
-    monkeypatch.setattr(online_trainer, "_MEMORY_FILE", str(file))
-    assert online_trainer._free_memory() == 5000 * 1024
-    file.write_text("MemTotal:  9000 kB\n")
-    assert online_trainer._free_memory() is None
+    # Whatever they need, two of them fit beside what is always needed.
+    monkeypatch.setattr(
+        online_trainer,
+        "group_sizes",
+        lambda number, each, active, free: group_sizes(
+            number, each, active, number * each + 2 * active
+        ),
+    )
+    if checkpointed:
+        path = str(tmp_path / "checkpoint.npz")
+        fit(num_tasks=2, checkpoint=path)
+        trainer, results = fit(checkpoint=path, resume=True)
+    else:
+        trainer, results = fit()
+    (message,) = {text for text in messages if "learners side" in text}
+    assert "they train in 3 groups of up to 2" in message
+    assert list(results) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(results[name], values, rtol=1e-4)
+    for learner in range(5):
+        assert_same_weights(
+            trainer.model(learner),
+            expected_trainer.model(learner),
+            rtol=1e-3,
+            atol=1e-5,
+        )
 
 
-def test_unknown_memory_is_not_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(online_trainer, "_MEMORY_FILE", str(tmp_path / "none"))
-    assert online_trainer._free_memory() is None
+class Progress(TaskCallback):
+    def __init__(self, done):
+        self.done = done
+
+    def on_task_begin(self, task, x, y):
+        self.done.clear()
+
+    def on_progress(self, task, done):
+        self.done.append(done)
+
+
+def test_the_sizes_of_groups():
+    def sizes(free, number=10):
+        return group_sizes(number, 3, 10, free)
+
+    assert sizes(None) == [10]
+    assert sizes(130) == [10]
+    assert sizes(129) == [5, 5]
+    assert sizes(70) == [4, 3, 3]
+    assert sizes(40) == [1] * 10
+    assert sizes(1, number=1) == [1]
+    with pytest.raises(MemoryError, match="even if they train one after"):
+        sizes(39)
+
+
+def test_unknown_memory_is_not_checked(monkeypatch):
+    monkeypatch.setattr(backend, "free_memory", lambda: None)
     results = OnlineTrainer(build, 2).fit(lambda i: ArrayStream(seed=i))
     assert results["loss"].shape == (3, 2)
 
 
 def test_one_learner_does_not_ask_for_the_memory(monkeypatch):
-    monkeypatch.setattr(online_trainer, "_free_memory", None)
+    monkeypatch.setattr(backend, "free_memory", None)
     assert OnlineTrainer(build()).fit(ArrayStream())["loss"].shape == (3, 1)
 
 
