@@ -167,15 +167,6 @@ def build_for_training(model, x, y, sample_weight=None):
     model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
-def compile_argument(model, name):
-    """An argument of a model's `compile`, as it was given.
-
-    `model.jit_compile` is what Keras makes of `"auto"` (tested with Keras
-    3.15.1).
-    """
-    return model._compile_config.config[name]
-
-
 def supports_xla(model):
     """Whether all layers of a model say that XLA can compile them."""
     return all(layer.supports_jit for layer in model._flatten_layers())

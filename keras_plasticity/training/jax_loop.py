@@ -35,7 +35,11 @@ class JaxLoop:
     Only the first of all models is kept.
     """
 
-    def __init__(self, models, num_learners, batch, first=None):
+    def __init__(
+        self, models, num_learners, batch, jit_compile="auto", first=None
+    ):
+        # JAX compiles in any case.
+        del jit_compile
         states = []
         # What all groups of learners share.
         self._model = first and first._model

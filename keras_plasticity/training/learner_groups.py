@@ -34,19 +34,20 @@ class LearnerGroups:
         models: Iterable of the models of all learners.
         sizes: List of integers, the number of learners of each group.
         batch: The data of one step of one learner.
+        jit_compile: Boolean or `"auto"`, see `OnlineTrainer`.
 
     Attributes:
         groups: List of `Group`s.
     """
 
-    def __init__(self, loop_class, models, sizes, batch):
+    def __init__(self, loop_class, models, sizes, batch, jit_compile):
         self.groups = []
         models = iter(models)
         start = 0
         for size in sizes:
             first = self.groups[0].loop if self.groups else None
             part = itertools.islice(models, size)
-            loop = loop_class(part, size, batch, first)
+            loop = loop_class(part, size, batch, jit_compile, first)
             self.groups.append(Group(range(start, start + size), loop))
             start += size
 

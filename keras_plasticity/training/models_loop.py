@@ -13,8 +13,11 @@ class ModelsLoop:
     data on the device are a list with the part of each learner.
     """
 
-    def __init__(self, models, num_learners, batch, first=None):
+    def __init__(
+        self, models, num_learners, batch, jit_compile="auto", first=None
+    ):
         self.num_learners = num_learners
+        self.jit_compile = jit_compile
         self._models = list(models)
 
     def to_device(self, array):

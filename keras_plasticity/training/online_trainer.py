@@ -54,10 +54,10 @@ class OnlineTrainer:
         models of up to 3,000 weights do; larger ones train one on each core.
         On a CPU, models with convolutions train by a Python loop over one
         compiled step instead.
-    - TensorFlow: a task is a `tf.function` with a loop; learners train one
-        after another.
-    - PyTorch: an eager loop over the model's `train_step`; learners train one
-        after another.
+    - TensorFlow: a task is a `tf.function` with a loop, compiled by XLA;
+        learners train one after another.
+    - PyTorch: a loop over one compiled step; learners train one after
+        another.
 
     Only callbacks reset anything between tasks.
 
@@ -72,6 +72,12 @@ class OnlineTrainer:
             is no schedule.
         num_learners: Integer, the number of independent learners. For more
             than one, `model` must be a function. Defaults to 1.
+        jit_compile: Boolean, or `"auto"` (default): whether steps are compiled
+            (on TensorFlow by XLA, on PyTorch by `torch.compile`'s compiler),
+            whatever the models' own `jit_compile` says of their `fit`. With
+            `"auto"` they are where that is possible and faster; where they
+            are not, a warning says why. With `True` it is an error if they
+            cannot be. JAX always compiles.
 
     Attributes:
         train_seconds: Float, the time spent in training steps.
@@ -117,6 +123,7 @@ class OnlineTrainer:
         self,
         model: keras.Model | Callable[[int], keras.Model],
         num_learners: int = 1,
+        jit_compile: bool | str = "auto",
     ):
         num_learners = validation.check_positive_integer(
             "num_learners", num_learners
@@ -137,6 +144,7 @@ class OnlineTrainer:
                 f"Received: model={model!r}, num_learners={num_learners}"
             )
         self.num_learners = num_learners
+        self.jit_compile = _check_jit_compile(jit_compile)
         self.compile_seconds = 0.0
         self.interrupted = False
         self.resumed_from = None
@@ -360,7 +368,7 @@ class OnlineTrainer:
                 yield model
 
         self._learners = LearnerGroups(
-            Loop, models(), sizes, data.first_batch(0)
+            Loop, models(), sizes, data.first_batch(0), self.jit_compile
         )
         weights = sizes[0] * first.count_params()
         self._most_steps = int(
@@ -565,6 +573,19 @@ class _Saver:
         ).save(self._path)
         self._last = time.perf_counter()
         self._seconds = self._last - start
+
+
+def _check_jit_compile(value):
+    if isinstance(value, str) and value == "auto":
+        return value
+    if not isinstance(value, (bool, np.bool_)):
+        raise validation.error("jit_compile", 'a boolean, or "auto"', value)
+    if not value and keras.backend.backend() == "jax":
+        raise ValueError(
+            "JAX always compiles the training steps, so `jit_compile` must be "
+            '`True` or "auto". Received: jit_compile=False'
+        )
+    return bool(value)
 
 
 def _check_callbacks(callbacks):

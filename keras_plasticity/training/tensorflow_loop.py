@@ -13,20 +13,23 @@ from keras_plasticity.training import nests
 class TensorFlowLoop(models_loop.ModelsLoop):
     """Trains learners one after another, each by a compiled loop of steps.
 
-    XLA compiles it, for which steps need not be large: it is what makes small
-    ones fast. It does not where the model was compiled with
-    `jit_compile=False`, where XLA refuses an operation, and where it would be
-    slower.
+    By default XLA compiles it, except where it refuses an operation or would
+    be slower.
     """
 
-    def __init__(self, models, num_learners, batch, first=None):
-        super().__init__(models, num_learners, batch, first)
-        if first is None:
-            self._uses_xla, reason = _uses_xla(self._models[0], batch)
+    def __init__(
+        self, models, num_learners, batch, jit_compile="auto", first=None
+    ):
+        super().__init__(models, num_learners, batch, jit_compile, first)
+        if first is not None:
+            self._uses_xla = first._uses_xla
+        elif jit_compile == "auto":
+            reason = _reason_without_xla(self._models[0], batch)
+            self._uses_xla = reason is None
             if reason is not None:
                 _say_without_xla(reason)
         else:
-            self._uses_xla = first._uses_xla
+            self._uses_xla = jit_compile
         self._functions = {}
         self._test_functions = [
             tf.function(model.test_step, jit_compile=self._uses_xla)
@@ -62,7 +65,7 @@ class TensorFlowLoop(models_loop.ModelsLoop):
         try:
             self._function(learner, batches)(data, where)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
-            if not self._uses_xla or _jit_compile(self._models[0]) is True:
+            if not self._uses_xla or self.jit_compile != "auto":
                 raise
             self._uses_xla = False
             self._functions.clear()
@@ -108,25 +111,15 @@ def _make_function(model, batches, uses_xla):
     return run
 
 
-def _jit_compile(model):
-    return keras_compat.compile_argument(model, "jit_compile")
-
-
-def _uses_xla(model, batch):
-    """Whether XLA shall compile the steps of a model.
-
-    Returns:
-        Tuple of a boolean and, where XLA would be slower, of a string: why.
-    """
-    if _jit_compile(model) != "auto":
-        return model.jit_compile, None
+def _reason_without_xla(model, batch):
+    """Why XLA shall not compile the steps of a model; `None` if it shall."""
+    if model.run_eagerly:
+        return "cannot be used where `run_eagerly` is set"
     if not keras_compat.supports_xla(model):
-        return False, "does not support one of its layers"
+        return "does not support one of its layers"
     if backend.platform() == "cpu" and _has_convolutions(model, batch):
-        # A step of the paper's network for Continual ImageNet is slower by a
-        # factor of ten.
-        return False, "has no fast convolution on a CPU"
-    return True, None
+        return "has no fast convolutions on a CPU"
+    return None
 
 
 def _has_convolutions(model, batch):
@@ -143,8 +136,7 @@ def _has_convolutions(model, batch):
 
 def _say_without_xla(reason):
     logging.warning(
-        "TensorFlow trains this model without XLA, which %s. To compile it "
-        "with XLA all the same, or not to be told: `compile` the model with "
-        "`jit_compile=True` or `False`.",
+        "TensorFlow trains this model without XLA, which %s. To choose by "
+        "yourself, set `jit_compile` of the `OnlineTrainer`.",
         reason,
     )

@@ -21,6 +21,7 @@ class TrainingLoop(Protocol):
         num_learners: Integer, how many they are.
         batch: The data of one step of one learner, a tuple `(x, y)` or
             `(x, y, sample_weight)` of nests of arrays.
+        jit_compile: Boolean or `"auto"`, see `OnlineTrainer`.
         first: The loop of the first group of learners, whose compiled
             programs this one shares; `None` if this is the first.
     """
@@ -30,6 +31,7 @@ class TrainingLoop(Protocol):
         models: Iterable[keras.Model],
         num_learners: int,
         batch: tuple,
+        jit_compile: bool | str = "auto",
         first: "TrainingLoop | None" = None,
     ): ...
 
