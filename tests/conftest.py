@@ -4,8 +4,15 @@ import os
 # leaves it off on processors without instructions for neural networks.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# Several processes may share a GPU, so none may take all of its memory.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import keras  # noqa: E402
 import pytest  # noqa: E402
+
+from keras_plasticity import backend  # noqa: E402
+from keras_plasticity import keras_compat  # noqa: E402
 
 if keras.backend.backend() == "torch":
     import torch
@@ -31,6 +38,40 @@ def fast_compilation():
 def _same_random_numbers():
     """Every test draws the same numbers, alone or among others."""
     keras.utils.set_random_seed(42)
+
+
+def _device_settings():
+    """What a program sets when it chooses a device."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        names = ("jax_default_device", "jax_platforms")
+        return {name: getattr(jax.config, name) for name in names}
+    if keras.backend.backend() == "torch":
+        from keras.src.backend.torch import core
+
+        return {"device": core.DEFAULT_DEVICE}
+    return {}
+
+
+_SETTINGS = _device_settings()
+
+
+@pytest.fixture(autouse=True)
+def _same_device():
+    """A trainer that a test runs settles the device of the whole process."""
+    # Rounded products would have other results than those of the tests.
+    backend.set_matmul_precision("float32")
+    yield
+    for name, value in _device_settings().items():
+        if value == _SETTINGS[name]:
+            continue
+        if name == "device":
+            keras_compat.set_torch_device(_SETTINGS[name])
+        else:
+            import jax
+
+            jax.config.update(name, _SETTINGS[name])
 
 
 @pytest.fixture(autouse=True)
