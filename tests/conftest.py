@@ -40,38 +40,40 @@ def _same_random_numbers():
     keras.utils.set_random_seed(42)
 
 
-def _device_settings():
-    """What a program sets when it chooses a device."""
+def _use(settings):
+    """Sets what a program sets when it chooses a device, for the process."""
+    # In full precision, whatever the device: else results are others.
+    backend.set_matmul_precision("float32")
+    if keras.backend.backend() == "torch":
+        keras_compat.set_torch_device(settings["device"])
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        for name, value in settings.items():
+            if getattr(jax.config, name) != value:
+                jax.config.update(name, value)
+
+
+def _settings():
+    if keras.backend.backend() == "torch":
+        return {"device": str(keras.ops.zeros(()).device.type)}
     if keras.backend.backend() == "jax":
         import jax
 
         names = ("jax_default_device", "jax_platforms")
         return {name: getattr(jax.config, name) for name in names}
-    if keras.backend.backend() == "torch":
-        from keras.src.backend.torch import core
-
-        return {"device": core.DEFAULT_DEVICE}
     return {}
 
 
-_SETTINGS = _device_settings()
+_SETTINGS = _settings()
+_use(_SETTINGS)
 
 
 @pytest.fixture(autouse=True)
 def _same_device():
     """A trainer that a test runs settles the device of the whole process."""
-    # Rounded products would have other results than those of the tests.
-    backend.set_matmul_precision("float32")
     yield
-    for name, value in _device_settings().items():
-        if value == _SETTINGS[name]:
-            continue
-        if name == "device":
-            keras_compat.set_torch_device(_SETTINGS[name])
-        else:
-            import jax
-
-            jax.config.update(name, _SETTINGS[name])
+    _use(_SETTINGS)
 
 
 @pytest.fixture(autouse=True)
