@@ -177,6 +177,9 @@ def make_problem(flag_values):
 
 
 def run(flag_values):
+    problem = make_problem(flag_values)
+    # TensorFlow, which reads the images, lets nobody choose afterwards.
+    experiments.configure_backend(flag_values, problem)
     try:
         images, labels = datasets.load_imagenet(
             flag_values.data_dir, flag_values.cache_dir
@@ -199,7 +202,7 @@ def run(flag_values):
         sys.exit(f"{type(error).__name__}: {error}")
     return experiments.run(
         flag_values,
-        make_problem(flag_values),
+        problem,
         functools.partial(build_model, image_shape),
         build_stream,
         num_tasks=flag_values.num_tasks,

@@ -20,6 +20,7 @@ References:
 """
 
 import functools
+import itertools
 import math
 import sys
 
@@ -31,6 +32,7 @@ from keras_plasticity import derived_seed
 from keras_plasticity import experiments
 from keras_plasticity import streams
 
+NUM_PIXELS = 28 * 28
 NUM_CLASSES = 10
 NUM_PROBE_EXAMPLES = 2000
 # Online accuracy in percent of networks of three hidden layers, read off the
@@ -120,6 +122,8 @@ def make_problem(flag_values):
     steps_per_task = math.ceil(
         flag_values.examples_per_task / flag_values.batch_size
     )
+    hidden = [flag_values.hidden_units] * flag_values.num_hidden_layers
+    sizes = [NUM_PIXELS, *hidden, NUM_CLASSES]
     return experiments.Problem(
         name="online_permuted_mnist",
         title="Online Permuted MNIST",
@@ -128,6 +132,7 @@ def make_problem(flag_values):
         metric_label="online accuracy (%)",
         examples_per_task=flag_values.examples_per_task,
         num_probe_examples=NUM_PROBE_EXAMPLES,
+        num_weights=sum((a + 1) * b for a, b in itertools.pairwise(sizes)),
         # The best of those in the paper.
         defaults={
             "learning_rate": {None: 0.003, "adam": 1e-4},
@@ -149,6 +154,9 @@ def make_problem(flag_values):
 
 
 def run(flag_values):
+    problem = make_problem(flag_values)
+    # TensorFlow, which reads the data, lets nobody choose afterwards.
+    experiments.configure_backend(flag_values, problem)
     try:
         images, labels = datasets.load_mnist(flag_values.data_dir)
     except (ImportError, OSError) as error:
@@ -156,7 +164,7 @@ def run(flag_values):
     num_pixels = math.prod(images.shape[1:])
     return experiments.run(
         flag_values,
-        make_problem(flag_values),
+        problem,
         functools.partial(build_model, flag_values, num_pixels),
         lambda seed: streams.OnlinePermutedImages(
             images,

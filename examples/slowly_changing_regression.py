@@ -26,6 +26,7 @@ from keras_plasticity import derived_seed
 from keras_plasticity import experiments
 from keras_plasticity import streams
 
+NUM_INPUTS = 20
 # Squared error in the first and in the last bin of 20,000 examples, read off
 # the figure that the authors' repository ships (1 million examples, all slow
 # bits redrawn), with backpropagation: activation -> learning rate -> (first,
@@ -74,7 +75,7 @@ def build_model(flag_values, method, seed):
     initializer = keras.initializers.VarianceScaling(
         method.gain**2, "fan_in", "uniform", seed=derived_seed(seed, "hidden")
     )
-    layers = [keras.Input((20,))]
+    layers = [keras.Input((NUM_INPUTS,))]
     if method.has_hidden_layers:
         layers += method.hidden(
             "Dense",
@@ -98,6 +99,7 @@ def build_model(flag_values, method, seed):
 
 def make_problem(flag_values, num_tasks):
     flip_one = flag_values.flip_one
+    units = flag_values.hidden_units
     examples_per_task = flag_values.examples_per_task
     published_bin = 40_000 if flip_one else 20_000
     tasks_per_bin = experiments.tasks_per_bin(
@@ -136,6 +138,7 @@ def make_problem(flag_values, num_tasks):
         x_per_task=examples_per_task,
         examples_per_task=examples_per_task,
         num_learners=30,
+        num_weights=(NUM_INPUTS + 1) * units + units + 1,
         methods=("bp", "cbp", "linear"),
         num_probe_examples=2000,
         # They would take as long as the training.

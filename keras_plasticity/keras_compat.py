@@ -307,3 +307,17 @@ def transform_gradients(optimizer, transform):
         yield
     finally:
         del optimizer.stateless_apply
+
+
+def set_torch_device(name):
+    """Sets the device of Keras' tensors on PyTorch, for all threads.
+
+    `keras.device` sets that of one thread, and the environment variable
+    `KERAS_TORCH_DEVICE` has been read when Keras was imported.
+
+    Args:
+        name: String, as PyTorch has it, such as `"cuda"`.
+    """
+    from keras.src.backend.torch import core
+
+    core.DEFAULT_DEVICE = name

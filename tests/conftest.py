@@ -4,8 +4,15 @@ import os
 # leaves it off on processors without instructions for neural networks.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+# Several processes may share a GPU, so none may take all of its memory.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import keras  # noqa: E402
 import pytest  # noqa: E402
+
+from keras_plasticity import backend  # noqa: E402
+from keras_plasticity import keras_compat  # noqa: E402
 
 if keras.backend.backend() == "torch":
     import torch
@@ -31,6 +38,42 @@ def fast_compilation():
 def _same_random_numbers():
     """Every test draws the same numbers, alone or among others."""
     keras.utils.set_random_seed(42)
+
+
+def _use(settings):
+    """Sets what a program sets when it chooses a device, for the process."""
+    # In full precision, whatever the device: else results are others.
+    backend.set_matmul_precision("float32")
+    if keras.backend.backend() == "torch":
+        keras_compat.set_torch_device(settings["device"])
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        for name, value in settings.items():
+            if getattr(jax.config, name) != value:
+                jax.config.update(name, value)
+
+
+def _settings():
+    if keras.backend.backend() == "torch":
+        return {"device": str(keras.ops.zeros(()).device.type)}
+    if keras.backend.backend() == "jax":
+        import jax
+
+        names = ("jax_default_device", "jax_platforms")
+        return {name: getattr(jax.config, name) for name in names}
+    return {}
+
+
+_SETTINGS = _settings()
+_use(_SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def _same_device():
+    """A trainer that a test runs settles the device of the whole process."""
+    yield
+    _use(_SETTINGS)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """Programs that `distribution_test.py` runs in processes of their own.
 
 Each trains one small model on one device and another like it on several, and
-saves the variables of both, and of each replica.
+saves the variables of both, and of each replica. All of the devices are CPUs,
+also where there is a GPU.
 """
 
 import contextlib
@@ -240,4 +241,7 @@ def one_device():
 
 if __name__ == "__main__":
     path, name, *arguments = sys.argv[1:]
+    from keras_plasticity import backend
+
+    backend.use_device("cpu")
     np.savez(path, **globals()[name](*map(json.loads, arguments)))

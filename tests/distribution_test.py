@@ -27,6 +27,7 @@ def _start(path, name, *arguments):
     environment = {
         **os.environ,
         "KERAS_BACKEND": _BACKEND,
+        # Several CPUs can be had everywhere, several GPUs cannot.
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     # Not a pipe: nobody reads those of all workers at once.

@@ -26,6 +26,7 @@ _NOT_RUN = {
     "experiments.command_line.has_defaults": "needs a trainer's flags",
     "experiments.command_line.launch": "ends the process",
     "experiments.compare.compare": "needs finished runs",
+    "experiments.device.configure_backend": "needs a trainer's flags",
     "experiments.experiment.run": "takes hours",
     "graph.connections.connect": "needs a subclassed model",
     "optimizers.optimizer_wrapper.OptimizerWrapper": "run by its tests",

@@ -786,6 +786,7 @@ def _problem_arguments():
         "metric_label": _is("squared error"),
         "examples_per_task": _is(5),
         "num_probe_examples": _is(4),
+        "num_weights": _is(9),
         "defaults": lambda: {"learning_rate": 0.01},
         "published": lambda: lambda method: [(1, 0.5)],
         "lower_is_better": _is(True),
@@ -937,6 +938,10 @@ RECIPES |= {
         },
         raises=(OSError,),
         weight=0.3,
+    ),
+    "experiments.configure_backend": Recipe(
+        call=experiments.configure_backend,
+        arguments={"flag_values": _flag_values, "problem": _problem},
     ),
     "experiments.define_flags": Recipe(
         call=experiments.define_flags,

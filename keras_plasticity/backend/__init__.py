@@ -1,4 +1,4 @@
-"""Backend-specific operations: loops and in-place writes within a step.
+"""Backend-specific operations: loops and in-place writes, and the device.
 
 All other modules that run in a training step use `keras.ops` only. A step that
 replaces units needs a few operations which `keras.ops` does not have:
@@ -38,6 +38,16 @@ replaces units needs a few operations which `keras.ops` does not have:
   returns, outside a step; its assignments to variables are discarded. `None`
   (on JAX zeros) for a variable that the loss does not depend on.
 
+And what is settled once, for the whole process:
+
+- `platform()`: where computation now happens, `"cpu"`, `"gpu"` or `"tpu"`.
+- `use_device(name)`: has everything computed on the `"cpu"` or the `"gpu"` from
+  now on, in all threads. It is for programs, before they compute anything.
+- `set_matmul_precision(precision)`: in which a GPU multiplies matrices and
+  computes convolutions, `"float32"` or `"tensorfloat32"`, which rounds what is
+  multiplied to 10 bits after the point, where float32 has 23.
+- `free_memory()`: bytes free where learners are trained; `None` if unknown.
+
 Only the file of the active backend imports that backend.
 """
 
@@ -45,7 +55,12 @@ import importlib
 
 import keras
 
+from keras_plasticity import validation
+
+DEVICES = ("cpu", "gpu")
+MATMUL_PRECISIONS = ("float32", "tensorfloat32")
 _BACKENDS = ("jax", "tensorflow", "torch")
+_MEMORY_FILE = "/proc/meminfo"
 
 if keras.backend.backend() not in _BACKENDS:
     raise ImportError(
@@ -67,7 +82,6 @@ identity = _active.identity
 known_value = _active.known_value
 no_gradient = _active.no_gradient
 platform = _active.platform
-free_memory = _active.free_memory
 quotient = _active.quotient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
@@ -85,3 +99,53 @@ def keep_if(condition, body, variables):
     if isinstance(condition, bool):
         return body() if condition else 0
     return _active.keep_if(condition, body, variables)
+
+
+def use_device(name):
+    """Has everything computed on one kind of device from now on.
+
+    Args:
+        name: `"cpu"` or `"gpu"`.
+
+    Raises:
+        ValueError: If there is no such device.
+        RuntimeError: On TensorFlow, if it has computed something elsewhere.
+    """
+    validation.check_choice("name", name, DEVICES)
+    if not _active.use_device(name):
+        raise ValueError(
+            f"`name` must be a device that {keras.backend.backend()} can use "
+            f"on this machine, which are: {', '.join(_active.platforms())}. "
+            f"{validation.received('name', name)}"
+        )
+
+
+def set_matmul_precision(precision):
+    """Sets how a GPU computes products of float32 matrices, convolutions too.
+
+    Args:
+        precision: `"float32"`, or `"tensorfloat32"` for faster products of
+            numbers that are first rounded to 10 bits after the point.
+    """
+    validation.check_choice("precision", precision, MATMUL_PRECISIONS)
+    _active.set_matmul_precision(precision)
+
+
+def free_memory():
+    """Bytes free where learners are trained; `None` if unknown."""
+    if platform() == "cpu":
+        return _free_host_memory()
+    return _active.free_memory()
+
+
+def _free_host_memory():
+    """Bytes available without swapping; `None` if unknown."""
+    try:
+        with open(_MEMORY_FILE) as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == "MemAvailable":
+                    return 1024 * int(value.split()[0])
+    except OSError:
+        pass  # Only Linux has this file.
+    return None

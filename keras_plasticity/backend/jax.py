@@ -1,4 +1,4 @@
-"""Loops and in-place writes on JAX."""
+"""Loops and in-place writes, and the device, on JAX."""
 
 import contextlib
 
@@ -192,7 +192,7 @@ def _magnitudes(matrix, axis):
     """
     size = matrix.shape[axis]
     is_sliced = _FEWEST_TO_SLICE <= matrix.size <= _MOST_TO_SLICE
-    if jax.default_backend() != "cpu" or not is_sliced:
+    if platform() != "cpu" or not is_sliced:
         return jnp.sum(jnp.abs(matrix), axis=axis)
     number = _number_of_slices(size)
     length = size // number
@@ -235,8 +235,51 @@ def gradients(loss_function, variables):
 
 
 def platform():
-    return "cpu"
+    return _device().platform
+
+
+def platforms():
+    """The kinds of devices that JAX finds."""
+    return [name for name in ("cpu", "gpu", "tpu") if _devices(name)]
+
+
+def use_device(name):
+    """Returns whether there is such a device; if so, it is used."""
+    if name == "cpu":
+        # In time, before JAX has looked for devices, this keeps it from taking
+        # most of a GPU's memory for nothing.
+        jax.config.update("jax_platforms", "cpu")
+    devices = _devices(name)
+    if devices and platform() != name:
+        # The default of all threads, unlike that of `jax.default_device(...)`.
+        jax.config.update("jax_default_device", devices[0])
+    return bool(devices)
+
+
+def set_matmul_precision(precision):
+    # Of convolutions as well.
+    value = {"float32": "highest", "tensorfloat32": "tensorfloat32"}[precision]
+    jax.config.update("jax_default_matmul_precision", value)
 
 
 def free_memory():
-    return None
+    """See `keras_plasticity.backend`; of an accelerator."""
+    stats = _device().memory_stats() or {}
+    if not {"bytes_limit", "bytes_in_use"} <= stats.keys():
+        return None
+    return stats["bytes_limit"] - stats["bytes_in_use"]
+
+
+def _device():
+    """The device on which JAX computes what nobody has put elsewhere."""
+    device = jax.config.jax_default_device
+    if device is None or isinstance(device, str):
+        return jax.local_devices(backend=device)[0]
+    return device
+
+
+def _devices(name):
+    try:
+        return jax.local_devices(backend=name)
+    except RuntimeError:  # There are none of this kind.
+        return []

@@ -1,4 +1,4 @@
-"""Loops and in-place writes on TensorFlow."""
+"""Loops and in-place writes, and the device, on TensorFlow."""
 
 import contextlib
 
@@ -153,8 +153,42 @@ def gradients(loss_function, variables):
 
 
 def platform():
+    # Visible devices, which unlike tensors can be asked for without computing
+    # anything, after which no device can be hidden.
+    for kind in ("TPU", "GPU"):
+        if tf.config.get_visible_devices(kind):
+            return kind.lower()
     return "cpu"
 
 
+def platforms():
+    """The kinds of devices that TensorFlow finds, hidden ones too."""
+    kinds = {device.device_type for device in tf.config.list_physical_devices()}
+    return [name for name in ("cpu", "gpu", "tpu") if name.upper() in kinds]
+
+
+def use_device(name):
+    """Returns whether there is such a device; if so, it is used."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if name == "gpu" and not gpus:
+        return False
+    try:
+        tf.config.set_visible_devices(gpus if name == "gpu" else [], "GPU")
+    except RuntimeError as error:
+        raise RuntimeError(
+            "TensorFlow's device must be chosen before TensorFlow has computed "
+            f"anything. Received: name={name}, while it computes on the "
+            f"{platform()}"
+        ) from error
+    return True
+
+
+def set_matmul_precision(precision):
+    tf.config.experimental.enable_tensor_float_32_execution(
+        precision == "tensorfloat32"
+    )
+
+
 def free_memory():
+    """See `keras_plasticity.backend`; TensorFlow knows of no limit."""
     return None

@@ -1,4 +1,4 @@
-"""Loops and in-place writes on PyTorch."""
+"""Loops and in-place writes, and the device, on PyTorch."""
 
 import contextlib
 import functools
@@ -8,6 +8,8 @@ import weakref
 import keras
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from keras_plasticity import keras_compat
 
 
 def no_gradient():
@@ -161,8 +163,41 @@ def gradients(loss_function, variables):
 
 
 def platform():
-    return "cpu"
+    # A GPU is "cuda", "mps" or "xpu".
+    return "cpu" if keras.ops.zeros(()).device.type == "cpu" else "gpu"
+
+
+def platforms():
+    """The kinds of devices that PyTorch finds."""
+    return ["cpu", *["gpu"] * torch.accelerator.is_available()]
+
+
+def use_device(name):
+    """Returns whether there is such a device; if so, it is used."""
+    if name not in platforms():
+        return False
+    if name == "gpu":
+        name = torch.accelerator.current_accelerator().type
+    # Keras takes its tensors there, and PyTorch follows its tensors.
+    keras_compat.set_torch_device(name)
+    return True
+
+
+def set_matmul_precision(precision):
+    is_tensorfloat32 = precision == "tensorfloat32"
+    torch.set_float32_matmul_precision(
+        "high" if is_tensorfloat32 else "highest"
+    )
+    torch.backends.cuda.matmul.allow_tf32 = is_tensorfloat32
+    # Convolutions, for which PyTorch has it on where nobody says otherwise.
+    torch.backends.cudnn.allow_tf32 = is_tensorfloat32
 
 
 def free_memory():
-    return None
+    """See `keras_plasticity.backend`; of an accelerator."""
+    if keras.ops.zeros(()).device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    # PyTorch keeps what it has freed, for itself to use again.
+    kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return free + kept

@@ -15,6 +15,9 @@ from keras_plasticity.experiments.command_line import (
 )
 from keras_plasticity.experiments.command_line import launch as launch
 from keras_plasticity.experiments.compare import compare as compare
+from keras_plasticity.experiments.device import (
+    configure_backend as configure_backend,
+)
 from keras_plasticity.experiments.experiment import run as run
 from keras_plasticity.experiments.initial_weights import (
     draw_pytorch_biases as draw_pytorch_biases,
@@ -41,6 +44,7 @@ __all__ = [
     "Problem",
     "choose_methods",
     "compare",
+    "configure_backend",
     "define_flags",
     "draw_pytorch_biases",
     "has_defaults",

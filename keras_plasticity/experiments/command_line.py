@@ -9,6 +9,7 @@ from absl import flags
 from absl import logging
 
 from keras_plasticity import validation
+from keras_plasticity.experiments import device
 from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.methods import check_flag_values
 from keras_plasticity.experiments.methods import check_parts
@@ -80,6 +81,7 @@ def define_flags(
         lower_bound=0,
         flag_values=flag_values,
     )
+    device.define_flags(flag_values)
     flags.DEFINE_enum(
         "on_nan",
         "stop",

@@ -15,6 +15,7 @@ from keras_plasticity import training
 from keras_plasticity import utils
 from keras_plasticity import validation
 from keras_plasticity.experiments import activations
+from keras_plasticity.experiments import device
 from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import logs
 from keras_plasticity.experiments import report
@@ -46,6 +47,8 @@ _NOT_SETTINGS = (
     "on_nan",
     "data_dir",
     "cache_dir",
+    # Results differ by rounding at most; not so by `--matmul_precision`.
+    "device",
 )
 
 
@@ -62,8 +65,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains all methods that the flags ask for, and reports on them.
 
-    It keeps checkpoints, writes TensorBoard logs, `summary.json` and a figure
-    to `--log_dir`, and prints progress and tables.
+    It sets the device and the precision of the process (`configure_backend`),
+    keeps checkpoints, writes TensorBoard logs, `summary.json` and a figure to
+    `--log_dir`, and prints progress and tables.
 
     Args:
         flag_values: The parsed `absl.flags.FlagValues`, in which the trainer
@@ -114,6 +118,8 @@ def run(
         training.TaskCallback,
         "a list of `keras_plasticity.training.TaskCallback`s",
     )
+    # Before an optimizer makes its first variable.
+    used_device = device.configure_backend(flag_values, problem)
     try:
         chosen = choose_methods(
             flag_values, problem.defaults, problem.methods, parts
@@ -139,7 +145,9 @@ def run(
         )
     except (FileExistsError, ValueError) as error:
         sys.exit(str(error))
-    terminal.print_start(problem.title, settings | {"log_dir": log_dir})
+    terminal.print_start(
+        problem.title, used_device, settings | {"log_dir": log_dir}
+    )
     if flag_values.resume and not is_resumed:
         print(f"There is no run to resume in {log_dir}: starting a new one.")
     seeds = [flag_values.seed + i for i in range(settings["num_learners"])]
@@ -183,6 +191,7 @@ def run(
         log_dir,
         settings,
         **about_all,
+        device_choice=used_device,
         problem=problem.name,
         title=report.title(problem, chosen, len(seeds)),
         metric={

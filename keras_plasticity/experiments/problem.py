@@ -48,6 +48,8 @@ class Problem:
             to `("bp", "cbp")`.
         diagnostics: Boolean, where `--diagnostics` is not given. Defaults to
             `True`.
+        num_weights: Integer, the weights of a learner's network, by which
+            `--device=auto` chooses. Defaults to `None`: as if they were many.
         may_grow: Names of flags that may be larger when a run is resumed.
             Defaults to `("num_tasks",)`.
 
@@ -86,6 +88,7 @@ class Problem:
     num_learners: int = 1
     methods: Sequence[str] = ("bp", "cbp")
     diagnostics: bool = True
+    num_weights: int | None = None
     may_grow: Sequence[str] = ("num_tasks",)
 
     def __post_init__(self):
@@ -107,6 +110,8 @@ class Problem:
             "num_learners",
         ):
             validation.check_positive_integer(name, getattr(self, name))
+        if self.num_weights is not None:
+            validation.check_positive_integer("num_weights", self.num_weights)
         for name in ("lower_is_better", "diagnostics"):
             validation.check_boolean(name, getattr(self, name))
         for name in ("methods", "may_grow"):

@@ -21,11 +21,12 @@ def device_name():
     return name if kind in name else f"{name} ({kind})"
 
 
-def print_start(title, settings):
+def print_start(title, device_choice, settings):
     """Prints the backend, its device and the settings of a run.
 
     Args:
         title: String.
+        device_choice: String, the kind of device and why it was chosen.
         settings: Dict from name to value.
     """
     _TERMINAL.print(
@@ -33,6 +34,7 @@ def print_start(title, settings):
         style="bold",
         highlight=False,
     )
+    _TERMINAL.print(f"  device: {device_choice}", highlight=False)
     print_settings("  ", settings)
 
 

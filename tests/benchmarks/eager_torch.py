@@ -2,7 +2,8 @@
 
 What a user had before: the style of published research code, with one Python
 step an example, lists of layers, `topk` and index assignments. It is the
-yardstick of the benchmarks and shares nothing with the library.
+yardstick of the benchmarks and shares nothing with the library. It computes
+where the network lies.
 """
 
 import math
@@ -97,9 +98,10 @@ class Learner:
         self.maturity_threshold = maturity_threshold
         self.decay_rate = decay_rate
         hidden = [layer.weight.shape[0] for layer in network.layers[:-1]]
-        self.utilities = [torch.zeros(n) for n in hidden]
-        self.means = [torch.zeros(n) for n in hidden]
-        self.ages = [torch.zeros(n) for n in hidden]
+        device = network.layers[0].weight.device
+        self.utilities = [torch.zeros(n, device=device) for n in hidden]
+        self.means = [torch.zeros(n, device=device) for n in hidden]
+        self.ages = [torch.zeros(n, device=device) for n in hidden]
         self.counts = [0.0 for _ in hidden]
 
     def learn(self, x, y):
@@ -150,7 +152,9 @@ class Learner:
             layer = layers[i]
             bound = self.network.bounds[i]
             layer.weight[units] = torch.empty(
-                units.shape[0], *layer.weight.shape[1:]
+                units.shape[0],
+                *layer.weight.shape[1:],
+                device=layer.weight.device,
             ).uniform_(-bound, bound)
             layer.bias[units] = 0.0
             reader = layers[i + 1].weight

@@ -372,6 +372,7 @@ def prepare_eager(spec):
     import eager_torch
     import torch
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     is_image = spec["problem"] == "imagenet"
     if is_image:
         *filters, units, last_units = spec["hidden"]
@@ -383,7 +384,7 @@ def prepare_eager(spec):
             [spec["inputs"], *spec["hidden"], spec["outputs"]]
         )
     learner = eager_torch.Learner(
-        network,
+        network.to(device),
         torch.nn.functional.mse_loss
         if spec["outputs"] == 1
         else torch.nn.functional.cross_entropy,
@@ -394,15 +395,20 @@ def prepare_eager(spec):
     )
 
     def run(steps):
-        x, y = (torch.as_tensor(a[0]) for a in make_data(spec, steps))
+        x, y = (
+            torch.as_tensor(a[0], device=device) for a in make_data(spec, steps)
+        )
         image = (3, 32, 32) if is_image else (-1,)
         x = x.reshape(steps, spec["batch"], *image)
         y = y.reshape(steps, spec["batch"], *y.shape[1:])
         if spec["outputs"] > 1:
             y = y.long()
+        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        wait()  # For the data.
         start = time.perf_counter()
         for i in range(steps):
             learner.learn(x[i], y[i])
+        wait()  # A card lags behind its host.
         return time.perf_counter() - start
 
     run(20)
@@ -468,6 +474,14 @@ def run_in_process(backend, cells):
 def weight_bytes(spec):
     sizes = [spec["inputs"], *spec["hidden"], spec["outputs"]]
     return 4 * sum(a * b for a, b in zip(sizes, sizes[1:]))
+
+
+def moved_bytes(spec):
+    """Bytes of weights that a step of dense layers has to read and write."""
+    # Forward and backward products read the weights, the update reads and
+    # writes them; utilities read them once or twice.
+    passes = {"bp": 4, "contribution": 5, "overall": 6}
+    return passes[spec["method"]] * weight_bytes(spec) * spec["learners"]
 
 
 def memory_bandwidth():
@@ -541,10 +555,7 @@ def main(_):
         if table == "bandwidth":
             bandwidth = memory_bandwidth()
             for row in rows:
-                # Forward and backward products read the weights, the update
-                # reads and writes them; utilities read them once or twice.
-                passes = {"bp": 4, "contribution": 5, "overall": 6}
-                moved = passes[row["method"]] * weight_bytes(row)
+                moved = moved_bytes(row)
                 rate = moved / row["microseconds"] * 1e6
                 print(
                     f"{row['backend']} {row['method']}: "

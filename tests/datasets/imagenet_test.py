@@ -10,11 +10,12 @@ from keras_plasticity import datasets
 from keras_plasticity.datasets import image_cache
 from keras_plasticity.datasets import imagenet
 from tests.data_sets import data_dir
+from tests.data_sets import tensorflow_datasets
 
 
 @pytest.fixture(scope="module")
 def builder():
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds = tensorflow_datasets()
     return tfds.builder(
         "imagenet_resized/32x32", data_dir=data_dir("imagenet_resized/32x32")
     )
@@ -129,7 +130,7 @@ def test_a_finished_cache_is_used_wherever_it_is(
 
 
 def test_a_data_dir_without_the_data(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
+    tensorflow_datasets()
     with pytest.raises(
         FileNotFoundError, match="'imagenet_resized/32x32' in it.*data_dir="
     ):
@@ -137,7 +138,7 @@ def test_a_data_dir_without_the_data(tmp_path):
 
 
 def test_no_network_and_no_data(monkeypatch, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds = tensorflow_datasets()
     builder = tfds.builder("imagenet_resized/64x64", data_dir=tmp_path)
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
     asked = []
@@ -156,7 +157,7 @@ def test_no_network_and_no_data(monkeypatch, tmp_path):
 
 
 def test_a_download_that_is_refused(monkeypatch, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds = tensorflow_datasets()
     builder = tfds.builder("imagenet_resized/32x32", data_dir=tmp_path)
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
     monkeypatch.setattr(

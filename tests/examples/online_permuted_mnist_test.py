@@ -13,6 +13,7 @@ from keras_plasticity import datasets
 from keras_plasticity import experiments
 from keras_plasticity import streams
 from tests.data_sets import data_dir
+from tests.data_sets import tensorflow_datasets
 from tests.examples.trainers import load
 from tests.examples.trainers import parse
 from tests.examples.trainers import run
@@ -239,12 +240,13 @@ def test_default_log_dirs_are_named_by_the_run(loaded, tmp_path, monkeypatch):
 
 
 def test_a_data_dir_without_the_data(trainer, tmp_path):
+    tensorflow_datasets()
     with pytest.raises(SystemExit, match="MNIST was not found.*data_dir="):
         run(trainer, tmp_path / "log", f"--data_dir={tmp_path}")
 
 
 def test_no_network_and_no_data(monkeypatch, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds = tensorflow_datasets()
     builder = tfds.builder("mnist", data_dir=tmp_path)
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
     monkeypatch.setattr(

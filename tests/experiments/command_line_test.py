@@ -26,7 +26,15 @@ def start(*arguments):
 def test_help_has_the_trainer_s_docstring_and_all_flags():
     result = start("--help")
     assert "Slowly-Changing Regression: a network that" in result.stdout
-    for flag in ("hidden_units", "method", "utility", "num_learners", "resume"):
+    for flag in (
+        "hidden_units",
+        "method",
+        "utility",
+        "num_learners",
+        "resume",
+        "device",
+        "matmul_precision",
+    ):
         assert f"--{flag}: " in result.stdout.replace("[no]", "")
 
 
@@ -35,6 +43,8 @@ def test_help_has_the_trainer_s_docstring_and_all_flags():
     [
         ("--method=bp,adam", "bp and adam contradict each other"),
         ("bp", "All arguments are flags. Received: bp"),
+        ("--device=cuda", "--device=cuda: value should be one of"),
+        ("--matmul_precision=half", "=half: value should be one of"),
     ],
 )
 def test_bad_arguments_give_one_message(argument, message):

@@ -87,6 +87,10 @@ def test_computes_what_the_plain_layer_computes(shape):
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_observed_statistics(shape, dtype):
     x = np.random.default_rng(0).normal(0.5, 1, shape).astype("float32")
+    if dtype == "mixed_bfloat16":
+        # Rounded beforehand, so that the layer receives these numbers. That it
+        # rounds its inputs a compiler may leave out: XLA does so on a GPU.
+        x = to_numpy(ops.cast(ops.cast(x, "bfloat16"), "float32"))
     model = keras.Sequential([keras.Input(shape[1:]), Dense(2, dtype=dtype)])
     statistics = model.layers[0].statistics
     before = np.linspace(-1, 1, 5).astype("float32")
@@ -96,8 +100,6 @@ def test_observed_statistics(shape, dtype):
     # A plain optimizer stores them too: nothing else is needed.
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
     model.train_on_batch(x, np.zeros(shape[:-1] + (2,), "float32"))
-    if dtype == "mixed_bfloat16":
-        x = to_numpy(ops.cast(ops.cast(x, "bfloat16"), "float32"))
     rows = x.reshape(-1, 5).astype("float64")
     mean = rows.mean(axis=0)
     center = before + (1 - shrinkage) * (mean - before)
