@@ -6,6 +6,10 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `repeat(times, body, variables)`: runs `body()` a number of times that is
   only known while the step runs, where `body` reads and assigns `variables`.
 - `run_if(condition, body, variables)`: the same, once or not at all.
+- `only_if(condition, body, variables)`: the same, without a branch: parts of
+  variables that `assign_part` writes keep what they hold where the condition
+  is false, other assignments are undone. Where `avoids_branches()`, it is
+  cheaper.
 - `keep_if(condition, body, variables)`: runs `body()`, whose assignments to
   `variables`, and the integer it returns (else 0), hold where a condition is
   true. For small things that are computed in almost every step.
@@ -81,6 +85,7 @@ gradients = _active.gradients
 identity = _active.identity
 known_value = _active.known_value
 no_gradient = _active.no_gradient
+only_if = _active.only_if
 platform = _active.platform
 quotient = _active.quotient
 repeat = _active.repeat
@@ -92,6 +97,15 @@ warn_if_trained_elsewhere = _active.warn_if_trained_elsewhere
 def run_if(condition, body, variables):
     """Runs `body()` if a boolean scalar tensor is true; see `repeat`."""
     repeat(keras.ops.cast(condition, "int32"), body, variables)
+
+
+def avoids_branches():
+    """Whether loops and conditions are dear that depend on what is computed.
+
+    They are on an accelerator, which has to ask the host how to go on. On
+    PyTorch, the host runs every step.
+    """
+    return keras.backend.backend() != "torch" and platform() != "cpu"
 
 
 def keep_if(condition, body, variables):

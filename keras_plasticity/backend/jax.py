@@ -66,6 +66,43 @@ def keep_if(condition, body, variables):
     return jnp.where(condition, result, 0)
 
 
+class _Selection:
+    """The condition of `only_if`, and which values obey it already.
+
+    Attributes:
+        condition: Boolean scalar tensor.
+        selected: Dict from the id of a variable to a value that is the old one
+            where the condition is false.
+    """
+
+    active = None
+
+    def __init__(self, condition, variables):
+        self.condition = condition
+        self.selected = {
+            id(v): keras.ops.convert_to_tensor(v) for v in variables
+        }
+
+    def obeys(self, variable, value):
+        return self.selected.get(id(variable)) is value
+
+
+def only_if(condition, body, variables):
+    """See `keras_plasticity.backend`."""
+    selection = _Selection(condition, variables)
+    before = dict(selection.selected)
+    outer, _Selection.active = _Selection.active, selection
+    try:
+        body()
+    finally:
+        _Selection.active = outer
+    for variable in variables:
+        value = keras.ops.convert_to_tensor(variable)
+        if not selection.obeys(variable, value):
+            value = jnp.where(condition, value, before[id(variable)])
+            variable.assign(value)
+
+
 def known_value(variable):
     value = variable.value
     return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
@@ -83,11 +120,19 @@ def assign_part(variable, shape, axes, indices, value):
     for axis, index in zip(axes, indices):
         starts[axis] = index
         sizes[axis] = 1
+    starts = jnp.asarray(starts, "int32")
     value = jnp.reshape(keras.ops.cast(value, old.dtype), sizes)
-    new = jax.lax.dynamic_update_slice(
-        jnp.reshape(old, shape), value, jnp.asarray(starts, "int32")
-    )
+    whole = jnp.reshape(old, shape)
+    selection = _Selection.active
+    obeys = selection is not None and selection.obeys(variable, old)
+    if obeys:
+        part = jax.lax.dynamic_slice(whole, starts, sizes)
+        value = jnp.where(selection.condition, value, part)
+    new = jax.lax.dynamic_update_slice(whole, value, starts)
     variable.assign(jnp.reshape(new, old.shape))
+    if obeys:
+        new = keras.ops.convert_to_tensor(variable)
+        selection.selected[id(variable)] = new
 
 
 def add_to_rows(variable, columns, amount):

@@ -45,6 +45,40 @@ def keep_if(condition, body, variables):
     return tf.where(condition, result, 0)
 
 
+class _Selection:
+    """The condition of `only_if`, and whose parts were written under it.
+
+    Attributes:
+        condition: Boolean scalar tensor.
+        written: Set of the ids of variables.
+    """
+
+    active = None
+
+    def __init__(self, condition):
+        self.condition = condition
+        self.written = set()
+
+
+def only_if(condition, body, variables):
+    """See `keras_plasticity.backend`.
+
+    A variable is either written by parts or assigned as a whole.
+    """
+    # Of those that are written by parts, nobody reads the copies, so that the
+    # compiled step does not make them.
+    before = [tf.identity(v.value) for v in variables]
+    selection = _Selection(condition)
+    outer, _Selection.active = _Selection.active, selection
+    try:
+        body()
+    finally:
+        _Selection.active = outer
+    for variable, value in zip(variables, before):
+        if id(variable) not in selection.written:
+            variable.assign(tf.where(condition, variable.value, value))
+
+
 def known_value(variable):
     return variable.value.numpy() if tf.executing_eagerly() else None
 
@@ -77,7 +111,13 @@ def assign_part(variable, shape, axes, indices, value):
         position //= size
     coordinates = tf.stack(coordinates, axis=1)
     value = tf.reshape(tf.cast(value, variable.dtype), (-1,))
-    _on_this_replica(variable).scatter_nd_update(coordinates, value)
+    target = _on_this_replica(variable)
+    selection = _Selection.active
+    if selection is not None:
+        before = tf.gather_nd(target, coordinates)
+        value = tf.where(selection.condition, value, before)
+        selection.written.add(id(variable))
+    target.scatter_nd_update(coordinates, value)
 
 
 def add_to_rows(variable, columns, amount):

@@ -29,6 +29,13 @@ def repeat(times, body, variables):
         body()
 
 
+def only_if(condition, body, variables):
+    """Eager code branches: see `keras_plasticity.backend`."""
+    del variables
+    if condition:
+        body()
+
+
 def keep_if(condition, body, variables):
     """Runs `body()` if there is something to keep; see `are_positive`."""
     del variables

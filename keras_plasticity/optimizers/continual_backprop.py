@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity.functional.running_mean import decay_constants
 from keras_plasticity.functional.running_mean import step_size_by_log
@@ -293,6 +294,12 @@ class ContinualBackprop(UnitResetOptimizer):
 
         return units.mean_over_consumers(utility, by_weights=True)
 
+    def most_due(self, units):
+        rate = self.replacement_rate
+        if isinstance(rate, Schedule):
+            return None
+        return int(Decimal(repr(rate)) * units.size) + 1
+
     def num_due(self, units):
         threshold = self.now("maturity_threshold")
         mature = ops.cast(units.age.value > threshold, "int32")
@@ -301,6 +308,14 @@ class ContinualBackprop(UnitResetOptimizer):
             ops.sum(mature),
             type(self).replacement_rate.digits_now(self, units),
         )
+        most = self.most_due(units)
+        if most is not None and backend.avoids_branches():
+            # A rate that was raised after the step was compiled: what is too
+            # much for it waits.
+            waiting = ops.maximum(due - most, 0)
+            due = due - waiting
+            first = ops.arange(count.shape[0]) == 0
+            count = count + ops.where(first, waiting * units.rate_base, 0)
         units.count.assign(count)
         return due
 

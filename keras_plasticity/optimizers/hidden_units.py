@@ -295,7 +295,7 @@ class HiddenUnits:
         weights += [view.variable for view, _, _ in self._parameters]
         variables = self.variables + weights
         for outgoing in self.outgoing:
-            variables.append(outgoing.inputs.statistics.running_mean)
+            variables += outgoing.inputs.center_variables()
             variables += outgoing.consumer.fold_variables()
         if self._slots is not None:
             for weight in weights:
@@ -326,9 +326,11 @@ class HiddenUnits:
                     index,
                     ops.zeros(view.part_shape, view.variable.dtype),
                 )
-            mean = WeightView.of(outgoing.inputs.statistics.running_mean, 0)
-            for view, index in outgoing.feature_map.slices(mean, unit):
-                view.assign(index, ops.zeros(view.part_shape))
+            # Of the first value to come, the mean is that value.
+            for variable in outgoing.inputs.center_variables():
+                center = WeightView.of(variable, 0)
+                for view, index in outgoing.feature_map.slices(center, unit):
+                    view.assign(index, ops.zeros(view.part_shape))
         for variable, initializer in self._restarting:
             view = WeightView.of(variable, 0)
             value = initializer(view.part_shape, dtype=variable.dtype)

@@ -145,6 +145,12 @@ class ConsumerInputs:
         check = ops.convert_to_numpy(self._check)
         return bool(np.isfinite(check).all())
 
+    def center_variables(self):
+        """The variables that say how the consumer centres the next batch."""
+        if not self._tracks_mean:
+            return []
+        return [self.statistics.running_mean, self.statistics.shrinkage]
+
     def running_mean(self):
         """The running mean of each feature, after `take_in`."""
         return self.statistics.running_mean.value / UNIT

@@ -10,6 +10,7 @@ from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.hidden_network import HiddenNetwork
 from keras_plasticity.optimizers.hidden_network import is_unit_statistic
 from keras_plasticity.optimizers.hidden_units import HiddenUnits
+from keras_plasticity.optimizers.hidden_units import each_once
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.optimizer_wrapper import innermost
 from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
@@ -22,6 +23,9 @@ from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_inputs
 from keras_plasticity.validation import check_model
 from keras_plasticity.validation import check_seed
+
+# With more units of a layer due at most, to ask how many are is cheaper.
+_MOST_LOOKED_AT = 4
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -191,6 +195,22 @@ class UnitResetOptimizer(OptimizerWrapper):
         """
         return ops.sum(units.marks.value)
 
+    def most_due(self, units: HiddenUnits) -> int | None:
+        """The most units that `num_due` can return, if there is a bound.
+
+        An accelerator is fastest where it need not ask how many units are due.
+        With a small bound, so many are looked at in every update, and those
+        that are not due stay as they are. Without one, it asks once an update.
+
+        Args:
+            units: `HiddenUnits`.
+
+        Returns:
+            Integer, known before the step is compiled; `None` (by default)
+            where there is no such bound.
+        """
+        return None
+
     def choose(self, units: HiddenUnits) -> Tensor:
         """The next unit to be replaced, of those that are due.
 
@@ -324,8 +344,9 @@ class UnitResetOptimizer(OptimizerWrapper):
                 lambda units=units: self._update_units(units),
                 units.variables,
             )
-        self._replace(hidden)
         self._network.set_next_centers()
+        self._replace(hidden)
+        self._network.forget_observations()
 
     def _update_units(self, units):
         """One update of the units of a layer; returns how many are due."""
@@ -377,10 +398,33 @@ class UnitResetOptimizer(OptimizerWrapper):
         self._replace(hidden)
 
     def _replace(self, hidden):
+        hidden = [
+            units
+            for units in hidden
+            if not (isinstance(units.due, int) and units.due == 0)
+        ]
         if self.replaces_last_layer_first:
             hidden = hidden[::-1]
-        for units in hidden:
-            self._replace_units(units)
+        if not hidden:
+            return
+        if not backend.avoids_branches():
+            self._replace_all(hidden)
+            return
+        bounds = [self.most_due(units) for units in hidden]
+        if all(most is not None and most <= _MOST_LOOKED_AT for most in bounds):
+            for units, most in zip(hidden, bounds):
+                self._look_at(units, most)
+            return
+        # One question for all layers.
+        is_any_due = sum(units.due for units in hidden) > 0
+        backend.run_if(
+            is_any_due,
+            lambda: self._replace_all(hidden),
+            each_once(
+                [v for units in hidden for v in units.touched_variables()]
+                + self._read_variables()
+            ),
+        )
 
     def _read_variables(self):
         """The variables that replacing any unit may read."""
@@ -388,23 +432,31 @@ class UnitResetOptimizer(OptimizerWrapper):
         read = [settings[name].variable(self) for name in self._chosen_by]
         return [self._seed_generator.state, *read]
 
-    def _replace_units(self, units):
+    def _replace_next(self, units):
+        """Replaces the next unit of a layer."""
+        unit = self.choose(units)
+        self.before_replacement(units, unit)
+        units.replace(unit)
+        # Here, and not all at once: a step in which none is due is spared.
+        units.num_replaced.assign_add(1)
 
-        def replace_next():
-            unit = self.choose(units)
-            self.before_replacement(units, unit)
-            units.replace(unit)
-            # Here, and not all at once: a step in which none is due is spared.
-            units.num_replaced.assign_add(1)
+    def _replace_all(self, hidden):
+        """Replaces as many units as are due, by loops."""
+        for units in hidden:
+            backend.repeat(
+                units.due,
+                lambda units=units: self._replace_next(units),
+                units.touched_variables() + self._read_variables(),
+            )
 
-        due = units.due
-        if isinstance(due, int) and due == 0:
-            return
-        backend.repeat(
-            due,
-            replace_next,
-            units.touched_variables() + self._read_variables(),
-        )
+    def _look_at(self, units, most):
+        """Replaces as many units as are due, of which there are few at most."""
+        for number in range(most):
+            backend.only_if(
+                units.due > number,
+                lambda: self._replace_next(units),
+                units.touched_variables() + self._read_variables(),
+            )
 
     def _warn_of_not_finite(self):
         if self._has_warned:
