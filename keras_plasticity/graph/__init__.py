@@ -8,9 +8,11 @@ from keras_plasticity.graph.connections import (
 )
 from keras_plasticity.graph.connections import find_model as find_model
 from keras_plasticity.graph.inspect import inspect as inspect
+from keras_plasticity.graph.trace import NotCalledError as NotCalledError
 
 __all__ = [
     "Connections",
+    "NotCalledError",
     "check",
     "connect",
     "find_connections",

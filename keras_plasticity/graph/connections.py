@@ -83,6 +83,7 @@ def find_connections(
         model calls them.
 
     Raises:
+        NotCalledError: If the model has to be called first.
         ValueError: If the model cannot be traced.
     """
     found = {id(layer): Connections(layer, {}, [], []) for layer in layers}

@@ -77,6 +77,10 @@ _REMEDY = (
 )
 
 
+class NotCalledError(ValueError):
+    """A model was not called yet, and its graph alone does not tell enough."""
+
+
 class NotTraceableError(ValueError):
     """A model's own `call` cannot be traced.
 
@@ -158,8 +162,8 @@ def trace_around(layers, variables=()) -> Trace:
         A `Trace`.
 
     Raises:
-        ValueError: If the layers are not part of a graph, or if there is more
-            to the model than the graph.
+        NotCalledError: If the layers are not part of a graph, or if there is
+            more to the model than the graph.
     """
     tracer = _Tracer()
     outputs = []
@@ -170,7 +174,7 @@ def trace_around(layers, variables=()) -> Trace:
             known.update(map(id, getattr(node.operation, "variables", ())))
     unseen = [v for v in variables if id(v) not in known]
     if unseen:
-        raise ValueError(
+        raise NotCalledError(
             "The model has not been called yet, and there is more to it than "
             f"the graph around its plastic layers: '{unseen[0].path}', for "
             f"one, is not a part of it. {_REMEDY}"
@@ -374,7 +378,7 @@ def _graphs_around(layers):
             wanted -= covered[i]
     for layer in layers:
         if id(layer) in wanted and layer.replaceable:
-            raise ValueError(
+            raise NotCalledError(
                 f"Plastic layer '{layer.name}' is not part of the graph of a "
                 "Functional or Sequential model, and no model was seen to call "
                 "all of the optimizer's layers, so that the layers that read "

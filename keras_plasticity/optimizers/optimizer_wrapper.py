@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,10 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
+from keras_plasticity.optimizers.deferred_build import DeferredBuild
+from keras_plasticity.optimizers.inner_optimizers import innermost
+from keras_plasticity.optimizers.inner_optimizers import loss_scaler
+from keras_plasticity.optimizers.inner_optimizers import wrapped
 from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.types import Tensor
@@ -161,10 +164,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         # Those of `add_seed_generator`, and the states of the generators.
         self._seeds = []
         self._seed_states = []
-        self._weights_to_set = None
-        self._was_built_with_none = False
+        self._deferred_build = DeferredBuild(self)
         # As Keras wraps the `build` of layers: this hides the method.
-        self.build = _build_wrapper(self, self.build)
+        self.build = self._deferred_build.around(self.build)
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -180,6 +182,16 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self._hides_inner = False
         for setting in all_hyperparameters(type(self)).values():
             setting.build(self)
+
+    def _prepare_build(self, variables: list[keras.Variable]):
+        """Finds out all that `build` needs to know. Creates nothing.
+
+        Args:
+            variables: List of the trainable variables of one model.
+
+        Raises:
+            ValueError: If the optimizer cannot be built, or not yet.
+        """
 
     def build_inner(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables.
@@ -259,17 +271,17 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Raises:
             ValueError: If they do not fit to the variables.
         """
-        self._was_built_with_none = False
         weights = [np.array(weight) for weight in weights]
         variables = self.variables
         expected = [tuple(variable.shape) for variable in variables]
         received = [weight.shape for weight in weights]
         if expected == received:
+            self._deferred_build.keep(None)
             with backend.compute_now():  # TensorFlow may be tracing a step.
                 for variable, weight in zip(variables, weights):
                     variable.assign(weight)
         elif not self.built:
-            self._weights_to_set = weights
+            self._deferred_build.keep(weights)
         else:
             raise ValueError(
                 "`weights` must be one array for each of the "
@@ -277,6 +289,27 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 f"of the same shapes. Expected: shapes {expected}. Received: "
                 f"shapes {received}"
             )
+
+    def save_own_variables(self, store):
+        weights = self._deferred_build.weights
+        if weights is None:
+            super().save_own_variables(store)
+            return
+        for i, weight in enumerate(weights):
+            store[str(i)] = weight
+
+    def load_own_variables(self, store):
+        number = len(store.keys())
+        if self.built or number == 0:
+            super().load_own_variables(store)
+        else:
+            self.set_weights([store[str(i)] for i in range(number)])
+
+    def __dir__(self):
+        # Keras also saves and loads what is inside the attributes named here:
+        # those optimizers' variables are among this one's already.
+        inside = ("inner_optimizer", "optimizers")
+        return [name for name in super().__dir__() if name not in inside]
 
     def add_copy(
         self, reference_variable: keras.Variable, name: str = "copy"
@@ -348,6 +381,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         if len(grads) == 0:
             return
         if trainable_variables is None:
+            self._deferred_build.build_again()
+            self._deferred_build.check()
             if not self.built:
                 raise ValueError(
                     "When passing `grads` without `trainable_variables`, the "
@@ -357,8 +392,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             trainable_variables = keras_compat.built_variables(self)
         trainable_variables = list(trainable_variables)
         if not self.built:
-            self._check_can_be_built()
-            self.build(trainable_variables)
+            self._deferred_build.build(trainable_variables)
         if len(grads) != len(trainable_variables):
             raise ValueError(
                 "There must be one gradient for each variable. Received: "
@@ -374,19 +408,10 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         if len(trainable_variables) == 0:
             return trainable_variables, optimizer_variables
-        self._check_can_be_built()
+        self._deferred_build.check()
         return super().stateless_apply(
             optimizer_variables, grads, trainable_variables
         )
-
-    def _check_can_be_built(self):
-        if self._was_built_with_none and not self.built:
-            raise ValueError(
-                f"This `{type(self).__name__}` was built without variables, as "
-                "Keras does with the optimizer inside another one that it "
-                "loads from an `.h5` file. Its state is not known: compile the "
-                "model again, with a new optimizer."
-            )
 
     def make_step(self, grads: list[Tensor], variables: list[keras.Variable]):
         """Makes one step of the built optimizer.
@@ -548,56 +573,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                     value, custom_objects=custom_objects
                 )
         return cls(**config)
-
-
-def _build_wrapper(optimizer, build):
-    """What `optimizer.build` is, around the `build` of its class.
-
-    Without variables there is nothing to build. Keras' loader of `.h5` files
-    builds an optimizer with none, and then sets its weights (tested with Keras
-    3.15.1): the first step builds it, and here it takes them.
-    """
-
-    @functools.wraps(build)
-    def build_and_set_weights(variables):
-        if not variables:
-            optimizer._was_built_with_none = True
-            return
-        build(variables)
-        weights, optimizer._weights_to_set = optimizer._weights_to_set, None
-        if weights is None:
-            return
-        try:
-            optimizer.set_weights(weights)
-        except ValueError as error:
-            warnings.warn(
-                "The optimizer starts anew, because its saved state does not "
-                f"fit to this model: {error}",
-                stacklevel=3,
-            )
-
-    return build_and_set_weights
-
-
-def wrapped(optimizer):
-    """Yields an optimizer, the one inside it, and so on."""
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-
-
-def innermost(optimizer):
-    """The optimizer inside all wrappers."""
-    *_, last = wrapped(optimizer)
-    return last
-
-
-def loss_scaler(optimizer):
-    """The `LossScaleOptimizer` among the wrappers; `None` without any."""
-    for each in wrapped(optimizer):
-        if isinstance(each, keras.optimizers.LossScaleOptimizer):
-            return each
-    return None
 
 
 def _check_inner_attribute(wrapper, name, value):

@@ -238,7 +238,7 @@ def test_trains_as_the_same_model_of_keras(make):
 def test_message_without_any_connection():
     module = _chain()
     with pytest.raises(ValueError, match=r"'a' is not part.*connect\(layer, c"):
-        _optimizer().build(module.trainable_variables)
+        _train(module, _optimizer())
 
 
 def test_message_of_a_layer_that_is_not_connected():
@@ -256,7 +256,7 @@ def test_message_where_other_variables_are_trained():
     body = keras.Sequential([keras.Input((4,)), _hidden(6, "a"), Dense(3)])
     module = WithSequential(body=body, c=keras.layers.Dense(3))
     with pytest.raises(ValueError, match=r"'dense.*/kernel', for.*connect\("):
-        _optimizer().build(module.trainable_variables)
+        _train(module, _optimizer())
 
 
 def test_layers_that_read_each_other_are_judged_as_all():
