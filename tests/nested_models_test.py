@@ -1,8 +1,7 @@
-"""Loaded models whose plastic layers are all inside a part of the model.
+"""Loaded and cloned models whose plastic layers are inside parts of the model.
 
-Keras builds the optimizer of a model that it loads or clones before it ever
-calls the model. Only a call tells these layers that there is more than the part
-they belong to, so the optimizer has to wait, and its saved state with it.
+Keras builds the optimizer of such a model before it ever calls the model, so
+that no layer knows of more than the part it belongs to.
 """
 
 import pickle
@@ -11,13 +10,12 @@ import keras
 import numpy as np
 import pytest
 
+import keras_plasticity
 from keras_plasticity import layers
 from keras_plasticity import optimizers
 from keras_plasticity import training
 from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
-
-_BACKEND = keras.backend.backend()
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -68,11 +66,22 @@ def _part_of_a_part():
     )
 
 
+def _several_parts():
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.Sequential([keras.Input((8,)), *_hidden()]),
+            keras.Sequential([layers.Dense(4, "relu"), _last()]),
+        ]
+    )
+
+
 _PARTS = {
     "sequential": _sequential_part,
     "functional": _functional_part,
     "convolutional": _convolutional_part,
     "part_of_a_part": _part_of_a_part,
+    "several": _several_parts,
 }
 
 
@@ -178,7 +187,6 @@ def _assert_equal(actual, expected):
 
 
 def _check_continues(loaded, model):
-    assert not loaded.optimizer.built
     before = sum(_num_replaced(model))
     for each in (model, loaded):
         _fit(each)
@@ -194,6 +202,7 @@ _OUTER = {
 _CASES = [(outer, kind) for outer in _OUTER for kind in _PARTS]
 _KEPT_CASES = [
     ("sequential", "part_of_a_part"),
+    ("sequential", "several"),
     ("functional", "sequential"),
     ("subclassed", "convolutional"),
 ]
@@ -226,92 +235,26 @@ def test_pickle():
     _check_continues(pickle.loads(pickle.dumps(model)), model)
 
 
-def test_saved_again_before_it_is_trained(tmp_path):
-    model = _trained()
-    loaded = _save_and_load(model, tmp_path)
-    again = _save_and_load(loaded, tmp_path)
-    # Into an optimizer that is built, too.
-    other = _trained()
-    loaded.save_weights(tmp_path / "all.weights.h5")
-    other.load_weights(tmp_path / "all.weights.h5")
-    _assert_equal(other, model)
-    _check_continues(again, model)
-
-
-def test_weights_loaded_before_the_optimizer_is_built(tmp_path):
-    model = _trained()
-    model.save_weights(tmp_path / "all.weights.h5")
-    other = _compiled()
-    other.load_weights(tmp_path / "all.weights.h5")
-    _check_continues(other, model)
-
-
-def test_model_that_was_never_trained(tmp_path):
-    model = _compiled()
-    loaded = _save_and_load(model, tmp_path)
-    for each in (model, loaded):
-        _fit(each)
-    _assert_equal(loaded, model)
-
-
-def test_what_was_changed_before_training_remains(tmp_path):
-    model = _trained()
-    loaded = _save_and_load(model, tmp_path)
-    for each in (model, loaded):
-        each.optimizer.learning_rate = 0.01
-        each.optimizer.replacement_rate = 0.1
-        each.optimizer.maturity_threshold = 2
-    _check_continues(loaded, model)
-    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.01)
-    assert loaded.optimizer.replacement_rate == 0.1
-    assert loaded.optimizer.maturity_threshold == 2
-
-
-def test_state_that_does_not_fit_is_told(tmp_path):
-    _trained(kind="part_of_a_part").save_weights(tmp_path / "a.weights.h5")
-    model = _compiled()
-    model.optimizer.set_weights([np.zeros(())] * 3)
-    model(_X)
-    with pytest.warns(UserWarning, match="starts anew.*does not fit"):
-        model.optimizer.build(model.trainable_variables)
+def test_loss_scale_around(tmp_path):
+    model = _in_sequential("sequential")
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(
+            _continual_backprop(), initial_scale=4.0
+        ),
+        "mse",
+    )
     _fit(model)
+    _check_continues(_save_and_load(model, tmp_path), model)
 
 
-@pytest.mark.parametrize("name", ["continual_backprop", "inside_another"])
-def test_built_by_hand_before_the_model_is_called(name):
-    model = _compiled(optimizer=name)
-    optimizer, inside = model.optimizer, _reset_optimizer(model)
-    variables = model.trainable_variables
-    optimizer.build(variables)
-    assert not optimizer.built and inside.num_replaced() == {}
-    gradients = [keras.ops.zeros(v.shape) for v in variables]
-    for arguments in ((gradients, variables), (gradients,)):
-        with pytest.raises(ValueError, match=_NOT_CALLED):
-            optimizer.apply(*arguments)
-    with pytest.raises(ValueError, match=_NOT_CALLED):
-        optimizer.stateless_apply(optimizer.variables, gradients, variables)
-    with pytest.raises(ValueError, match=_NOT_CALLED):
-        inside.observe(model, _X)
-    assert all(not each.built for each in (optimizer, inside))
-    model(_X)
-    optimizer.apply(gradients)
-    assert optimizer.built and len(inside.num_replaced()) == 2
-    assert int(optimizer.iterations) == 1
-
-
-@pytest.mark.parametrize("name", ["continual_backprop", "inside_another"])
-def test_called_after_loading(name, tmp_path):
-    """Whatever asks for the units builds the optimizer, with its state."""
-    model = _trained(optimizer=name)
-    loaded = _save_and_load(model, tmp_path)
-    loaded.predict(_X, verbose=0)
-    _assert_equal(loaded, model)
+def test_legacy_file(tmp_path):
+    model = _trained()
+    _check_continues(_save_and_load(model, tmp_path, "model.h5"), model)
 
 
 def test_recycled_after_loading(tmp_path):
     model = _trained(optimizer="redo")
     loaded = _save_and_load(model, tmp_path)
-    loaded(_X)
     for each in (model, loaded):
         each.optimizer.recycle(each, _X)
     _assert_equal(loaded, model)
@@ -332,18 +275,6 @@ def test_trained_by_online_trainer(tmp_path):
     _assert_equal(loaded, model)
 
 
-def test_legacy_file(tmp_path):
-    model = _trained()
-    loaded = _save_and_load(model, tmp_path, "model.h5")
-    if _BACKEND == "jax":
-        # Its loader has built the loss, so that `fit` does not call the model
-        # before it builds the optimizer.
-        with pytest.raises(ValueError, match=_NOT_CALLED):
-            _fit(loaded)
-        loaded(_X)
-    _check_continues(loaded, model)
-
-
 def test_optimizer_that_cannot_be_built_remains_unbuilt():
     model = keras.Sequential(
         [keras.Input((8,)), *_hidden(), keras.layers.Dense(2)]
@@ -354,3 +285,131 @@ def test_optimizer_that_cannot_be_built_remains_unbuilt():
         with pytest.raises(ValueError, match="cannot be followed"):
             optimizer.build(model.trainable_variables)
         assert not optimizer.built
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class _Opaque(keras.Model):
+    """Its `call` cannot be traced with symbolic inputs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.a, self.b = _hidden()
+        self.c = layers.Dense(2)
+
+    def call(self, x):
+        if isinstance(x, keras.KerasTensor):
+            raise TypeError("no symbols here")
+        return self.c(self.b(self.a(x)))
+
+    def connect(self):
+        keras_plasticity.connect(self.a, self.b)
+        keras_plasticity.connect(self.b, self.c)
+
+
+class TestStatedAfterLoading:
+    """Statements of `connect` are not saved, and the optimizer waits for them.
+
+    Its saved state waits with it.
+    """
+
+    @staticmethod
+    def _trained(optimizer="continual_backprop"):
+        model = _Opaque()
+        model(_X)
+        model.connect()
+        model.compile(_OPTIMIZERS[optimizer](), "mse")
+        _fit(model)
+        return model
+
+    @staticmethod
+    def _check_continues(loaded, model):
+        assert not loaded.optimizer.built
+        loaded.connect()
+        _check_continues(loaded, model)
+
+    @pytest.mark.parametrize(
+        "name", mostly_slow(_OPTIMIZERS, "inside_another", "loss_scale_between")
+    )
+    def test_continues_as_if_never_stopped(self, name, tmp_path):
+        model = self._trained(name)
+        self._check_continues(_save_and_load(model, tmp_path), model)
+
+    def test_without_a_statement(self, tmp_path):
+        loaded = _save_and_load(self._trained(), tmp_path)
+        with pytest.raises(ValueError, match="cannot be traced.*connect"):
+            _fit(loaded)
+
+    def test_saved_again_before_it_is_trained(self, tmp_path):
+        model = self._trained()
+        loaded = _save_and_load(model, tmp_path)
+        again = _save_and_load(loaded, tmp_path)
+        # Into an optimizer that is built, too.
+        other = self._trained()
+        loaded.save_weights(tmp_path / "all.weights.h5")
+        other.load_weights(tmp_path / "all.weights.h5")
+        _assert_equal(other, model)
+        self._check_continues(again, model)
+
+    def test_what_was_changed_before_training_remains(self, tmp_path):
+        model = self._trained()
+        loaded = _save_and_load(model, tmp_path)
+        for each in (model, loaded):
+            each.optimizer.learning_rate = 0.01
+            each.optimizer.replacement_rate = 0.1
+            each.optimizer.maturity_threshold = 2
+        self._check_continues(loaded, model)
+        assert float(loaded.optimizer.learning_rate) == pytest.approx(0.01)
+        assert loaded.optimizer.replacement_rate == 0.1
+        assert loaded.optimizer.maturity_threshold == 2
+
+    @pytest.mark.parametrize("name", ["continual_backprop", "inside_another"])
+    def test_built_by_whatever_needs_the_units(self, name, tmp_path):
+        model = self._trained(name)
+        loaded = _save_and_load(model, tmp_path)
+        loaded.connect()
+        assert not loaded.optimizer.built
+        assert _num_replaced(loaded) == _num_replaced(model)
+        _assert_equal(loaded, model)
+
+
+def test_weights_loaded_before_the_optimizer_is_built(tmp_path):
+    model = _trained()
+    model.save_weights(tmp_path / "all.weights.h5")
+    other = _compiled()
+    other.load_weights(tmp_path / "all.weights.h5")
+    assert not other.optimizer.built
+    _check_continues(other, model)
+
+
+def test_state_that_does_not_fit_is_told(tmp_path):
+    model = _trained(optimizer="redo")
+    model.save_weights(tmp_path / "all.weights.h5")
+    other = _compiled()
+    other.load_weights(tmp_path / "all.weights.h5")
+    with pytest.warns(UserWarning, match="starts anew.*does not fit"):
+        other.optimizer.build(other.trainable_variables)
+    _fit(other)
+
+
+@pytest.mark.parametrize("name", ["continual_backprop", "inside_another"])
+def test_built_by_hand_before_the_model_is_called(name):
+    model = _in_sequential("sequential")
+    optimizer = inside = _OPTIMIZERS[name]()
+    while not isinstance(inside, optimizers.UnitResetOptimizer):
+        inside = inside.inner_optimizer
+    variables = model.trainable_variables
+    optimizer.build(variables)
+    assert not optimizer.built and inside.num_replaced() == {}
+    gradients = [keras.ops.zeros(v.shape) for v in variables]
+    for arguments in ((gradients, variables), (gradients,)):
+        with pytest.raises(ValueError, match=_NOT_CALLED):
+            optimizer.apply(*arguments)
+    with pytest.raises(ValueError, match=_NOT_CALLED):
+        optimizer.stateless_apply(optimizer.variables, gradients, variables)
+    with pytest.raises(ValueError, match=_NOT_CALLED):
+        inside.observe(model, _X)
+    assert not optimizer.built and not inside.built
+    model(_X)
+    optimizer.apply(gradients)
+    assert optimizer.built and len(inside.num_replaced()) == 2
+    assert int(optimizer.iterations) == 1

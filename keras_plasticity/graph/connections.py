@@ -24,6 +24,8 @@ _NOT_CONNECTED = (
 
 # Connections that a user has stated, by producer.
 _stated = weakref.WeakKeyDictionary()
+# Weak references to the models last compiled with optimizers, by optimizer.
+_compiled = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass
@@ -169,26 +171,30 @@ def connect(layer, consumer, unit_of_feature=None):
 
 
 def find_model(layers, variables, optimizer=None):
-    """The model that plastic layers belong to, if it was seen to call them.
+    """The model that plastic layers belong to, if one was seen.
 
     Args:
         layers: List of built plastic layers.
         variables: List of variables, all of which the model must have.
-        optimizer: Optimizer. A model compiled with it is preferred; else, of
-            several models that share the variables, the one called last.
+        optimizer: Optimizer. The model compiled with it is preferred, whether
+            it was called or not; else, of several models that share the
+            variables, the one that called the layers last.
 
     Returns:
         `keras.Model` or other layer; `None` if none was seen.
     """
     wanted = {id(v) for v in variables}
+
+    def has_all(model):
+        return wanted <= {id(v) for v in model.variables}
+
+    compiled = _compiled_with(optimizer)
+    if compiled is not None and has_all(compiled):
+        return compiled
     callers = {id(c): c for layer in layers for c in layer.statistics.callers}
-    callers = [
-        caller
-        for caller in callers.values()
-        if wanted <= {id(v) for v in caller.variables}
-    ]
+    callers = [caller for caller in callers.values() if has_all(caller)]
     for caller in callers:
-        if optimizer is not None and _uses(caller, optimizer):
+        if any(each is optimizer for each in _optimizers(caller)):
             return caller
     parts = {
         id(part)
@@ -199,13 +205,31 @@ def find_model(layers, variables, optimizer=None):
     return outermost[-1] if outermost else None
 
 
-def _uses(model, optimizer):
+def was_called(model, layers):
+    """Whether a model was seen to call one of its plastic layers."""
+    return any(model in layer.statistics.callers for layer in layers)
+
+
+def _optimizers(model):
+    """Yields a model's optimizer, the one inside it, and so on."""
     each = getattr(model, "optimizer", None)
     while each is not None:
-        if each is optimizer:
-            return True
+        yield each
         each = getattr(each, "inner_optimizer", None)
-    return False
+
+
+def _compiled_with(optimizer):
+    """The model last compiled with an optimizer; `None` if there is none."""
+    reference = None if optimizer is None else _compiled.get(optimizer)
+    return None if reference is None else reference()
+
+
+def _note_compiled(model):
+    for each in _optimizers(model):
+        _compiled[each] = weakref.ref(model)
+
+
+keras_compat.after_compile(_note_compiled)
 
 
 class _UnitFollower:

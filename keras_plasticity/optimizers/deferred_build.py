@@ -1,14 +1,15 @@
 """The build of an optimizer that comes too early, and its state until then.
 
-Keras builds an optimizer too early in two places (tested with Keras 3.15.1):
+An optimizer is built too early
 
-- `load_model` and `clone_model` build it before the model was ever called.
-    Where all plastic layers are inside a part of the model, only a call tells
-    the layers that there is more.
-- The loader of `.h5` files builds it without variables.
+- by a user, before a model that was not compiled with it is called: nothing
+    tells which model the layers belong to;
+- by `load_model`, before who reads whom in a model that cannot be traced is
+    stated by `connect`;
+- by Keras' loader of `.h5` files, without variables (tested with Keras 3.15.1).
 
-The optimizer remains unbuilt then, and keeps the state that it is given. `fit`,
-or the first step, builds it after the model was called.
+It remains unbuilt then, and keeps the state that it is given. `fit`, or the
+first step, builds it later.
 """
 
 import functools

@@ -53,9 +53,15 @@ class HiddenNetwork:
                 f"Received the variables: {[v.path for v in variables]}"
             )
         self._model = graph.find_model(layers, variables, optimizer)
-        self._connections = graph.find_connections(
-            layers, self._model, variables=variables
-        )
+        try:
+            self._connections = graph.find_connections(
+                layers, self._model, variables=variables
+            )
+        except graph.NotTraceableError as error:
+            if graph.was_called(self._model, layers):
+                raise
+            # It was loaded: its user may still state who reads whom.
+            raise graph.NotCalledError(str(error)) from error
 
     def check(self, variables):
         """Leaves what was found of the units that can be replaced.

@@ -226,10 +226,9 @@ class UnitResetOptimizer(OptimizerWrapper):
     def build(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables and finds who reads whom.
 
-        Where only a call of the model would tell (its plastic layers are all
-        inside a part of it, and it was loaded from a file), the optimizer
-        remains unbuilt, with the state that it was given. `fit` builds it
-        later; else, build it again after the model was called.
+        Where nothing tells who reads whom, because the model was neither
+        called nor compiled with this optimizer, the optimizer remains unbuilt,
+        with the state that it was given. The first step builds it, or raises.
 
         Args:
             variables: List of the trainable variables of one model.
