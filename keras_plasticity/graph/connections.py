@@ -58,6 +58,8 @@ class Connections:
         skip_reason: String, why its units will not be replaced, which is no
             error; `None` if they can be.
         error: String, why they could not be followed; `None` if they could.
+        possible_consumers: List of layers of other models that may read what
+            is taken for outputs.
     """
 
     layer: PlasticLayer
@@ -66,6 +68,7 @@ class Connections:
     through: list
     skip_reason: str | None = None
     error: str | None = None
+    possible_consumers: list = dataclasses.field(default_factory=list)
 
 
 def find_connections(
@@ -283,6 +286,9 @@ class _UnitFollower:
                 *self._lost.get(value, {}),
             ]:
                 self._found[key].skip_reason = _OUTPUTS
+                self._found[
+                    key
+                ].possible_consumers += traced.possible_consumers.get(value, ())
         for key, connections in self._found.items():
             if key not in self._stated and key not in self._num_calls:
                 if key not in self._connected and connections.error is None:
@@ -466,6 +472,8 @@ def check(found):
                 "give it `replaceable=False` to leave its units alone. "
                 "`keras_plasticity.inspect(model)` shows all layers."
             )
+        if connections.possible_consumers:
+            _warn_of_possible_consumers(connections)
         if connections.skip_reason not in (None, _OUTPUTS, _UNREAD):
             skipped.append(f"'{layer.name}': {connections.skip_reason}")
     if skipped:
@@ -476,3 +484,17 @@ def check(found):
             f"replaced ({'; '.join(shown)}). `keras_plasticity.inspect(model)` "
             "shows all; `replaceable=False` says it is meant."
         )
+
+
+def _warn_of_possible_consumers(connections):
+    name = connections.layer.name
+    names = dict.fromkeys(x.name for x in connections.possible_consumers)
+    readers = " and ".join(f"'{each}'" for each in names)
+    warnings.warn(
+        f"The units of layer '{name}' will not be replaced: they are taken for "
+        "outputs, as no model was seen to call both this layer and "
+        f"{readers}. Where {readers} of another model reads the units, state "
+        "it by `keras_plasticity.connect(layer, consumer)`, or let one "
+        "`keras.Model` call both models. `replaceable=False` for "
+        f"'{name}' says that they are outputs."
+    )
