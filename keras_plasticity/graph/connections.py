@@ -306,10 +306,9 @@ class _UnitFollower:
             return
         outer = rules.describe(call.operation)
         for part in keras_compat.sublayers(call.operation):
-            if id(part) in self._found:
-                self._found[
-                    id(part)
-                ].error = f"it is inside {outer}, which {reason}"
+            connections = self._found.get(id(part))
+            if connections is not None:
+                connections.error = f"it is inside {outer}, which {reason}"
 
     def _arriving(self, call):
         """Dict from key to a dict from each input to the `Units` it shows."""
