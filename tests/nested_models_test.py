@@ -86,7 +86,7 @@ _PARTS = {
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class _Subclassed(keras.Model):
+class Subclassed(keras.Model):
     def __init__(self, kind, **kwargs):
         super().__init__(**kwargs)
         self.kind = kind
@@ -197,7 +197,7 @@ def _check_continues(loaded, model):
 _OUTER = {
     "sequential": _in_sequential,
     "functional": _in_functional,
-    "subclassed": _Subclassed,
+    "subclassed": Subclassed,
 }
 _CASES = [(outer, kind) for outer in _OUTER for kind in _PARTS]
 _KEPT_CASES = [
@@ -288,7 +288,7 @@ def test_optimizer_that_cannot_be_built_remains_unbuilt():
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class _Opaque(keras.Model):
+class Opaque(keras.Model):
     """Its `call` cannot be traced with symbolic inputs."""
 
     def __init__(self, **kwargs):
@@ -314,7 +314,7 @@ class TestStatedAfterLoading:
 
     @staticmethod
     def _trained(optimizer="continual_backprop"):
-        model = _Opaque()
+        model = Opaque()
         model(_X)
         model.connect()
         model.compile(_OPTIMIZERS[optimizer](), "mse")
