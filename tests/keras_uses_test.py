@@ -378,7 +378,9 @@ def test_steps_per_execution(steps, reference):
 
 
 # KerasTuner 1.4.8 asks for the name of a thread in an old way.
-@pytest.mark.filterwarnings("ignore:(currentThread|getName)\\(\\) is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:(currentThread|getName)..:DeprecationWarning"
+)
 def test_tuner(tmp_path):
     tuner_module = pytest.importorskip("keras_tuner")
 
