@@ -283,6 +283,27 @@ def check_before_quantizing(check):
     keras.Model.quantize = check_and_quantize
 
 
+def after_compile(note):
+    """Lets a function see all models after they are compiled.
+
+    An optimizer is built before its model is called where Keras loads or clones
+    the model (tested with Keras 3.15.1), and knows the variables only.
+
+    Args:
+        note: Function of a `keras.Model`.
+    """
+    trainer = keras.src.trainers.trainer.Trainer
+    compile = trainer.compile
+
+    @functools.wraps(compile)
+    def compile_and_note(model, *args, **kwargs):
+        compile(model, *args, **kwargs)
+        note(model)
+
+    # Not of `keras.Model`: Keras compares a model's method with this one.
+    trainer.compile = compile_and_note
+
+
 @contextlib.contextmanager
 def transform_gradients(optimizer, transform):
     """Context in which an optimizer's JAX step transforms its gradients first.

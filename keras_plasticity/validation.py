@@ -295,7 +295,8 @@ def check_integer_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, keras.Variable):
         value = value.value
     if keras.ops.is_tensor(value):
-        if not _is_float(value):
+        # Booleans are no integers.
+        if "int" in str(value.dtype):
             return value
     else:
         array = as_array(name, value, "a tensor of integers")

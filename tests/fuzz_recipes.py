@@ -475,12 +475,10 @@ def _built_redo():
 
 
 def _hidden_units():
-    optimizer = optimizers.ReDo(keras.optimizers.SGD(0.1), seed=0)
-    units = []
-    optimizer.add_state = units.append
     model = make_model()
+    optimizer = optimizers.ReDo(keras.optimizers.SGD(0.1), seed=0)
     optimizer.build(model.trainable_variables)
-    return units[0]
+    return optimizer.hidden[0]
 
 
 def _on_examples(method):

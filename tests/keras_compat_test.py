@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_plasticity
+from keras_plasticity import graph
 from keras_plasticity import keras_compat
 from tests.helpers import make_data
 from tests.helpers import make_plain_model
@@ -90,3 +91,17 @@ def test_the_module_of_functional_models():
     model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
     config = keras.saving.serialize_keras_object(model)
     assert config["module"] == keras_compat.FUNCTIONAL_MODULE
+
+
+def test_models_are_noted_when_they_are_compiled():
+    part = keras.Sequential(
+        [keras.Input((4,)), keras_plasticity.layers.Dense(3)]
+    )
+    model = keras.Sequential([keras.Input((4,)), part])
+    optimizer = keras.optimizers.SGD()
+    variables = model.trainable_variables
+    assert graph.find_model(part.layers, variables, optimizer) is None
+    model.compile(optimizer, "mse")
+    assert graph.find_model(part.layers, variables, optimizer) is model
+    # Keras would warn of a class that has a `compile` of its own.
+    assert keras.models.clone_model(model).compiled

@@ -377,6 +377,10 @@ def test_steps_per_execution(steps, reference):
     _assert_same(model, expected, rtol=1e-5, atol=1e-6)
 
 
+# KerasTuner 1.4.8 asks for the name of a thread in an old way.
+@pytest.mark.filterwarnings(
+    "ignore:(currentThread|getName)..:DeprecationWarning"
+)
 def test_tuner(tmp_path):
     tuner_module = pytest.importorskip("keras_tuner")
 

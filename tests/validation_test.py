@@ -332,3 +332,13 @@ def test_an_object_that_is_no_model():
         TypeError, match="^`inputs` must be a `keras.KerasTenso"
     ):
         keras_plasticity.inspect(make_model(), inputs=np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("value", [[True, False], [1.0, 2.0]])
+def test_what_is_no_tensor_of_integers(value, as_tensor):
+    value = np.array(value)
+    if as_tensor:
+        value = keras.ops.convert_to_tensor(value)
+    with pytest.raises(ValueError, match="`a` must be a tensor of integers"):
+        validation.check_integer_tensor("a", value)

@@ -15,7 +15,7 @@ from keras_plasticity.callbacks import activations
 from keras_plasticity.callbacks import probe
 from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.optimizers import UnitResetOptimizer
-from keras_plasticity.optimizers import optimizer_wrapper
+from keras_plasticity.optimizers import inner_optimizers
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.weights import weights_of
 
@@ -516,7 +516,7 @@ def _by_layer(model, variables):
 
 def _unit_reset_optimizer(model):
     """The model's `UnitResetOptimizer`, inside other wrappers too, if any."""
-    for optimizer in optimizer_wrapper.wrapped(
+    for optimizer in inner_optimizers.wrapped(
         getattr(model, "optimizer", None)
     ):
         if isinstance(optimizer, UnitResetOptimizer):

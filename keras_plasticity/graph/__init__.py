@@ -7,13 +7,19 @@ from keras_plasticity.graph.connections import (
     find_connections as find_connections,
 )
 from keras_plasticity.graph.connections import find_model as find_model
+from keras_plasticity.graph.connections import was_called as was_called
 from keras_plasticity.graph.inspect import inspect as inspect
+from keras_plasticity.graph.trace import NotCalledError as NotCalledError
+from keras_plasticity.graph.trace import NotTraceableError as NotTraceableError
 
 __all__ = [
     "Connections",
+    "NotCalledError",
+    "NotTraceableError",
     "check",
     "connect",
     "find_connections",
     "find_model",
     "inspect",
+    "was_called",
 ]

@@ -24,6 +24,8 @@ _NOT_CONNECTED = (
 
 # Connections that a user has stated, by producer.
 _stated = weakref.WeakKeyDictionary()
+# Weak references to the models last compiled with optimizers, by optimizer.
+_compiled = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass
@@ -56,6 +58,8 @@ class Connections:
         skip_reason: String, why its units will not be replaced, which is no
             error; `None` if they can be.
         error: String, why they could not be followed; `None` if they could.
+        possible_consumers: List of layers of other models that may read what
+            is taken for outputs.
     """
 
     layer: PlasticLayer
@@ -64,6 +68,7 @@ class Connections:
     through: list
     skip_reason: str | None = None
     error: str | None = None
+    possible_consumers: list = dataclasses.field(default_factory=list)
 
 
 def find_connections(
@@ -83,6 +88,7 @@ def find_connections(
         model calls them.
 
     Raises:
+        NotCalledError: If the model has to be called first.
         ValueError: If the model cannot be traced.
     """
     found = {id(layer): Connections(layer, {}, [], []) for layer in layers}
@@ -168,26 +174,30 @@ def connect(layer, consumer, unit_of_feature=None):
 
 
 def find_model(layers, variables, optimizer=None):
-    """The model that plastic layers belong to, if it was seen to call them.
+    """The model that plastic layers belong to, if one was seen.
 
     Args:
         layers: List of built plastic layers.
         variables: List of variables, all of which the model must have.
-        optimizer: Optimizer. A model compiled with it is preferred; else, of
-            several models that share the variables, the one called last.
+        optimizer: Optimizer. The model compiled with it is preferred, whether
+            it was called or not; else, of several models that share the
+            variables, the one that called the layers last.
 
     Returns:
         `keras.Model` or other layer; `None` if none was seen.
     """
     wanted = {id(v) for v in variables}
+
+    def has_all(model):
+        return wanted <= {id(v) for v in model.variables}
+
+    compiled = _compiled_with(optimizer)
+    if compiled is not None and has_all(compiled):
+        return compiled
     callers = {id(c): c for layer in layers for c in layer.statistics.callers}
-    callers = [
-        caller
-        for caller in callers.values()
-        if wanted <= {id(v) for v in caller.variables}
-    ]
+    callers = [caller for caller in callers.values() if has_all(caller)]
     for caller in callers:
-        if optimizer is not None and _uses(caller, optimizer):
+        if any(each is optimizer for each in _optimizers(caller)):
             return caller
     parts = {
         id(part)
@@ -198,13 +208,31 @@ def find_model(layers, variables, optimizer=None):
     return outermost[-1] if outermost else None
 
 
-def _uses(model, optimizer):
+def was_called(model, layers):
+    """Whether a model was seen to call one of its plastic layers."""
+    return any(model in layer.statistics.callers for layer in layers)
+
+
+def _optimizers(model):
+    """Yields a model's optimizer, the one inside it, and so on."""
     each = getattr(model, "optimizer", None)
     while each is not None:
-        if each is optimizer:
-            return True
+        yield each
         each = getattr(each, "inner_optimizer", None)
-    return False
+
+
+def _compiled_with(optimizer):
+    """The model last compiled with an optimizer; `None` if there is none."""
+    reference = None if optimizer is None else _compiled.get(optimizer)
+    return None if reference is None else reference()
+
+
+def _note_compiled(model):
+    for each in _optimizers(model):
+        _compiled[each] = weakref.ref(model)
+
+
+keras_compat.after_compile(_note_compiled)
 
 
 class _UnitFollower:
@@ -258,6 +286,9 @@ class _UnitFollower:
                 *self._lost.get(value, {}),
             ]:
                 self._found[key].skip_reason = _OUTPUTS
+                self._found[
+                    key
+                ].possible_consumers += traced.possible_consumers.get(value, ())
         for key, connections in self._found.items():
             if key not in self._stated and key not in self._num_calls:
                 if key not in self._connected and connections.error is None:
@@ -275,10 +306,9 @@ class _UnitFollower:
             return
         outer = rules.describe(call.operation)
         for part in keras_compat.sublayers(call.operation):
-            if id(part) in self._found:
-                self._found[
-                    id(part)
-                ].error = f"it is inside {outer}, which {reason}"
+            connections = self._found.get(id(part))
+            if connections is not None:
+                connections.error = f"it is inside {outer}, which {reason}"
 
     def _arriving(self, call):
         """Dict from key to a dict from each input to the `Units` it shows."""
@@ -441,6 +471,8 @@ def check(found):
                 "give it `replaceable=False` to leave its units alone. "
                 "`keras_plasticity.inspect(model)` shows all layers."
             )
+        if connections.possible_consumers:
+            _warn_of_possible_consumers(connections)
         if connections.skip_reason not in (None, _OUTPUTS, _UNREAD):
             skipped.append(f"'{layer.name}': {connections.skip_reason}")
     if skipped:
@@ -451,3 +483,17 @@ def check(found):
             f"replaced ({'; '.join(shown)}). `keras_plasticity.inspect(model)` "
             "shows all; `replaceable=False` says it is meant."
         )
+
+
+def _warn_of_possible_consumers(connections):
+    name = connections.layer.name
+    names = dict.fromkeys(x.name for x in connections.possible_consumers)
+    readers = " and ".join(f"'{each}'" for each in names)
+    warnings.warn(
+        f"The units of layer '{name}' will not be replaced: they are taken for "
+        "outputs, as no model was seen to call both this layer and "
+        f"{readers}. Where {readers} of another model reads the units, state "
+        "it by `keras_plasticity.connect(layer, consumer)`, or let one "
+        "`keras.Model` call both models. `replaceable=False` for "
+        f"'{name}' says that they are outputs."
+    )

@@ -1,6 +1,7 @@
 """Lists the calls that a model makes, in order, with nested models unfolded."""
 
 import dataclasses
+import math
 
 import keras
 
@@ -61,11 +62,14 @@ class Trace:
         outputs: Set of the `Value`s that the model returns.
         inputs: List of the `Value`s that the model takes; empty if it is not
             known which model it is.
+        possible_consumers: Dict from `Value` to a list of layers, for outputs
+            of one of several graphs that may be the inputs of another.
     """
 
     calls: list
     outputs: set
     inputs: list = dataclasses.field(default_factory=list)
+    possible_consumers: dict = dataclasses.field(default_factory=dict)
 
 
 _REMEDY = (
@@ -75,6 +79,10 @@ _REMEDY = (
     "`keras_plasticity.connect(layer, consumer)`, for every plastic layer "
     "whose units are to be replaced."
 )
+
+
+class NotCalledError(ValueError):
+    """A model was not called yet, and its graph alone does not tell enough."""
 
 
 class NotTraceableError(ValueError):
@@ -148,7 +156,8 @@ def trace_around(layers, variables=()) -> Trace:
     """Traces the graph around plastic layers, whichever model it belongs to.
 
     For models that have not been called yet, whose layers do not know which
-    model they belong to. A tensor that nothing reads counts as an output.
+    model they belong to, and for several models that no other one calls. A
+    tensor that nothing reads counts as an output.
 
     Args:
         layers: List of plastic layers.
@@ -158,24 +167,100 @@ def trace_around(layers, variables=()) -> Trace:
         A `Trace`.
 
     Raises:
-        ValueError: If the layers are not part of a graph, or if there is more
-            to the model than the graph.
+        NotCalledError: If the layers are not part of a graph, or if there is
+            more to the model than the graph.
     """
-    tracer = _Tracer()
-    outputs = []
-    known = set()
-    for graph in _graphs_around(layers):
-        outputs += [node.output_tensors for node in _last_nodes(graph)]
-        for node in graph:
-            known.update(map(id, getattr(node.operation, "variables", ())))
-    unseen = [v for v in variables if id(v) not in known]
+    graphs = _graphs_around(layers)
+    seen = {
+        id(v)
+        for graph in graphs
+        for node in graph
+        for v in getattr(node.operation, "variables", ())
+    }
+    unseen = [v for v in variables if id(v) not in seen]
     if unseen:
-        raise ValueError(
+        raise NotCalledError(
             "The model has not been called yet, and there is more to it than "
             f"the graph around its plastic layers: '{unseen[0].path}', for "
             f"one, is not a part of it. {_REMEDY}"
         )
-    return tracer.finish(tracer.add_graph(outputs, {}))
+    tracer = _Tracer()
+    known = {}
+    ends = []
+    for graph in graphs:
+        outputs = [node.output_tensors for node in _last_nodes(graph)]
+        outputs = keras.tree.flatten(tracer.add_graph(outputs, known))
+        ends.append((_graph_inputs(graph, known), outputs))
+    trace = tracer.finish([outputs for _, outputs in ends])
+    trace.possible_consumers = _possible_consumers(trace.calls, ends)
+    return trace
+
+
+def _graph_inputs(graph, known):
+    """The `Value`s of the inputs of a graph."""
+    return [
+        known[id(tensor)]
+        for node in graph
+        if isinstance(node.operation, keras.layers.InputLayer)
+        for tensor in node.output_tensors
+        if id(tensor) in known
+    ]
+
+
+def _possible_consumers(calls, ends):
+    """What may read the outputs of one graph in another.
+
+    The input of the other graph has the size of the output, and not the other
+    way round, too: then the two are taken for models side by side.
+
+    Args:
+        calls: List of `Call`s of all graphs.
+        ends: List of pairs of the inputs and the outputs of each graph, lists
+            of `Value`s.
+
+    Returns:
+        Dict from output to list of layers.
+    """
+    found = {}
+    for i, (inputs, outputs) in enumerate(ends):
+        for other_inputs, other_outputs in ends[:i] + ends[i + 1 :]:
+            if _fitting_pairs(other_outputs, inputs):
+                continue
+            for value, other in _fitting_pairs(outputs, other_inputs):
+                readers = _first_layers_with_weights(calls, other)
+                found.setdefault(value, []).extend(readers)
+    return found
+
+
+def _fitting_pairs(outputs, inputs):
+    """Pairs of an output and an input of the same size."""
+    return [
+        (output, value)
+        for output in outputs
+        for value in inputs
+        # Of one number it says nothing that the sizes agree.
+        if _size(output) == _size(value) != 1
+    ]
+
+
+def _size(value):
+    """The number of entries of an example; the shape where it is not known."""
+    shape = value.shape[1:]
+    return shape if None in shape else math.prod(shape)
+
+
+def _first_layers_with_weights(calls, value):
+    """The layers with weights that a value reaches before any others."""
+    reached = {value}
+    found = []
+    for call in calls:
+        if reached.isdisjoint(call.inputs):
+            continue
+        if getattr(call.operation, "variables", ()):
+            found.append(call.operation)
+        else:
+            reached.update(call.outputs)
+    return found
 
 
 def _inputs_from_build(model):
@@ -374,7 +459,7 @@ def _graphs_around(layers):
             wanted -= covered[i]
     for layer in layers:
         if id(layer) in wanted and layer.replaceable:
-            raise ValueError(
+            raise NotCalledError(
                 f"Plastic layer '{layer.name}' is not part of the graph of a "
                 "Functional or Sequential model, and no model was seen to call "
                 "all of the optimizer's layers, so that the layers that read "

@@ -7,8 +7,8 @@ from keras_plasticity import graph
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers.hidden_units import HiddenUnits
 from keras_plasticity.optimizers.hidden_units import each_once
+from keras_plasticity.optimizers.inner_optimizers import innermost
 from keras_plasticity.optimizers.observations import ConsumerInputs
-from keras_plasticity.optimizers.optimizer_wrapper import innermost
 
 
 class HiddenNetwork:
@@ -24,11 +24,23 @@ class HiddenNetwork:
 
     def __init__(self):
         self.hidden = []
+        self._model = None
+        self._connections = []
         self._inputs = {}
         self._trained = None
         self._accumulates = False
 
-    def build(self, optimizer, variables, slot_table):
+    def find(self, optimizer, variables):
+        """Finds who reads the units of which layer. Nothing is created.
+
+        Args:
+            optimizer: The `UnitResetOptimizer`.
+            variables: List of the trainable variables of one model.
+
+        Raises:
+            NotCalledError: If the model has to be called first.
+            ValueError: If it has no plastic layer, or cannot be traced.
+        """
         layers = each_once(
             v.plastic_layer() for v in variables if is_unit_statistic(v)
         )
@@ -40,24 +52,52 @@ class HiddenNetwork:
                 "`keras_plasticity.layers`, or use the inner optimizer alone. "
                 f"Received the variables: {[v.path for v in variables]}"
             )
-        model = graph.find_model(layers, variables, optimizer)
-        if model is not None:
-            # A part of it may have become plastic after it was built.
-            keras_compat.track_new_variables(model)
+        self._model = graph.find_model(layers, variables, optimizer)
+        try:
+            self._connections = graph.find_connections(
+                layers, self._model, variables=variables
+            )
+        except graph.NotTraceableError as error:
+            if graph.was_called(self._model, layers):
+                raise
+            # It was loaded: its user may still state who reads whom.
+            raise graph.NotCalledError(str(error)) from error
+
+    def check(self, variables):
+        """Leaves what was found of the units that can be replaced.
+
+        Args:
+            variables: List of the trainable variables of the model.
+
+        Raises:
+            ValueError: If units could not be followed to those who read them.
+        """
+        graph.check(self._connections)
         known = {id(v) for v in variables}
-        found = graph.find_connections(layers, model, variables=variables)
-        graph.check(found)
-        found = [each for each in found if _is_replaceable(each, known)]
+        self._connections = [
+            each for each in self._connections if _is_replaceable(each, known)
+        ]
+
+    def build(self, optimizer, slot_table):
+        """Creates all that belongs to the units that were found.
+
+        Args:
+            optimizer: The `UnitResetOptimizer`.
+            slot_table: `SlotTable`; `None` if slots are not reset.
+        """
+        if self._model is not None:
+            # A part of it may have become plastic after it was built.
+            keras_compat.track_new_variables(self._model)
         consumers = each_once(
             consumer
-            for connections in found
+            for connections in self._connections
             for consumer in connections.consumers
         )
         self._inputs = {
             id(consumer): ConsumerInputs(consumer, optimizer)
             for consumer in consumers
         }
-        for connections in found:
+        for connections in self._connections:
             units = HiddenUnits(
                 optimizer, connections, self._inputs, slot_table
             )
@@ -68,6 +108,9 @@ class HiddenNetwork:
         if self._accumulates:
             for inputs in self._inputs.values():
                 inputs.add_accumulators(optimizer)
+        # The optimizer shall not keep the model alive.
+        self._model = None
+        self._connections = []
 
     def begin_step(self, variables):
         """Notes what is trained in this step.

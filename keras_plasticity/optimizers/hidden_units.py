@@ -199,9 +199,7 @@ class HiddenUnits:
 
         `"num_examples"` has to be observed.
         """
-        return self.mean_over_consumers(
-            lambda outgoing: outgoing.inputs.num_examples, of_features=False
-        )
+        return self._mean(lambda outgoing: outgoing.inputs.num_examples)
 
     @property
     def took_part(self) -> bool | Tensor:
@@ -221,10 +219,7 @@ class HiddenUnits:
         return result
 
     def mean_over_consumers(
-        self,
-        function: Callable[[Outgoing], Tensor],
-        by_weights: bool = False,
-        of_features: bool = True,
+        self, function: Callable[[Outgoing], Tensor], by_weights: bool = False
     ) -> Tensor:
         """Mean of what the layers that read the units say of them.
 
@@ -237,33 +232,33 @@ class HiddenUnits:
             by_weights: Boolean, whether a layer's word counts by the number of
                 weights that leave a unit for it. Defaults to `False`: by the
                 number of layers.
-            of_features: Boolean, whether entries belong to features. With
-                `False` tensors may have any shape. Defaults to `True`.
 
         Returns:
             Tensor of shape `(size,)`.
         """
+        return self._mean(
+            lambda outgoing: outgoing.feature_map.to_units(function(outgoing)),
+            by_weights,
+        )
+
+    def _mean(self, function, by_weights=False):
+        """Mean of a function of each `Outgoing` that takes part."""
         speakers = [
             outgoing
             for outgoing in self.outgoing
             if outgoing.inputs.took_part is not False
         ]
-        values = []
-        for outgoing in speakers:
-            value = function(outgoing)
-            if of_features:
-                value = outgoing.feature_map.to_units(value)
-            values.append(value)
+        values = [function(outgoing) for outgoing in speakers]
         if len(values) == 1:
             return values[0]
         weights = [
             outgoing.weights_per_unit if by_weights else 1.0
             for outgoing in speakers
         ]
-        if all(each.inputs.took_part is True for each in speakers):
+        took_part = [outgoing.inputs.took_part for outgoing in speakers]
+        if all(took is True for took in took_part):
             total = sum(weights)
             return sum(v * (w / total) for v, w in zip(values, weights))
-        took_part = [outgoing.inputs.took_part for outgoing in speakers]
         weights = [
             ops.where(took, weight, 0.0)
             for took, weight in zip(took_part, weights)

@@ -1,9 +1,6 @@
 """Base class of optimizers that wrap another optimizer."""
 
 import copy
-import functools
-import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +11,11 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import weights
+from keras_plasticity.optimizers.deferred_build import DeferredBuild
+from keras_plasticity.optimizers.inner_attributes import InnerAttributes
+from keras_plasticity.optimizers.inner_optimizers import innermost
+from keras_plasticity.optimizers.inner_optimizers import loss_scaler
+from keras_plasticity.optimizers.inner_optimizers import wrapped
 from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.types import Tensor
@@ -23,28 +25,8 @@ from keras_plasticity.validation import check_type
 from keras_plasticity.validation import error
 
 
-def _inner_attribute(name):
-    """A property of a wrapper that is an attribute of the innermost optimizer.
-
-    Args:
-        name: String, an argument of all Keras optimizers.
-    """
-
-    def get_attribute(wrapper):
-        if wrapper._hides_inner:
-            return None
-        return getattr(innermost(wrapper), name)
-
-    def set_attribute(wrapper, value):
-        if not wrapper._hides_inner:
-            _check_inner_attribute(wrapper, name, value)
-            setattr(innermost(wrapper), name, value)
-
-    return property(get_attribute, set_attribute)
-
-
 @keras.saving.register_keras_serializable(package="keras_plasticity")
-class OptimizerWrapper(keras.optimizers.Optimizer):
+class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
     """Base class of optimizers that add something to another optimizer's step.
 
     It is the base class for regularizers, projections and noise: methods that
@@ -116,22 +98,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     ```
     """
 
-    weight_decay = _inner_attribute("weight_decay")
-    clipnorm = _inner_attribute("clipnorm")
-    global_clipnorm = _inner_attribute("global_clipnorm")
-    clipvalue = _inner_attribute("clipvalue")
-    use_ema = _inner_attribute("use_ema")
-    ema_momentum = _inner_attribute("ema_momentum")
-    ema_overwrite_frequency = _inner_attribute("ema_overwrite_frequency")
-    loss_scale_factor = _inner_attribute("loss_scale_factor")
-    gradient_accumulation_steps = _inner_attribute(
-        "gradient_accumulation_steps"
-    )
-
-    # While the base class is constructed or built. It would act on the inner
-    # optimizer's settings: make averages and accumulators of its own.
-    _hides_inner = True
-
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -161,10 +127,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         # Those of `add_seed_generator`, and the states of the generators.
         self._seeds = []
         self._seed_states = []
-        self._weights_to_set = None
-        self._was_built_with_none = False
+        self._deferred_build = DeferredBuild(self)
         # As Keras wraps the `build` of layers: this hides the method.
-        self.build = _build_wrapper(self, self.build)
+        self.build = self._deferred_build.around(self.build)
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -180,6 +145,16 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self._hides_inner = False
         for setting in all_hyperparameters(type(self)).values():
             setting.build(self)
+
+    def _prepare_build(self, variables: list[keras.Variable]):
+        """Finds out all that `build` needs to know. Creates nothing.
+
+        Args:
+            variables: List of the trainable variables of one model.
+
+        Raises:
+            ValueError: If the optimizer cannot be built, or not yet.
+        """
 
     def build_inner(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables.
@@ -259,17 +234,17 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         Raises:
             ValueError: If they do not fit to the variables.
         """
-        self._was_built_with_none = False
         weights = [np.array(weight) for weight in weights]
         variables = self.variables
         expected = [tuple(variable.shape) for variable in variables]
         received = [weight.shape for weight in weights]
         if expected == received:
+            self._deferred_build.keep(None)
             with backend.compute_now():  # TensorFlow may be tracing a step.
                 for variable, weight in zip(variables, weights):
                     variable.assign(weight)
         elif not self.built:
-            self._weights_to_set = weights
+            self._deferred_build.keep(weights)
         else:
             raise ValueError(
                 "`weights` must be one array for each of the "
@@ -277,6 +252,27 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 f"of the same shapes. Expected: shapes {expected}. Received: "
                 f"shapes {received}"
             )
+
+    def save_own_variables(self, store):
+        weights = self._deferred_build.weights
+        if weights is None:
+            super().save_own_variables(store)
+            return
+        for i, weight in enumerate(weights):
+            store[str(i)] = weight
+
+    def load_own_variables(self, store):
+        number = len(store.keys())
+        if self.built or number == 0:
+            super().load_own_variables(store)
+        else:
+            self.set_weights([store[str(i)] for i in range(number)])
+
+    def __dir__(self):
+        # Keras also saves and loads what is inside the attributes named here:
+        # those optimizers' variables are among this one's already.
+        inside = ("inner_optimizer", "optimizers")
+        return [name for name in super().__dir__() if name not in inside]
 
     def add_copy(
         self, reference_variable: keras.Variable, name: str = "copy"
@@ -348,6 +344,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         if len(grads) == 0:
             return
         if trainable_variables is None:
+            self._deferred_build.build_again()
+            self._deferred_build.check()
             if not self.built:
                 raise ValueError(
                     "When passing `grads` without `trainable_variables`, the "
@@ -357,8 +355,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             trainable_variables = keras_compat.built_variables(self)
         trainable_variables = list(trainable_variables)
         if not self.built:
-            self._check_can_be_built()
-            self.build(trainable_variables)
+            self._deferred_build.build(trainable_variables)
         if len(grads) != len(trainable_variables):
             raise ValueError(
                 "There must be one gradient for each variable. Received: "
@@ -374,19 +371,10 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         if len(trainable_variables) == 0:
             return trainable_variables, optimizer_variables
-        self._check_can_be_built()
+        self._deferred_build.check()
         return super().stateless_apply(
             optimizer_variables, grads, trainable_variables
         )
-
-    def _check_can_be_built(self):
-        if self._was_built_with_none and not self.built:
-            raise ValueError(
-                f"This `{type(self).__name__}` was built without variables, as "
-                "Keras does with the optimizer inside another one that it "
-                "loads from an `.h5` file. Its state is not known: compile the "
-                "model again, with a new optimizer."
-            )
 
     def make_step(self, grads: list[Tensor], variables: list[keras.Variable]):
         """Makes one step of the built optimizer.
@@ -453,32 +441,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self.apply_inner(grads, variables)
         return ops.not_equal(self.iterations, steps)
 
-    def scale_loss(self, loss):
-        return self.inner_optimizer.scale_loss(loss)
-
-    def finalize_variable_values(self, var_list):
-        self.inner_optimizer.finalize_variable_values(var_list)
-
-    @property
-    def learning_rate(self):
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self):
-        return self.inner_optimizer.iterations
-
-    @property
-    def optimizers(self):
-        return innermost(self.inner_optimizer).optimizers
-
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
-        _check_is_one(innermost(self))
-        innermost(self).exclude_from_weight_decay(var_list, var_names)
-
     def apply_gradients(self, grads_and_vars):
         super().apply_gradients(grads_and_vars)
         return self.iterations
@@ -488,31 +450,6 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             f"A `{type(self).__name__}` does not update variables one by one. "
             "Call `apply` with the gradients of all of them."
         )
-
-    def __setattr__(self, name, value):
-        owner = self._other_owner(name)
-        if owner is not None:
-            raise AttributeError(
-                f"`{name}` is an argument of the `{type(owner).__name__}` "
-                f"inside this `{type(self).__name__}`. Set it there, as an "
-                "attribute of `inner_optimizer`. "
-                f"Received: {name}={value!r}"
-            )
-        super().__setattr__(name, value)
-
-    def _other_owner(self, name):
-        """The optimizer inside that has an argument which this one has not."""
-        if (
-            name.startswith("_")
-            or name in vars(self)
-            or hasattr(type(self), name)
-            or name in _arguments(type(self))
-        ):
-            return None
-        for optimizer in wrapped(vars(self).get("inner_optimizer")):
-            if name in _arguments(type(optimizer)):
-                return optimizer
-        return None
 
     def get_config(self) -> dict[str, Any]:
         # Not that of the base class: its settings are the inner one's.
@@ -548,95 +485,3 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                     value, custom_objects=custom_objects
                 )
         return cls(**config)
-
-
-def _build_wrapper(optimizer, build):
-    """What `optimizer.build` is, around the `build` of its class.
-
-    Without variables there is nothing to build. Keras' loader of `.h5` files
-    builds an optimizer with none, and then sets its weights (tested with Keras
-    3.15.1): the first step builds it, and here it takes them.
-    """
-
-    @functools.wraps(build)
-    def build_and_set_weights(variables):
-        if not variables:
-            optimizer._was_built_with_none = True
-            return
-        build(variables)
-        weights, optimizer._weights_to_set = optimizer._weights_to_set, None
-        if weights is None:
-            return
-        try:
-            optimizer.set_weights(weights)
-        except ValueError as error:
-            warnings.warn(
-                "The optimizer starts anew, because its saved state does not "
-                f"fit to this model: {error}",
-                stacklevel=3,
-            )
-
-    return build_and_set_weights
-
-
-def wrapped(optimizer):
-    """Yields an optimizer, the one inside it, and so on."""
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-
-
-def innermost(optimizer):
-    """The optimizer inside all wrappers."""
-    *_, last = wrapped(optimizer)
-    return last
-
-
-def loss_scaler(optimizer):
-    """The `LossScaleOptimizer` among the wrappers; `None` without any."""
-    for each in wrapped(optimizer):
-        if isinstance(each, keras.optimizers.LossScaleOptimizer):
-            return each
-    return None
-
-
-def _check_inner_attribute(wrapper, name, value):
-    """Checks that setting an attribute of the innermost optimizer does it."""
-    optimizer = innermost(wrapper)
-    if name == "loss_scale_factor":
-        if value is not None and loss_scaler(wrapper) is not None:
-            raise ValueError(
-                "`loss_scale_factor` must be `None` where a "
-                "`LossScaleOptimizer` scales the loss. "
-                f"Received: loss_scale_factor={value}"
-            )
-        return
-    _check_is_one(optimizer)
-    if (
-        name in ("gradient_accumulation_steps", "use_ema")
-        and value
-        and optimizer.built
-        and not getattr(optimizer, name)
-    ):
-        raise ValueError(
-            f"`{name}` needs variables that are made when the optimizer is "
-            f"built, so it must be set before. Received: {name}={value}"
-        )
-
-
-def _check_is_one(optimizer):
-    if hasattr(optimizer, "optimizers"):
-        raise AttributeError(
-            "The optimizers of a `MultiOptimizer` have settings of their own. "
-            "Change those of each of `optimizer.optimizers`."
-        )
-
-
-@functools.cache
-def _arguments(kind):
-    """The names of all arguments of the constructors of an optimizer class."""
-    return {
-        name
-        for base in kind.__mro__
-        for name in inspect.signature(base.__init__).parameters
-    }

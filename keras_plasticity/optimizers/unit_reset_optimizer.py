@@ -11,10 +11,10 @@ from keras_plasticity.optimizers.hidden_network import HiddenNetwork
 from keras_plasticity.optimizers.hidden_network import is_unit_statistic
 from keras_plasticity.optimizers.hidden_units import HiddenUnits
 from keras_plasticity.optimizers.hidden_units import each_once
+from keras_plasticity.optimizers.inner_optimizers import innermost
+from keras_plasticity.optimizers.inner_optimizers import loss_scaler
+from keras_plasticity.optimizers.inner_optimizers import wrapped
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
-from keras_plasticity.optimizers.optimizer_wrapper import innermost
-from keras_plasticity.optimizers.optimizer_wrapper import loss_scaler
-from keras_plasticity.optimizers.optimizer_wrapper import wrapped
 from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.types import Tensor
@@ -246,6 +246,10 @@ class UnitResetOptimizer(OptimizerWrapper):
     def build(self, variables: list[keras.Variable]):
         """Creates the inner optimizer's variables and finds who reads whom.
 
+        Where nothing tells who reads whom, because the model was neither
+        called nor compiled with this optimizer, the optimizer remains unbuilt,
+        with the state that it was given. The first step builds it, or raises.
+
         Args:
             variables: List of the trainable variables of one model.
 
@@ -253,6 +257,17 @@ class UnitResetOptimizer(OptimizerWrapper):
             ValueError: If the model has no plastic layer, or one whose units
                 cannot be followed to plastic consumers.
         """
+        if self.built:
+            return
+        self._network.check(variables)
+        slot_table = slots.SlotTable()
+        with slot_table.listen():
+            super().build(variables)
+        if not self.reset_optimizer_state:
+            slot_table = None
+        self._network.build(self, slot_table)
+
+    def _prepare_build(self, variables):
         if self.built:
             return
         self._check_attributes()
@@ -263,12 +278,7 @@ class UnitResetOptimizer(OptimizerWrapper):
                 "made: give it a new optimizer. Received: "
                 f"inner_optimizer={self.inner_optimizer}"
             )
-        slot_table = slots.SlotTable()
-        with slot_table.listen():
-            super().build(variables)
-        if not self.reset_optimizer_state:
-            slot_table = None
-        self._network.build(self, variables, slot_table)
+        self._network.find(self, variables)
 
     def _check_attributes(self):
         """Checks what a subclass says of itself."""
@@ -370,6 +380,8 @@ class UnitResetOptimizer(OptimizerWrapper):
         """
         check_model("model", model)
         x = check_inputs("x", x)
+        self._deferred_build.build_again()
+        self._deferred_build.check()
         if not self.built:
             raise ValueError(
                 f"This `{type(self).__name__}` is not built yet, so it does "
@@ -478,8 +490,10 @@ class UnitResetOptimizer(OptimizerWrapper):
         Returns:
             Dict from layer name to integer, for each layer with replaceable
             units, in the order of the model. Where layers in different parts
-            of a model have the same name, from layer path.
+            of a model have the same name, from layer path. Empty as long as
+            the optimizer is not built.
         """
+        self._deferred_build.build_again()
         self._warn_of_not_finite()
         names = [units.layer.name for units in self.hidden]
         return {

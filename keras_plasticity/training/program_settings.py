@@ -101,14 +101,15 @@ def differences(first, other, path=""):
 
 def _names(settings):
     """Yields the names of all objects."""
+    parts = ()
     if isinstance(settings, dict):
         if isinstance(settings.get("name"), str):
             yield settings["name"]
-        settings = settings.values()
-    elif not isinstance(settings, (list, tuple)):
-        return
-    for each in settings:
-        yield from _names(each)
+        parts = settings.values()
+    elif isinstance(settings, (list, tuple)):
+        parts = settings
+    for part in parts:
+        yield from _names(part)
 
 
 def _cleaned(settings, numbers_of_names):
@@ -152,8 +153,9 @@ def _tells_all(settings):
 
 
 def _is_telling(config):
-    if config.get("class_name", _DATA[0]) in _DATA:
-        return True  # Data, or no object.
+    is_object = "class_name" in config and config["class_name"] not in _DATA
+    if not is_object:
+        return True
     module = str(config.get("module"))
     return module in _TELLING_MODULES or module.startswith("keras_plasticity.")
 

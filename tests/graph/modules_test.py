@@ -103,6 +103,11 @@ class WithSequential(Module):
         return call(self.c, call(self.body, x))
 
 
+class TwoSequentials(Module):
+    def run(self, call, x):
+        return call(self.head, call(self.body, x))
+
+
 def _hidden(units, name):
     return Dense(units, activation="tanh", name=name)
 
@@ -161,6 +166,15 @@ def _connected_with_sequential():
     # The other connection is in the part's own graph.
     _connect(body[1], module.c)
     return module, _connected_chain()[1]
+
+
+def _two_connected_sequentials():
+    body = keras.Sequential(
+        [keras.Input((4,)), _hidden(6, "a"), _hidden(5, "b")]
+    )
+    head = keras.Sequential([keras.Input((5,)), Dense(3, name="c")])
+    _connect(body.layers[1], head.layers[0])
+    return TwoSequentials(body=body, head=head), _connected_chain()[1]
 
 
 def _optimizer():
@@ -224,6 +238,7 @@ def _copy_weights(module, model):
         _connected_branches,
         _two_connected_chains,
         _connected_with_sequential,
+        _two_connected_sequentials,
     ],
 )
 def test_trains_as_the_same_model_of_keras(make):
@@ -238,7 +253,7 @@ def test_trains_as_the_same_model_of_keras(make):
 def test_message_without_any_connection():
     module = _chain()
     with pytest.raises(ValueError, match=r"'a' is not part.*connect\(layer, c"):
-        _optimizer().build(module.trainable_variables)
+        _train(module, _optimizer())
 
 
 def test_message_of_a_layer_that_is_not_connected():
@@ -256,7 +271,7 @@ def test_message_where_other_variables_are_trained():
     body = keras.Sequential([keras.Input((4,)), _hidden(6, "a"), Dense(3)])
     module = WithSequential(body=body, c=keras.layers.Dense(3))
     with pytest.raises(ValueError, match=r"'dense.*/kernel', for.*connect\("):
-        _optimizer().build(module.trainable_variables)
+        _train(module, _optimizer())
 
 
 def test_layers_that_read_each_other_are_judged_as_all():
