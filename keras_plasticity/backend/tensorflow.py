@@ -114,7 +114,8 @@ def assign_part(variable, shape, axes, indices, value):
     target = _on_this_replica(variable)
     selection = _Selection.active
     if selection is not None:
-        before = tf.gather_nd(target, coordinates)
+        # Not from the variable itself: XLA does not know that operation.
+        before = tf.gather_nd(target.read_value(), coordinates)
         value = tf.where(selection.condition, value, before)
         selection.written.add(id(variable))
     target.scatter_nd_update(coordinates, value)

@@ -37,6 +37,8 @@ else:
 _SECONDS_PER_WEIGHT = 5e-10
 _FEWEST_STEPS = 100
 _MOST_STEPS = 100_000
+# Compiling takes some seconds, and saves some 0.1 to 3 ms a step.
+_FEWEST_STEPS_TO_COMPILE = 10_000
 # Checkpointing may use at most this share of the run time.
 _MAX_CHECKPOINT_SHARE = 1 / 50
 _TEST_BATCH_SIZE = 1000
@@ -48,6 +50,8 @@ class OnlineTrainer:
     The result is that of `model.fit(x, y, batch_size, shuffle=False)` on one
     task after the other, without the overhead of `fit` between the steps, and
     for any number of independent learners.
+    (TensorFlow draws other random numbers in what XLA compiles: there it is
+    the result of a model that was compiled with `jit_compile=True`.)
 
     - JAX: a task is a compiled `lax.scan` over the model's `train_step`. All
         learners train side by side in one program (`vmap`). On a CPU only
@@ -75,9 +79,10 @@ class OnlineTrainer:
         jit_compile: Boolean, or `"auto"` (default): whether steps are compiled
             (on TensorFlow by XLA, on PyTorch by `torch.compile`'s compiler),
             whatever the models' own `jit_compile` says of their `fit`. With
-            `"auto"` they are where that is possible and faster; where they
-            are not, a warning says why. With `True` it is an error if they
-            cannot be. JAX always compiles.
+            `"auto"` they are if there are 10,000 steps or more to make, fewer
+            of which do not make up for the time that compiling takes. Where
+            it is not possible, or slower, a warning says why. With `True` it
+            is an error if they cannot be compiled. JAX always compiles.
 
     Attributes:
         train_seconds: Float, the time spent in training steps.
@@ -255,13 +260,13 @@ class OnlineTrainer:
         loader = TaskLoader(streams, batch_size, self._prepare)
         results = []
         if saved is not None:
-            results = self._restore(saved, tasks, callbacks, loader)
+            results = self._restore(saved, tasks, epochs, callbacks, loader)
         with concurrent.futures.ThreadPoolExecutor(1) as background:
             coming = loader.load_ahead(tasks[len(results) :], background)
             try:
                 for task, data in coming:
                     if self._learners is None:
-                        self._build(data)
+                        self._build(data, len(tasks) * epochs)
                     results.append(
                         self._run_task(task, data, epochs, callbacks, loader)
                     )
@@ -350,7 +355,8 @@ class OnlineTrainer:
                 )
         return streams
 
-    def _build(self, data):
+    def _build(self, data, epochs):
+        """Builds the learners, for so many epochs of such data."""
         start = time.perf_counter()
         first = self._built_model(0, data)
         sizes = self._group_sizes(first, data)
@@ -367,8 +373,13 @@ class OnlineTrainer:
                     )
                 yield model
 
+        jit_compile = self.jit_compile
+        if jit_compile == "auto" and keras.backend.backend() != "jax":
+            steps = epochs * math.ceil(data.num_examples / data.batch_size)
+            if steps < _FEWEST_STEPS_TO_COMPILE:
+                jit_compile = False
         self._learners = LearnerGroups(
-            Loop, models(), sizes, data.first_batch(0), self.jit_compile
+            Loop, models(), sizes, data.first_batch(0), jit_compile
         )
         weights = sizes[0] * first.count_params()
         self._most_steps = int(
@@ -391,7 +402,7 @@ class OnlineTrainer:
                 group.loop.compile(data, each)
         self.compile_seconds += time.perf_counter() - start
 
-    def _restore(self, saved, tasks, callbacks, loader):
+    def _restore(self, saved, tasks, epochs, callbacks, loader):
         """Restores a checkpoint; returns the results so far, task by task."""
         done = saved.progress["tasks_done"]
         if done > len(tasks):
@@ -401,7 +412,8 @@ class OnlineTrainer:
             )
         if self._learners is None:
             # A finished run must have its models, too.
-            self._build(loader.load(tasks[min(done, len(tasks) - 1)]))
+            data = loader.load(tasks[min(done, len(tasks) - 1)])
+            self._build(data, len(tasks) * epochs)
         shapes = [
             [a.shape for a in state]
             for state in (saved.state, self._learners.get_state())
