@@ -305,6 +305,32 @@ def after_compile(note):
 
 
 @contextlib.contextmanager
+def update_one_by_one(optimizer):
+    """Context in which optimizers update one variable after another.
+
+    On PyTorch some of Keras' optimizers update all at once, by operations that
+    take the learning rate as a number, and not as a tensor. What is traced has
+    none (tested with Keras 3.15.1).
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`, with any inside it.
+    """
+    changed = []
+    while optimizer is not None:
+        optimizer._backend_update_step = types.MethodType(
+            keras.src.optimizers.base_optimizer.BaseOptimizer._backend_update_step,
+            optimizer,
+        )
+        changed.append(optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    try:
+        yield
+    finally:
+        for each in changed:
+            del each._backend_update_step
+
+
+@contextlib.contextmanager
 def transform_gradients(optimizer, transform):
     """Context in which an optimizer's JAX step transforms its gradients first.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 import warnings
 import weakref
 
@@ -10,6 +11,28 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from keras_plasticity import keras_compat
+
+
+class _Tracing(threading.local):
+    """Whether a step is being traced, as a function of all variables."""
+
+    is_on = False
+
+
+_tracing = _Tracing()
+
+
+@contextlib.contextmanager
+def tracing():
+    """Context in which no number is known, and no variable written in place.
+
+    All variables have to be mapped to tensors by a `keras.StatelessScope`.
+    """
+    _tracing.is_on = True
+    try:
+        yield
+    finally:
+        _tracing.is_on = False
 
 
 def no_gradient():
@@ -25,6 +48,10 @@ def compute_now():
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
     del variables  # Eager tensors are assigned in place.
+    if _tracing.is_on:
+        raise NotImplementedError(
+            "how often a part of it runs depends on what it computes"
+        )
     for _ in range(int(times)):
         body()
 
@@ -38,12 +65,23 @@ def only_if(condition, body, variables):
 
 def keep_if(condition, body, variables):
     """Runs `body()` if there is something to keep; see `are_positive`."""
-    del variables
-    return body() if condition else 0
+    if not _tracing.is_on:
+        return body() if condition else 0
+    before = [v.value for v in variables]
+    result = torch.as_tensor(body())
+    for variable, value in zip(variables, before):
+        after = variable.value
+        if after is not value:
+            variable.assign(torch.where(condition, after, value))
+    return torch.where(condition, result, torch.zeros_like(result))
 
 
 def known_value(variable):
-    if torch.compiler.is_compiling() or variable.value.is_meta:
+    if (
+        _tracing.is_on
+        or torch.compiler.is_compiling()
+        or variable.value.is_meta
+    ):
         return None
     return variable.value.detach().cpu().numpy()
 
@@ -53,6 +91,8 @@ def are_positive(values):
     """All of them in one transfer: eager code branches on numbers it knows."""
     if not values:
         return []
+    if _tracing.is_on:
+        return [value > 0 for value in values]
     return (torch.stack(values) > 0).tolist()
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import warnings
 from typing import Any
 
@@ -138,6 +139,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         self._seed_generator = self.add_seed_generator(seed)
         self._network = HiddenNetwork()
         self._has_warned = False
+        self._numbers_due = None
 
     @property
     def hidden(self) -> list[HiddenUnits]:
@@ -409,7 +411,37 @@ class UnitResetOptimizer(OptimizerWrapper):
             units.due = self.num_due(units)
         self._replace(hidden)
 
+    @contextlib.contextmanager
+    def replacement_put_off(self):
+        """Context in which a step only says how many units are due.
+
+        Yields:
+            List, in which a step leaves the number of units that are due in
+            each of `self.hidden`: for `replace_counted`.
+        """
+        numbers = []
+        # Not by `setattr`, with which Keras puts another list in its place.
+        vars(self)["_numbers_due"] = numbers
+        try:
+            yield numbers
+        finally:
+            self._numbers_due = None
+
+    def replace_counted(self, numbers: list[int]):
+        """Replaces units, after a step that has put it off.
+
+        Args:
+            numbers: List with an integer for each of `self.hidden`.
+        """
+        for units, number in zip(self.hidden, numbers):
+            units.due = number
+        self._replace(self.hidden)
+
     def _replace(self, hidden):
+        if self._numbers_due is not None:
+            due = {id(units): units.due for units in hidden}
+            self._numbers_due[:] = [due.get(id(u), 0) for u in self.hidden]
+            return
         hidden = [
             units
             for units in hidden

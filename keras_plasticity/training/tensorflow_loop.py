@@ -32,7 +32,7 @@ class TensorFlowLoop(models_loop.ModelsLoop):
             self._uses_xla = jit_compile
         self._functions = {}
         self._test_functions = [
-            tf.function(model.test_step, jit_compile=self._uses_xla)
+            tf.function(model.test_step, jit_compile=model.jit_compile)
             for model in self._models
         ]
 

@@ -1,0 +1,368 @@
+"""Compiled steps of the engine on PyTorch and TensorFlow."""
+
+import keras
+import numpy as np
+import pytest
+from absl import logging
+
+from keras_plasticity import layers
+from keras_plasticity import optimizers
+from keras_plasticity.training import OnlineTrainer
+from keras_plasticity.training import online_trainer
+from tests.helpers import make_data
+from tests.helpers import make_model
+from tests.helpers import mostly_slow
+from tests.helpers import to_numpy
+
+_BACKEND = keras.backend.backend()
+pytestmark = pytest.mark.skipif(
+    _BACKEND == "jax", reason="JAX always compiles."
+)
+
+
+class Stream:
+    """Two tasks whose examples are no multiple of the batch size."""
+
+    def __init__(self, learner=0, classes=False):
+        self.classes = classes
+        self.learner = learner
+
+    def __len__(self):
+        return 2
+
+    def task(self, index):
+        x, y = make_data(31, seed=10 * self.learner + index)
+        return x, y.argmax(1) if self.classes else y
+
+    def test(self, index):
+        return self.task(index)
+
+    def order(self, index, epoch):
+        return np.random.default_rng(epoch).permutation(31)
+
+
+def continual_backprop(inner=None, **kwargs):
+    kwargs = {"replacement_rate": 0.05, "maturity_threshold": 3, **kwargs}
+    if inner is None:
+        inner = keras.optimizers.SGD(0.05, momentum=0.9)
+    return optimizers.ContinualBackprop(inner, seed=0, **kwargs)
+
+
+def dense():
+    return make_model(activation="relu")
+
+
+def normalized():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6, kernel_regularizer=keras.regularizers.L2(0.01)),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            layers.Dense(5, activation="relu"),
+            layers.Dense(3),
+        ]
+    )
+
+
+def convolutional():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Reshape((2, 2, 1)),
+            layers.Conv2D(6, 2, padding="same", activation="relu"),
+            keras.layers.Flatten(),
+            layers.Dense(5, activation="relu"),
+            layers.Dense(3),
+        ]
+    )
+
+
+def two_readers():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(6, activation="relu")(inputs)
+    first = layers.Dense(5, activation="relu")(hidden)
+    both = keras.layers.Concatenate()([hidden, first])
+    return keras.Model(inputs, layers.Dense(3)(both))
+
+
+CASES = {
+    "plain": (dense, lambda: keras.optimizers.SGD(0.05)),
+    "adam": (dense, lambda: keras.optimizers.Adam(0.01)),
+    "continual": (dense, continual_backprop),
+    "overall": (
+        normalized,
+        lambda: continual_backprop(utility="overall"),
+    ),
+    "convolutional": (
+        convolutional,
+        lambda: continual_backprop(transfer_mean=True),
+    ),
+    "two readers": (
+        two_readers,
+        lambda: continual_backprop(
+            keras.optimizers.SGD(
+                keras.optimizers.schedules.ExponentialDecay(0.05, 10, 0.9),
+                clipnorm=1.0,
+            )
+        ),
+    ),
+    "redo": (
+        dense,
+        lambda: optimizers.ReDo(
+            keras.optimizers.SGD(0.05), threshold=0.6, period=3, seed=0
+        ),
+    ),
+    "l2": (
+        dense,
+        lambda: optimizers.L2(continual_backprop(), 0.01),
+    ),
+}
+
+
+def build(case, learner=0, classes=False):
+    make, optimizer = CASES[case]
+    model = make()
+    for variable in model.trainable_variables:
+        if learner and len(variable.shape) > 1:
+            variable.assign(variable.value * (1.0 + 0.1 * learner))
+    model.compile(
+        optimizer(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if classes
+        else "mse",
+        metrics=["accuracy"] if classes else [],
+    )
+    return model
+
+
+def fit(trainer, classes=False):
+    results = trainer.fit(
+        lambda learner: Stream(learner, classes), batch_size=4, epochs=2
+    )
+    models = [trainer.model(i) for i in range(trainer.num_learners)]
+    states = [
+        [to_numpy(v) for v in model.variables + model.optimizer.variables]
+        for model in models
+    ]
+    replaced = [
+        sum(model.optimizer.num_replaced().values())
+        for model in models
+        if hasattr(model.optimizer, "num_replaced")
+    ]
+    return results, states, replaced
+
+
+def assert_same(actual, expected):
+    results, states, replaced = actual
+    expected_results, expected_states, expected_replaced = expected
+    assert list(results) == list(expected_results)
+    for name, values in expected_results.items():
+        np.testing.assert_allclose(results[name], values, rtol=1e-4, atol=1e-5)
+    assert replaced == expected_replaced
+    for state, expected_state in zip(states, expected_states, strict=True):
+        for value, other in zip(state, expected_state, strict=True):
+            np.testing.assert_allclose(value, other, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    _BACKEND != "torch", reason="With XLA other random numbers are drawn."
+)
+@pytest.mark.parametrize(
+    "case", mostly_slow(list(CASES), "continual", "convolutional", "l2")
+)
+def test_equals_the_eager_loop(case):
+    def run(jit_compile):
+        def build_learner(learner):
+            return build(case, learner, classes=True)
+
+        trainer = OnlineTrainer(build_learner, 2, jit_compile)
+        return fit(trainer, classes=True), trainer
+
+    expected, _ = run(False)
+    actual, trainer = run(True)
+    assert_same(actual, expected)
+    assert all(number > 1 for number in actual[2])
+    # One program for each batch size: the learners share them.
+    (group,) = trainer._learners.groups
+    assert len(group.loop._programs) == 2
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="XLA's numbers.")
+@pytest.mark.parametrize("case", mostly_slow(list(CASES), "continual"))
+def test_equals_fit_with_xla(case):
+    trainer = OnlineTrainer(lambda learner: build(case, learner), 1, True)
+    results, states, _ = fit(trainer)
+    model = build(case)
+    model.compile(model.optimizer, "mse", jit_compile=True)
+    stream = Stream()
+    for index in range(2):
+        for epoch in range(2):
+            x, y = stream.task(index)
+            order = stream.order(index, epoch)
+            model.fit(
+                x[order], y[order], batch_size=4, shuffle=False, verbose=0
+            )
+    expected = [
+        to_numpy(v) for v in model.variables + model.optimizer.variables
+    ]
+    for value, other in zip(states[0], expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=2e-3, atol=1e-5)
+
+
+def told(monkeypatch):
+    messages = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *args: messages.append(text % args)
+    )
+    return messages
+
+
+def fall_back(build_model, monkeypatch):
+    """Whether results equal those of what is not compiled, and what is told."""
+    expected = fit(OnlineTrainer(build_model, 2, jit_compile=False))
+    messages = told(monkeypatch)
+    monkeypatch.setattr(online_trainer, "_FEWEST_STEPS_TO_COMPILE", 0)
+    actual = fit(OnlineTrainer(build_model, 2))
+    assert_same(actual, expected)
+    return messages
+
+
+def with_dropout(learner):
+    keras.utils.set_random_seed(learner)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6, activation="relu"),
+            keras.layers.Dropout(0.5, seed=learner),
+            layers.Dense(3),
+        ]
+    )
+    model.compile(continual_backprop(), "mse")
+    return model
+
+
+def accumulating(learner):
+    model = dense()
+    inner = keras.optimizers.SGD(0.05, gradient_accumulation_steps=2)
+    model.compile(continual_backprop(inner), "mse")
+    return model
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnStep(keras.Sequential):
+    def train_step(self, *args, **kwargs):
+        return super().train_step(*args, **kwargs)
+
+
+def with_own_step(learner):
+    model = OwnStep(dense().layers)
+    model.compile(continual_backprop(), "mse")
+    return model
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="XLA can compile these.")
+@pytest.mark.parametrize(
+    ("build_model", "reason"),
+    [
+        (with_dropout, "tracing tensor"),
+        (accumulating, "when calling Cond.call"),
+        (with_own_step, "it has a `train_step` of its own"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said_once(build_model, reason, monkeypatch):
+    (message,) = fall_back(build_model, monkeypatch)
+    assert "PyTorch trains this model by an eager loop" in message
+    assert reason in message
+    with pytest.raises(Exception, match=reason):
+        fit(OnlineTrainer(build_model, 2, jit_compile=True))
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="Of PyTorch's compiler.")
+def test_without_a_compiler(monkeypatch):
+    from keras_plasticity.training import torch_program
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(torch_program, "compile_graph", fail)
+    (message,) = fall_back(lambda i: build("continual", i), monkeypatch)
+    assert "No working C++ compiler" in message
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="Of XLA.")
+def test_convolutions_on_a_cpu_are_not_for_xla(monkeypatch):
+    (message,) = fall_back(lambda i: build("convolutional", i), monkeypatch)
+    assert "without XLA, which has no fast convolutions on a CPU" in message
+
+
+class Unsupported(keras.layers.Layer):
+    """A layer with an operation that XLA does not know."""
+
+    def call(self, x):
+        import tensorflow as tf
+
+        text = tf.strings.as_string(tf.stop_gradient(x))
+        return x + 0.0 * tf.strings.to_number(text)
+
+
+def with_unsupported(learner):
+    keras.utils.set_random_seed(learner)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(6, activation="relu"),
+            layers.Dense(3),
+            Unsupported(),
+        ]
+    )
+    model.compile(continual_backprop(), "mse", jit_compile=False)
+    return model
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="Of XLA.")
+def test_an_operation_that_xla_refuses(monkeypatch):
+    (message,) = fall_back(with_unsupported, monkeypatch)
+    assert "without XLA, which refuses one of its operations" in message
+    with pytest.raises(Exception, match="unsupported operations"):
+        fit(OnlineTrainer(with_unsupported, 2, jit_compile=True))
+
+
+def test_a_short_run_is_not_compiled(monkeypatch):
+    messages = told(monkeypatch)
+    trainer = OnlineTrainer(lambda i: build("continual", i), 1)
+    fit(trainer)
+    (group,) = trainer._learners.groups
+    assert group.loop.jit_compile is False and not messages
+
+
+# Of the compiler itself.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(_BACKEND != "torch", reason="Elsewhere it always does.")
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["continual", "redo"], "continual")
+)
+def test_fit_with_jit_compile(kind):
+    x, y = make_data(40)
+    trained = []
+    for jit_compile in (False, True):
+        model = build(kind)
+        model.compile(model.optimizer, "mse", jit_compile=jit_compile)
+        model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+        trained.append(model)
+    eager, compiled = trained
+    replaced = [m.optimizer.num_replaced() for m in trained]
+    assert replaced[0] == replaced[1] and sum(replaced[0].values()) > 1
+    for value, other in zip(compiled.variables, eager.variables):
+        np.testing.assert_allclose(
+            to_numpy(value), to_numpy(other), rtol=2e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("value", [None, 1, "yes", np.nan, "True"])
+def test_a_wrong_jit_compile(value):
+    with pytest.raises(ValueError, match="`jit_compile` must be a boolean"):
+        OnlineTrainer(build("plain"), jit_compile=value)
