@@ -657,7 +657,11 @@ def _edit(**arguments):
 RECIPES |= {
     "training.OnlineTrainer": Recipe(
         call=training.OnlineTrainer,
-        arguments={"model": lambda: _compiled, "num_learners": _is(2)},
+        arguments={
+            "model": lambda: _compiled,
+            "num_learners": _is(2),
+            "jit_compile": _is("auto"),
+        },
     ),
     "training.OnlineTrainer.fit": Recipe(
         call=lambda **kwargs: training.OnlineTrainer(_compiled()).fit(**kwargs),
@@ -1031,7 +1035,9 @@ NOT_FUZZED = {
     "optimizers.UnitResetOptimizer.before_replacement": _HOOK,
     "optimizers.UnitResetOptimizer.choose": _HOOK,
     "optimizers.UnitResetOptimizer.mark": _HOOK,
+    "optimizers.UnitResetOptimizer.most_due": _HOOK,
     "optimizers.UnitResetOptimizer.num_due": _HOOK,
+    "optimizers.UnitResetOptimizer.replace_counted": _HOOK,
     "optimizers.UnitResetOptimizer.replace_due": _HOOK,
     "optimizers.UnitResetOptimizer.update_statistics": _HOOK,
     "streams.Stream": "a protocol",
