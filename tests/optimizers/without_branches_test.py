@@ -15,6 +15,7 @@ from keras_plasticity import optimizers
 from keras_plasticity.training import OnlineTrainer
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
 _BACKEND = keras.backend.backend()
@@ -147,7 +148,14 @@ def assert_same_state(actual, expected):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    CASES
+    if _BACKEND == "jax"
+    else mostly_slow(
+        list(CASES), "dense", "convolutional", "mean moved", "accumulated"
+    ),
+)
 def test_equals_the_loops(case, monkeypatch):
     data = make_data(80)
 
@@ -175,7 +183,9 @@ class Stream:
         return self.data
 
 
-@pytest.mark.parametrize("case", ["dense", "many at once", "redo"])
+@pytest.mark.parametrize(
+    "case", mostly_slow(["dense", "many at once", "redo"], "dense")
+)
 def test_learners_side_by_side_equal_the_loops(case, monkeypatch):
     def fit():
         trainer = OnlineTrainer(lambda learner: compiled(case), 3)

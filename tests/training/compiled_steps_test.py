@@ -172,9 +172,19 @@ def assert_same(actual, expected):
     _BACKEND != "torch", reason="With XLA other random numbers are drawn."
 )
 @pytest.mark.parametrize(
-    "case", mostly_slow(list(CASES), "continual", "convolutional", "l2")
+    ("case", "is_compiled"),
+    [(case, False) for case in CASES]
+    + [("continual", True), ("convolutional", True)],
 )
-def test_equals_the_eager_loop(case):
+def test_equals_the_eager_loop(case, is_compiled, monkeypatch):
+    if not is_compiled:
+        # What was traced, run as it is: the compiler takes seconds each time.
+        from keras_plasticity.training import torch_program
+
+        monkeypatch.setattr(
+            torch_program, "compile_graph", lambda graph, *args, **kwargs: graph
+        )
+
     def run(jit_compile):
         def build_learner(learner):
             return build(case, learner, classes=True)
