@@ -308,7 +308,7 @@ class ContinualBackprop(UnitResetOptimizer):
             ops.sum(mature),
             type(self).replacement_rate.digits_now(self, units),
         )
-        most = self.most_due(units)
+        most = self.room(units)
         if most is not None and backend.avoids_branches():
             # A rate that was raised after the step was compiled: what is too
             # much for it waits.

@@ -58,6 +58,8 @@ class HiddenUnits:
         variables: List of all variables that belong to the units, those of
             `add_variable` included.
         may_change: Boolean, whether the units may be replaced in this step.
+        room: Integer, at least for how many units due at once a step is
+            compiled, see `UnitResetOptimizer.make_room_for`.
     """
 
     def __init__(self, optimizer, connections, inputs_of, slots):
@@ -103,6 +105,7 @@ class HiddenUnits:
         ]
         self._parameters = self._all_parameters
         self.may_change = True
+        self.room = 0
         # What a replacement changes of the layer and of those who read it.
         self._weights = [self._unit_view.variable]
         if self._bias_view is not None:

@@ -213,6 +213,38 @@ class UnitResetOptimizer(OptimizerWrapper):
         """
         return None
 
+    def room(self, units: HiddenUnits) -> int | None:
+        """For how many units due at once a step is compiled.
+
+        Args:
+            units: `HiddenUnits`.
+
+        Returns:
+            Integer; `None` for any number.
+        """
+        most = self.most_due(units)
+        if most is None or units.room is None:
+            return None
+        return max(most, units.room)
+
+    def make_room_for(self, other: "UnitResetOptimizer") -> bool:
+        """Lets steps that are compiled from now on serve another optimizer.
+
+        Args:
+            other: Optimizer of the same class, of a model of the same
+                architecture, with settings and a state of its own.
+
+        Returns:
+            Boolean, whether that takes more room than there was.
+        """
+        grows = False
+        for units, others in zip(self.hidden, other.hidden):
+            room, needed = units.room, other.room(others)
+            if room is not None:
+                units.room = None if needed is None else max(room, needed)
+            grows = grows or units.room != room
+        return grows
+
     def choose(self, units: HiddenUnits) -> Tensor:
         """The next unit to be replaced, of those that are due.
 
@@ -454,7 +486,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         if not backend.avoids_branches():
             self._replace_all(hidden)
             return
-        bounds = [self.most_due(units) for units in hidden]
+        bounds = [self.room(units) for units in hidden]
         if all(most is not None and most <= _MOST_LOOKED_AT for most in bounds):
             for units, most in zip(hidden, bounds):
                 self._look_at(units, most)
@@ -544,6 +576,14 @@ class UnitResetOptimizer(OptimizerWrapper):
     def get_config(self) -> dict[str, Any]:
         names = ("reset_optimizer_state", "seed")
         return {**super().get_config(), **self.settings(*names)}
+
+
+def reset_optimizer(model):
+    """The `UnitResetOptimizer` among a model's optimizers; `None` without."""
+    for optimizer in wrapped(model.optimizer):
+        if isinstance(optimizer, UnitResetOptimizer):
+            return optimizer
+    return None
 
 
 def _check_not_nested(outer, inner_optimizer):

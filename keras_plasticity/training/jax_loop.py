@@ -16,6 +16,7 @@ import numpy as np
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.optimizers.unit_reset_optimizer import reset_optimizer
 from keras_plasticity.training import nests
 from keras_plasticity.training import program_settings
 
@@ -120,6 +121,8 @@ class JaxLoop:
         return self._model
 
     def load_from_model(self, learner):
+        if _make_room_for(self._model, self._model):
+            self._functions.clear()
         new = _get_state(self._model)
         if self._is_stacked:
             (old,) = self._states
@@ -358,6 +361,9 @@ class _SameProgram:
     def check(self, model):
         """Raises a `ValueError` if the next learner's is another program."""
         self._learner += 1
+        if _make_room_for(self._model, model):
+            self.__dict__.pop("_program", None)
+        _make_room_for(model, self._model)
         settings = program_settings.settings_of(model)
         if _variable_specs(model) == _variable_specs(self._model):
             if program_settings.surely_same_program(self._settings, settings):
@@ -394,6 +400,14 @@ def _program(model, batch):
         for part in _variable_specs(model)
     ]
     return jax.jit(program).lower(state, batch).as_text()
+
+
+def _make_room_for(model, other):
+    """Lets a model's program serve another one; returns whether it changes."""
+    optimizer, others = reset_optimizer(model), reset_optimizer(other)
+    if optimizer is None or others is None:
+        return False
+    return optimizer.make_room_for(others)
 
 
 def _variable_specs(model):

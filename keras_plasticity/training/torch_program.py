@@ -15,8 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_plasticity import keras_compat
 from keras_plasticity.backend import torch as torch_backend
-from keras_plasticity.optimizers.inner_optimizers import wrapped
-from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
+from keras_plasticity.optimizers.unit_reset_optimizer import reset_optimizer
 from keras_plasticity.training import nests
 
 
@@ -38,7 +37,7 @@ class TorchProgram:
 
     def __init__(self, model, batch, programs):
         self._variables = _variables(model)
-        self._resets = _reset_optimizer(model)
+        self._resets = reset_optimizer(model)
         arrays = nests.arrays(batch)
         # Copies: to trace a step is to make one.
         values = [value.clone() for value in self._values()]
@@ -155,13 +154,6 @@ def _variables(model):
         *model.metrics_variables,
     ]
     return list({id(v): v for v in variables}.values())
-
-
-def _reset_optimizer(model):
-    for optimizer in wrapped(model.optimizer):
-        if isinstance(optimizer, UnitResetOptimizer):
-            return optimizer
-    return None
 
 
 def _current(scope, variable, value):

@@ -202,6 +202,31 @@ def test_learners_side_by_side_equal_the_loops(case, monkeypatch):
         assert_same_state(state, expected_state)
 
 
+@pytest.mark.parametrize("how", ["of its own", "changed later"])
+@pytest.mark.skipif(_BACKEND != "jax", reason="Others have a program each.")
+def test_one_program_has_room_for_all_learners(how, monkeypatch):
+    def build(learner):
+        model = make_model(activation="relu", seed=learner)
+        rate = 0.8 if learner and how == "of its own" else 0.01
+        optimizer = continual_backprop(momentum(), replacement_rate=rate)
+        model.compile(optimizer, "mse")
+        return model
+
+    def fit():
+        trainer = OnlineTrainer(build, 2)
+        trainer.fit(Stream, num_tasks=1)
+        if how == "changed later":
+            with trainer.edit(1) as model:
+                model.optimizer.replacement_rate = 0.8
+        trainer.fit(Stream, first_task=1, num_tasks=1)
+        return num_replaced(trainer.model(1))
+
+    expected = fit()
+    monkeypatch.setattr(backend, "avoids_branches", lambda: True)
+    assert fit() == expected
+    assert min(expected) > 60
+
+
 def test_a_rate_that_was_raised_is_made_up_for(monkeypatch):
     # The step was compiled for one unit of each layer at most.
     monkeypatch.setattr(backend, "avoids_branches", lambda: True)
