@@ -215,14 +215,16 @@ def test_a_loaded_model_continues_as_if_never_stopped(outer, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", mostly_slow(_OPTIMIZERS, "inside_another", "loss_scale", "redo")
+    "name", mostly_slow(_OPTIMIZERS, "inside_another", "redo")
 )
 def test_optimizers(name, tmp_path):
     model = _trained(optimizer=name)
     _check_continues(_save_and_load(model, tmp_path), model)
 
 
-@pytest.mark.parametrize("kind", ["sequential", "functional"])
+@pytest.mark.parametrize(
+    "kind", mostly_slow(["sequential", "functional"], "functional")
+)
 def test_clone(kind):
     model = _trained(_OUTER[kind])
     clone = keras.models.clone_model(model)
@@ -328,7 +330,7 @@ class TestStatedAfterLoading:
         _check_continues(loaded, model)
 
     @pytest.mark.parametrize(
-        "name", mostly_slow(_OPTIMIZERS, "inside_another", "loss_scale_between")
+        "name", mostly_slow(_OPTIMIZERS, "loss_scale_between")
     )
     def test_continues_as_if_never_stopped(self, name, tmp_path):
         model = self._trained(name)

@@ -84,6 +84,9 @@ def test(python, backend, arguments, slow, cache):
         TF_CPP_MIN_LOG_LEVEL="3",
         # On JAX most of the time goes into compiling, often what another test
         # has compiled before.
+        # There are as many processes as cores.
+        TF_NUM_INTRAOP_THREADS="1",
+        TF_NUM_INTEROP_THREADS="1",
         JAX_COMPILATION_CACHE_DIR=cache,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",

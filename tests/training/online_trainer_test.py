@@ -448,18 +448,17 @@ def test_too_many_learners_for_the_memory(monkeypatch):
         OnlineTrainer(build, 50).fit(lambda i: ArrayStream(seed=i))
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", mostly_slow([False, True], True))
 def test_learners_train_in_groups_that_fit(checkpointed, monkeypatch, tmp_path):
     def build_learner(learner):
         return build(seed=learner, method="cbp")
 
     def fit(**arguments):
-        trainer = OnlineTrainer(build_learner, 5)
+        trainer = OnlineTrainer(build_learner, 3)
         done = []
         results = trainer.fit(
             lambda learner: TestedStream(seed=learner),
             batch_size=2,
-            epochs=2,
             callbacks=[Progress(done)],
             **arguments,
         )
@@ -486,11 +485,11 @@ def test_learners_train_in_groups_that_fit(checkpointed, monkeypatch, tmp_path):
     else:
         trainer, results = fit()
     (message,) = {text for text in messages if "learners side" in text}
-    assert "they train in 3 groups of up to 2" in message
+    assert "they train in 2 groups of up to 2" in message
     assert list(results) == list(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(results[name], values, rtol=1e-4)
-    for learner in range(5):
+    for learner in range(3):
         assert_same_weights(
             trainer.model(learner),
             expected_trainer.model(learner),
