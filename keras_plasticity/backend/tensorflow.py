@@ -33,11 +33,13 @@ def repeat(times, body, variables):
 def keep_if(condition, body, variables):
     """See `keras_plasticity.backend`."""
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    is_alone = context is None or context.num_replicas_in_sync == 1
+    if is_alone and platform() == "cpu":
         return tf.cond(
             condition, lambda: tf.cast(body(), tf.int32), lambda: tf.constant(0)
         )
-    # Replicas cannot assign variables within a condition.
+    # A branch is dear on an accelerator, and replicas cannot assign variables
+    # within one.
     before = [tf.identity(v.value) for v in variables]
     result = body()
     for variable, value in zip(variables, before):

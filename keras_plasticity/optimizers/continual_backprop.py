@@ -254,6 +254,7 @@ class ContinualBackprop(UnitResetOptimizer):
             for outgoing in units.outgoing:
                 outgoing.consumer.check_folds_constants(units.layer)
         type(self).replacement_rate.build_for(self, units)
+        units.waiting = units.add_variable("waiting", (), "int32")
 
     def update_statistics(self, units):
         units.mean_activation.assign(
@@ -308,16 +309,16 @@ class ContinualBackprop(UnitResetOptimizer):
             ops.sum(mature),
             type(self).replacement_rate.digits_now(self, units),
         )
-        most = self.room(units)
-        if most is not None and backend.avoids_branches():
-            # A rate that was raised after the step was compiled: what is too
-            # much for it waits.
-            waiting = ops.maximum(due - most, 0)
-            due = due - waiting
-            first = ops.arange(count.shape[0]) == 0
-            count = count + ops.where(first, waiting * units.rate_base, 0)
         units.count.assign(count)
-        return due
+        most = self.room(units)
+        if most is None or not backend.avoids_branches():
+            return due
+        # A rate that was raised after the step was compiled: units for which
+        # it has no room wait.
+        due = due + units.waiting.value
+        now = ops.minimum(due, ops.minimum(ops.sum(mature), most))
+        units.waiting.assign(ops.minimum(due - now, units.size))
+        return now
 
     def choose(self, units):
         return functional.least_useful_unit(

@@ -189,9 +189,6 @@ class HiddenNetwork:
     def set_next_centers(self):
         for inputs in self._inputs.values():
             inputs.set_next_center()
-
-    def forget_observations(self):
-        for inputs in self._inputs.values():
             inputs.forget()
 
     def not_finite(self):

@@ -324,7 +324,8 @@ class HiddenUnits:
                     index,
                     ops.zeros(view.part_shape, view.variable.dtype),
                 )
-            # Of the first value to come, the mean is that value.
+            # Of the first value to come, the mean is that value. (Where units
+            # are replaced after a step, nothing else says so.)
             for variable in outgoing.inputs.center_variables():
                 center = WeightView.of(variable, 0)
                 for view, index in outgoing.feature_map.slices(center, unit):

@@ -388,9 +388,8 @@ class UnitResetOptimizer(OptimizerWrapper):
                 lambda units=units: self._update_units(units),
                 units.variables,
             )
-        self._network.set_next_centers()
         self._replace(hidden)
-        self._network.forget_observations()
+        self._network.set_next_centers()
 
     def _update_units(self, units):
         """One update of the units of a layer; returns how many are due."""

@@ -49,6 +49,7 @@ class JaxLoop:
         for model in models:
             if self._model is None:
                 self._model = model
+                _make_room_for(model, model)
                 self._same_program = _SameProgram(model, batch)
             else:
                 self._same_program.check(model)
@@ -69,15 +70,16 @@ class JaxLoop:
         self._states = states
         self._initial_metrics = [state[3] for state in states]
         self.reset_metrics()
+        # Not where JAX would put data, which depends on the thread.
+        devices = states[0][0][0].devices()
+        self._device = next(iter(devices)) if len(devices) == 1 else None
 
     def put(self, data):
         """List of the data that belong to each of the states."""
-        if self._is_stacked:
-            return [jax.device_put(data)]
-        return [
-            jax.device_put(nests.take(data, i))
-            for i in range(self.num_learners)
-        ]
+        parts = [data]
+        if not self._is_stacked:
+            parts = [nests.take(data, i) for i in range(self.num_learners)]
+        return [jax.device_put(part, self._device) for part in parts]
 
     def run(self, data, batches):
         function = self._function(data, batches)
@@ -121,8 +123,7 @@ class JaxLoop:
         return self._model
 
     def load_from_model(self, learner):
-        if _make_room_for(self._model, self._model):
-            self._functions.clear()
+        self._make_room()
         new = _get_state(self._model)
         if self._is_stacked:
             (old,) = self._states
@@ -132,6 +133,13 @@ class JaxLoop:
             ]
             learner = 0
         self._states[learner] = new
+
+    def _make_room(self):
+        """Compiles anew if the model's settings need another program."""
+        if not backend.avoids_branches():
+            return
+        if _make_room_for(self._model, self._model):
+            self._functions.clear()
 
     def get_state(self):
         states = [_without_metrics(state) for state in self._states]
@@ -149,6 +157,10 @@ class JaxLoop:
                     )
                     for old, value in zip(part, values)
                 ]
+        if backend.avoids_branches():
+            for learner in range(self.num_learners):
+                self.model(learner)
+                self._make_room()
 
     def _vmap(self, function, in_axes=0):
         return jax.vmap(function, in_axes) if self._is_stacked else function

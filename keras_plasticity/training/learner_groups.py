@@ -147,6 +147,11 @@ class Stopwatch:
         self._calls = 0
         self._most_calls = 1
 
+    def forget(self):
+        """Forgets calls that were not waited for, of an interrupted run."""
+        self._start = None
+        self._calls = 0
+
     def run(self, loop, data, batches):
         """Calls `loop.run`."""
         if self._start is None:
@@ -167,5 +172,4 @@ class Stopwatch:
             self._most_calls = max(1, self._most_calls // 2)
         elif self._calls == self._most_calls and seconds < _SECONDS_AHEAD / 2:
             self._most_calls *= 2
-        self._calls = 0
-        self._start = None
+        self.forget()

@@ -18,6 +18,8 @@ class ModelsLoop:
     ):
         self.num_learners = num_learners
         self.jit_compile = jit_compile
+        # The loop of the first group of learners, which has what all share.
+        self.first = self if first is None else first
         self._models = list(models)
 
     def to_device(self, array):
@@ -49,9 +51,6 @@ class ModelsLoop:
         # Metrics are named after outputs, which have other names in each model.
         numbers = zip(*(map(float, log.values()) for log in logs), strict=True)
         return dict(zip(logs[0], map(np.array, numbers)))
-
-    def wait(self):
-        pass
 
     def model(self, learner):
         return self._models[learner]

@@ -79,10 +79,11 @@ class OnlineTrainer:
         jit_compile: Boolean, or `"auto"` (default): whether steps are compiled
             (on TensorFlow by XLA, on PyTorch by `torch.compile`'s compiler),
             whatever the models' own `jit_compile` says of their `fit`. With
-            `"auto"` they are if there are 10,000 steps or more to make, fewer
-            of which do not make up for the time that compiling takes. Where
-            it is not possible, or slower, a warning says why. With `True` it
-            is an error if they cannot be compiled. JAX always compiles.
+            `"auto"` they are if there are 10,000 steps or more to make in the
+            first `fit`: fewer do not make up for the time that compiling
+            takes. Where it is not possible, or slower, a warning says why.
+            With `True` it is an error if they cannot be compiled. JAX always
+            compiles.
 
     Attributes:
         train_seconds: Float, the time spent in training steps.
@@ -156,6 +157,7 @@ class OnlineTrainer:
         self._build_model = (lambda learner: model) if is_model else model
         self._is_model_given = is_model
         self._learners = None
+        self._prefetches = False
         self._stopwatch = Stopwatch()
 
     @property
@@ -247,6 +249,7 @@ class OnlineTrainer:
             callback.trainer = self
         self.interrupted = False
         self.resumed_from = None
+        self._stopwatch.forget()
         settings = {
             "backend": keras.backend.backend(),
             "num_learners": self.num_learners,
@@ -266,7 +269,8 @@ class OnlineTrainer:
             try:
                 for task, data in coming:
                     if self._learners is None:
-                        self._build(data, len(tasks) * epochs)
+                        number = len(tasks) * epochs
+                        self._build(data, number, self.jit_compile)
                     results.append(
                         self._run_task(task, data, epochs, callbacks, loader)
                     )
@@ -355,7 +359,7 @@ class OnlineTrainer:
                 )
         return streams
 
-    def _build(self, data, epochs):
+    def _build(self, data, epochs, jit_compile):
         """Builds the learners, for so many epochs of such data."""
         start = time.perf_counter()
         first = self._built_model(0, data)
@@ -373,14 +377,15 @@ class OnlineTrainer:
                     )
                 yield model
 
-        jit_compile = self.jit_compile
-        if jit_compile == "auto" and keras.backend.backend() != "jax":
-            steps = epochs * math.ceil(data.num_examples / data.batch_size)
-            if steps < _FEWEST_STEPS_TO_COMPILE:
+        steps = epochs * math.ceil(data.num_examples / data.batch_size)
+        if steps < _FEWEST_STEPS_TO_COMPILE and jit_compile == "auto":
+            if keras.backend.backend() != "jax":
                 jit_compile = False
+        self._jit_compiles = jit_compile
         self._learners = LearnerGroups(
             Loop, models(), sizes, data.first_batch(0), jit_compile
         )
+        self._prefetches = len(sizes) == 1 and backend.platform() != "cpu"
         weights = sizes[0] * first.count_params()
         self._most_steps = int(
             np.clip(
@@ -398,8 +403,8 @@ class OnlineTrainer:
         for each in batches:
             key = group.learners, each.kind
             if key not in self._compiled:
-                self._compiled.add(key)
                 group.loop.compile(data, each)
+                self._compiled.add(key)
         self.compile_seconds += time.perf_counter() - start
 
     def _restore(self, saved, tasks, epochs, callbacks, loader):
@@ -413,7 +418,11 @@ class OnlineTrainer:
         if self._learners is None:
             # A finished run must have its models, too.
             data = loader.load(tasks[min(done, len(tasks) - 1)])
-            self._build(data, len(tasks) * epochs)
+            # As it was before the interruption.
+            jit_compile = self.jit_compile
+            if jit_compile == "auto":
+                jit_compile = saved.progress["jit_compile"]
+            self._build(data, len(tasks) * epochs, jit_compile)
         shapes = [
             [a.shape for a in state]
             for state in (saved.state, self._learners.get_state())
@@ -468,10 +477,8 @@ class OnlineTrainer:
 
     def _prepare(self, data):
         """Moves the next task's data to an accelerator while one trains."""
-        if self._learners is None or backend.platform() == "cpu":
-            return
-        group, *others = self._learners.groups
-        if not others:
+        if self._prefetches:
+            (group,) = self._learners.groups
             data.on_device = group.loop.put(data.data)
 
     def _run_task(self, task, data, epochs, callbacks, loader):
@@ -578,6 +585,7 @@ class _Saver:
                 "tasks_done": len(results),
                 "train_seconds": trainer.train_seconds,
                 "compile_seconds": trainer.compile_seconds,
+                "jit_compile": trainer._jit_compiles,
                 "callbacks": [each.get_state() for each in self._callbacks],
             },
             results=_stack(results),

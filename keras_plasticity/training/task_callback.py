@@ -25,11 +25,12 @@ class TaskCallback:
         """
 
     def on_progress(self, task: int, done: float):
-        """Called after each chunk of a task.
+        """Called now and then during a task.
 
         Args:
             task: Integer, the task's index.
-            done: Float in (0, 1], the fraction of the task that is done.
+            done: Float in (0, 1], the fraction of the task that is done, or
+                will be within about a second.
         """
 
     def on_task_end(self, task: int, results: dict[str, np.ndarray]):

@@ -21,15 +21,13 @@ class TensorFlowLoop(models_loop.ModelsLoop):
         self, models, num_learners, batch, jit_compile="auto", first=None
     ):
         super().__init__(models, num_learners, batch, jit_compile, first)
-        if first is not None:
-            self._uses_xla = first._uses_xla
-        elif jit_compile == "auto":
-            reason = _reason_without_xla(self._models[0], batch)
-            self._uses_xla = reason is None
+        if first is None:
+            reason = None
+            if jit_compile == "auto":
+                reason = _reason_without_xla(self._models[0], batch)
+            self._uses_xla = bool(jit_compile) and reason is None
             if reason is not None:
                 _say_without_xla(reason)
-        else:
-            self._uses_xla = jit_compile
         self._functions = {}
         self._test_functions = [
             tf.function(model.test_step, jit_compile=model.jit_compile)
@@ -56,6 +54,10 @@ class TensorFlowLoop(models_loop.ModelsLoop):
                 for variable, value in zip(variables, values):
                     variable.assign(value)
 
+    def wait(self):
+        if backend.platform() != "cpu":
+            tf.test.experimental.sync_devices()
+
     def evaluate(self, data, examples):
         for function, part in zip(self._test_functions, data):
             function(nests.take(part, examples))
@@ -64,20 +66,21 @@ class TensorFlowLoop(models_loop.ModelsLoop):
         where = self.where(learner, batches)
         try:
             self._function(learner, batches)(data, where)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
-            if not self._uses_xla or self.jit_compile != "auto":
+        except tf.errors.OpError as error:
+            if not self.first._uses_xla or self.jit_compile != "auto":
                 raise
-            self._uses_xla = False
+            self.first._uses_xla = False
             self._functions.clear()
             # What is wrong with the data fails here, too.
             self._function(learner, batches)(data, where)
-            _say_without_xla("refuses one of its operations")
+            reason = " ".join(str(error).split())[:200]
+            _say_without_xla(f"could not compile it: {reason}")
 
     def _function(self, learner, batches):
         key = learner, batches.kind
         if key not in self._functions:
             self._functions[key] = _make_function(
-                self._models[learner], batches, self._uses_xla
+                self._models[learner], batches, self.first._uses_xla
             )
         return self._functions[key]
 
@@ -136,7 +139,7 @@ def _has_convolutions(model, batch):
 
 def _say_without_xla(reason):
     logging.warning(
-        "TensorFlow trains this model without XLA, which %s. To choose by "
-        "yourself, set `jit_compile` of the `OnlineTrainer`.",
+        "TensorFlow trains this model without XLA, which %s. Not to be told, "
+        "set `jit_compile` of the `OnlineTrainer`.",
         reason,
     )

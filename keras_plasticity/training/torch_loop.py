@@ -1,6 +1,7 @@
 """The engine's inner loop on PyTorch, over compiled steps or eager ones."""
 
 import keras
+import numpy as np
 import torch
 from absl import logging
 
@@ -19,57 +20,72 @@ class TorchLoop(models_loop.ModelsLoop):
         self, models, num_learners, batch, jit_compile="auto", first=None
     ):
         super().__init__(models, num_learners, batch, jit_compile, first)
-        self._compiles = bool(jit_compile if first is None else first._compiles)
-        # Those of a batch size and a learner, and those that they share.
+        self._device = self._models[0].variables[0].value.device
+        # Of a learner, a batch size and what is trained.
         self._steps = {}
-        self._programs = {} if first is None else first._programs
+        if first is None:
+            self._compiles = bool(jit_compile)
+            # Learners share programs.
+            self._programs = {}
 
     def to_device(self, array):
-        return keras.ops.convert_to_tensor(array)
+        # Not where Keras would put it, which depends on the thread. Of one
+        # layout, which compiled programs do not check.
+        array = keras.ops.convert_to_tensor(np.ascontiguousarray(array))
+        return array.to(self._device)
 
     def run(self, data, batches):
         for learner, (model, part) in enumerate(zip(self._models, data)):
-            part = _in_order(part, self.where(learner, batches), batches)
-            if self._compiles:
-                arrays = [
-                    array.split(batches.size) for array in nests.arrays(part)
-                ]
-                self._steps[learner, batches.size].run(zip(*arrays))
-            else:
+            step = self._step(learner, part, batches)
+            where = None
+            if batches.order is not None:
+                where = self.where(learner, batches)
+            part = _in_order(part, where, batches)
+            if step is None:
                 _train(model, part, batches)
+            else:
+                arrays = nests.arrays(part)
+                step.run(zip(*[a.split(batches.size) for a in arrays]))
 
     def compile(self, data, batches):
-        if not self._compiles:
-            return
-        try:
-            for learner, part in enumerate(data):
-                self._compile_step(learner, part, batches)
-        except Exception as error:  # Of the compiler, or of a user's layer.
-            if self.jit_compile is True:
-                raise
-            self._compiles = False
-            logging.warning(
-                "PyTorch trains this model by an eager loop, as its step "
-                "cannot be compiled: %s. Not to be told, set "
-                "`jit_compile=False` of the `OnlineTrainer`.",
-                " ".join(str(error).split())[:300] or repr(error),
-            )
+        for learner, part in enumerate(data):
+            self._step(learner, part, batches)
 
-    def _compile_step(self, learner, data, batches):
-        if (learner, batches.size) in self._steps:
-            return
-        model = self._models[learner]
+    def wait(self):
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _step(self, learner, data, batches):
+        """A learner's compiled step; `None` if there is none."""
+        if not self.first._compiles:
+            return None
+        trained = map(id, self._models[learner].trainable_variables)
+        key = learner, batches.size, tuple(trained)
+        if key not in self._steps:
+            stop = batches.start + batches.size
+            batch = nests.take(data, slice(batches.start, stop))
+            try:
+                self._steps[key] = self._compiled(self._models[learner], batch)
+            except Exception as error:  # Of the compiler, or a user's layer.
+                if self.jit_compile is True:
+                    raise
+                self.first._compiles = False
+                logging.warning(
+                    "PyTorch trains this model by an eager loop, as its step "
+                    "cannot be compiled: %s. Not to be told, set "
+                    "`jit_compile=False` of the `OnlineTrainer`.",
+                    " ".join(str(error).split())[:300] or repr(error),
+                )
+                return None
+        return self._steps[key]
+
+    def _compiled(self, model, batch):
         if type(model).train_step is not keras.Model.train_step:
             raise NotImplementedError("it has a `train_step` of its own")
         # Not before it is asked for: to import the compiler takes a second.
         from keras_plasticity.training.torch_program import TorchProgram
 
-        batch = nests.take(
-            data, slice(batches.start, batches.start + batches.size)
-        )
-        self._steps[learner, batches.size] = TorchProgram(
-            model, batch, self._programs
-        )
+        return TorchProgram(model, batch, self.first._programs)
 
     def evaluate(self, data, examples):
         with torch.no_grad():

@@ -15,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_plasticity import keras_compat
 from keras_plasticity.backend import torch as torch_backend
+from keras_plasticity.optimizers.inner_optimizers import wrapped
+from keras_plasticity.optimizers.l2 import L2
 from keras_plasticity.optimizers.unit_reset_optimizer import reset_optimizer
 from keras_plasticity.training import nests
 
@@ -37,16 +39,18 @@ class TorchProgram:
 
     def __init__(self, model, batch, programs):
         self._variables = _variables(model)
-        self._resets = reset_optimizer(model)
+        self._resets = _resets_of(model)
         arrays = nests.arrays(batch)
         # Copies: to trace a step is to make one.
         values = [value.clone() for value in self._values()]
         with torch.no_grad():
             graph = make_fx(self._step(model, batch))(*arrays, *values)
-        key = _key(graph, [*arrays, *values])
-        if key not in programs:
-            programs[key] = _compiled(graph, arrays, values)
-        self._program = programs[key]
+            key = _key(graph, [*arrays, *values])
+            if key not in programs:
+                programs[key] = _compiled(graph, [*arrays, *values])
+            self._program = programs[key]
+            if any(value.device.type == "cuda" for value in values):
+                self._program = _Captured(self._program, arrays, self._values())
 
     def run(self, batches):
         """Makes one training step for each batch.
@@ -91,6 +95,14 @@ class TorchProgram:
                     grads,
                     [*values[:num_trainable], *updated],
                 )
+            # None of them may be what another one is about to overwrite.
+            memory = {_memory(value) for value in values}
+            updated = [
+                new.clone()
+                if new is not value and _memory(new) in memory
+                else new
+                for value, new in zip(values, updated)
+            ]
             for value, new in zip(values, updated):
                 if new is not value:
                     value.copy_(new)
@@ -137,7 +149,12 @@ class TorchProgram:
             model.compute_metrics(x, y, outputs, *sample_weight)
         due = None
         if self._resets is not None:
-            due = torch.stack([torch.as_tensor(n) for n in numbers])
+            due = torch.stack(
+                [
+                    torch.as_tensor(n, dtype=torch.int32, device=loss.device)
+                    for n in numbers
+                ]
+            )
             due = due.sum(), due
         return due, [
             _current(scope, variable, value)
@@ -156,6 +173,24 @@ def _variables(model):
     return list({id(v): v for v in variables}.values())
 
 
+def _memory(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def _resets_of(model):
+    """The optimizer whose units are replaced after a step; `None` without."""
+    resets = reset_optimizer(model)
+    if resets is None or not resets.hidden:
+        return None
+    for optimizer in wrapped(model.optimizer):
+        if optimizer is resets:
+            return resets
+        if not isinstance(optimizer, L2):
+            raise NotImplementedError(
+                f"`{type(optimizer).__name__}` may act after units are replaced"
+            )
+
+
 def _current(scope, variable, value):
     new = scope.get_current_value(variable)
     return value if new is None else new
@@ -163,62 +198,52 @@ def _current(scope, variable, value):
 
 def _key(graph, tensors):
     """What tells two programs apart: their code, shapes and constants."""
-    constants = {
-        name: (value.dtype, value.shape, value.tolist())
-        for name, value in vars(graph).items()
-        if isinstance(value, torch.Tensor)
-    }
+    constants = [
+        (name, value.dtype, value.shape, value.cpu().numpy().tobytes())
+        for name, value in [*graph.named_buffers(), *graph.named_parameters()]
+    ]
     kinds = [(t.shape, t.dtype, t.stride(), t.device) for t in tensors]
     return graph.code, str(kinds), str(constants)
 
 
-def _compiled(graph, arrays, values):
-    # Shapes are as traced: to check them costs more than some of the kernels.
-    program = compile_graph(
-        graph, [*arrays, *values], options={"size_asserts": False}
-    )
-    if all(value.device.type != "cuda" for value in values):
-        return program
-    return _CapturedPrograms(program, arrays, values)
+def _compiled(graph, tensors):
+    # Shapes and strides are as traced: to check them costs more than some of
+    # the kernels.
+    return compile_graph(graph, tensors, options={"size_asserts": False})
 
 
-class _CapturedPrograms:
-    """A compiled program as one CUDA graph for each set of variables.
+class _Captured:
+    """A compiled program as a CUDA graph.
 
-    A graph is bound to the memory that it was captured with: it reads its data
-    from tensors of its own, into which those of each step are copied.
+    It is bound to the memory that it was captured with: it reads the data of a
+    step from tensors of its own, into which they are copied.
     """
 
     def __init__(self, program, arrays, values):
-        self._program = program
         self._arrays = [torch.empty_like(array) for array in arrays]
-        self._graphs = {}
+        before = [value.clone() for value in values]
+        try:
+            self._capture(program, [*self._arrays, *values])
+        finally:
+            # What was run has trained.
+            for value, old in zip(values, before):
+                value.copy_(old)
 
     def __call__(self, *tensors):
-        number = len(self._arrays)
-        values = tensors[number:]
-        for static, array in zip(self._arrays, tensors[:number]):
+        for static, array in zip(self._arrays, tensors):
             static.copy_(array)
-        key = tuple(value.data_ptr() for value in values)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(values)
-        graph, due = self._graphs[key]
-        graph.replay()
-        return due
+        self._graph.replay()
+        return self._due
 
-    def _capture(self, values):
-        before = [value.clone() for value in values]
+    def _capture(self, program, tensors):
         # As PyTorch asks for: some runs first, on a stream of their own.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._program(*self._arrays, *values)
+                program(*tensors)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            due = self._program(*self._arrays, *values)
-        # Those runs have trained.
-        for value, old in zip(values, before):
-            value.copy_(old)
-        return graph, due
+        self._graph = torch.cuda.CUDAGraph()
+        # Another thread may load the next task meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._due = program(*tensors)

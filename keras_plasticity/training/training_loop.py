@@ -22,8 +22,8 @@ class TrainingLoop(Protocol):
         batch: The data of one step of one learner, a tuple `(x, y)` or
             `(x, y, sample_weight)` of nests of arrays.
         jit_compile: Boolean or `"auto"`, see `OnlineTrainer`.
-        first: The loop of the first group of learners, whose compiled
-            programs this one shares; `None` if this is the first.
+        first: The loop of the first group of learners, with which this one
+            shares what it can; `None` if this is the first.
     """
 
     def __init__(

@@ -226,6 +226,27 @@ def test_one_program_has_room_for_all_learners(how, monkeypatch):
     assert min(expected) > 60
 
 
+def test_a_rate_that_was_raised_far(monkeypatch):
+    # The step has room for one unit of each layer.
+    monkeypatch.setattr(backend, "avoids_branches", lambda: True)
+    dims = (4, 100, 100, 3)
+    model = make_model(dims, activation="relu")
+    optimizer = continual_backprop(momentum(), replacement_rate=1e-4)
+    model.compile(optimizer, "mse")
+    x, y = make_data(40, dims)
+    model.fit(x, y, batch_size=4, verbose=0)
+    rate = type(optimizer).replacement_rate
+    rate.assign(optimizer, 0.5)
+    before = num_replaced(model)
+    model.fit(x, y, batch_size=4, epochs=10, verbose=0)
+    # One in every update, and no more wait than there are.
+    assert [n - b for n, b in zip(num_replaced(model), before)] == [100, 100]
+    waiting = [int(to_numpy(units.waiting)) for units in optimizer.hidden]
+    assert waiting == [100, 100]
+    for layer in model.layers[:-1]:
+        assert to_numpy(layer.age).min() >= 0
+
+
 def test_a_rate_that_was_raised_is_made_up_for(monkeypatch):
     # The step was compiled for one unit of each layer at most.
     monkeypatch.setattr(backend, "avoids_branches", lambda: True)

@@ -178,12 +178,7 @@ def assert_same(actual, expected):
 )
 def test_equals_the_eager_loop(case, is_compiled, monkeypatch):
     if not is_compiled:
-        # What was traced, run as it is: the compiler takes seconds each time.
-        from keras_plasticity.training import torch_program
-
-        monkeypatch.setattr(
-            torch_program, "compile_graph", lambda graph, *args, **kwargs: graph
-        )
+        uncompiled(monkeypatch)
 
     def run(jit_compile):
         def build_learner(learner):
@@ -303,6 +298,165 @@ def test_without_a_compiler(monkeypatch):
     assert "No working C++ compiler" in message
 
 
+def uncompiled(monkeypatch):
+    """What was traced is run as it is: the compiler takes seconds each time."""
+    from keras_plasticity.training import torch_program
+
+    monkeypatch.setattr(
+        torch_program, "compile_graph", lambda graph, *args, **kwargs: graph
+    )
+
+
+def with_momentum(learner):
+    model = dense()
+    momentum = [0.9, 0.5][learner]
+    model.compile(keras.optimizers.SGD(0.05, momentum=momentum), "mse")
+    return model
+
+
+class Bounded(optimizers.OptimizerWrapper):
+    """Keeps all weights small, those of new units too."""
+
+    def make_step(self, grads, variables):
+        self.apply_inner(grads, variables)
+        for variable in variables:
+            if not self.is_statistic(variable):
+                bound = keras.ops.clip(variable.value, -0.1, 0.1)
+                variable.assign(bound)
+
+
+class Previous(optimizers.OptimizerWrapper):
+    """Keeps the weights of the step before."""
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.previous = self.add_copy(variables[0], "previous")
+
+    def make_step(self, grads, variables):
+        self.previous.assign(variables[0].value)
+        self.apply_inner(grads, variables)
+
+
+def with_previous(learner):
+    model = dense()
+    model.compile(Previous(keras.optimizers.SGD(0.05)), "mse")
+    return model
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="Of PyTorch's programs.")
+@pytest.mark.parametrize("build_model", [with_momentum, with_previous])
+def test_what_programs_depend_on(build_model, monkeypatch):
+    uncompiled(monkeypatch)
+    assert not fall_back(build_model, monkeypatch)
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="Of PyTorch's programs.")
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        Bounded,
+        lambda inner: optimizers.ShrinkAndPerturbByInitializer(
+            inner, shrink=0.9, perturb=0.0, seed=0
+        ),
+    ],
+)
+def test_what_acts_after_units_are_replaced(wrapper, monkeypatch):
+    def build_model(learner):
+        model = dense()
+        model.compile(wrapper(continual_backprop()), "mse")
+        return model
+
+    uncompiled(monkeypatch)
+    (message,) = fall_back(build_model, monkeypatch)
+    assert "may act after units are replaced" in message
+
+
+class AnyLayout(Stream):
+    """Data of another layout in memory in the second task."""
+
+    def task(self, index):
+        x, y = super().task(index)
+        return (np.asfortranarray(x) if index else x), y
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_the_layout_of_data_does_not_matter(in_order):
+    def run(kind):
+        class Source(kind):
+            order = kind.order if in_order else None
+
+        if not in_order:
+            del Source.order
+        trainer = OnlineTrainer(lambda i: build("plain"), 1, True)
+        return trainer.fit(Source, batch_size=4)
+
+    class Plain(Stream):
+        pass
+
+    expected, results = run(Plain), run(AnyLayout)
+    for name, values in expected.items():
+        np.testing.assert_allclose(results[name], values, rtol=1e-4)
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="Others trace as slowly.")
+def test_interrupted_while_it_compiles(monkeypatch):
+    from keras_plasticity.training import torch_loop
+
+    uncompiled(monkeypatch)
+    compiled = torch_loop.TorchLoop._compiled
+
+    def interrupt(*args):
+        monkeypatch.setattr(torch_loop.TorchLoop, "_compiled", compiled)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch_loop.TorchLoop, "_compiled", interrupt)
+    trainer = OnlineTrainer(lambda i: build("plain"), 1, True)
+    assert trainer.fit(Stream) == {} and trainer.interrupted
+    assert trainer.fit(Stream)["loss"].shape == (2, 1)
+
+
+def test_a_resumed_run_is_compiled_as_before(tmp_path, monkeypatch):
+    path = str(tmp_path / "checkpoint.npz")
+    if _BACKEND == "torch":
+        uncompiled(monkeypatch)
+
+    def run(num_tasks, resume):
+        trainer = OnlineTrainer(lambda i: build("continual"), 1)
+        trainer.fit(
+            Stream,
+            batch_size=4,
+            num_tasks=num_tasks,
+            checkpoint=path,
+            resume=resume,
+        )
+        (group,) = trainer._learners.groups
+        return group.loop.jit_compile
+
+    assert run(1, resume=False) is False
+    monkeypatch.setattr(online_trainer, "_FEWEST_STEPS_TO_COMPILE", 0)
+    assert run(2, resume=True) is False
+
+
+@pytest.mark.skipif(_BACKEND != "torch", reason="Of PyTorch's programs.")
+def test_frozen_later(monkeypatch):
+    uncompiled(monkeypatch)
+
+    def run(jit_compile):
+        trainer = OnlineTrainer(lambda i: build("continual"), 1, jit_compile)
+        trainer.fit(Stream, batch_size=4, num_tasks=1)
+        model = trainer.model()
+        for layer in model.layers[:-1]:
+            layer.trainable = False
+        before = to_numpy(model.layers[0].kernel)
+        trainer.fit(Stream, batch_size=4, first_task=1, num_tasks=1)
+        np.testing.assert_array_equal(before, to_numpy(model.layers[0].kernel))
+        return [to_numpy(v) for v in model.variables]
+
+    for value, other in zip(run(True), run(False), strict=True):
+        np.testing.assert_allclose(value, other, rtol=2e-3, atol=1e-5)
+
+
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="Of XLA.")
 def test_convolutions_on_a_cpu_are_not_for_xla(monkeypatch):
     (message,) = fall_back(lambda i: build("convolutional", i), monkeypatch)
@@ -336,7 +490,7 @@ def with_unsupported(learner):
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="Of XLA.")
 def test_an_operation_that_xla_refuses(monkeypatch):
     (message,) = fall_back(with_unsupported, monkeypatch)
-    assert "without XLA, which refuses one of its operations" in message
+    assert "without XLA, which could not compile it: Detected" in message
     with pytest.raises(Exception, match="unsupported operations"):
         fit(OnlineTrainer(with_unsupported, 2, jit_compile=True))
 
