@@ -200,31 +200,21 @@ class JaxLoop:
 
     def _scan(self, batches):
         """All steps as one program, a function `(state, data, where)`."""
-        steps, size, is_ordered = batches.kind
 
         def scan(state, data, where):
-            def step(state, where):
-                return self._step(state, _take(data, where, size)), None
-
-            if not is_ordered:
-                where = where + size * jnp.arange(steps)
-            return jax.lax.scan(step, state, where)[0]
-
-        def scan_in_a_row(state, data, where):
-            data = nests.map_arrays(
-                lambda a: jnp.reshape(a, (steps, size, *a.shape[1:])),
-                _take(data, where, steps * size),
-            )
-            return jax.lax.scan(
-                lambda state, batch: (self._step(state, batch), None),
+            if batches.order is None:
+                where = where + batches.size * jnp.arange(batches.steps)
+            state, _ = jax.lax.scan(
+                lambda state, where: (
+                    self._step(state, _take(data, where, batches.size)),
+                    None,
+                ),
                 state,
-                data,
-            )[0]
+                where,
+            )
+            return state
 
-        # Of learners side by side, `vmap` brings what belongs to one step
-        # together beforehand. Alone, that would be a copy for nothing.
-        is_in_a_row = self._is_stacked and not is_ordered
-        return scan_in_a_row if is_in_a_row else scan
+        return scan
 
     def _one_by_one(self, data, batches):
         """Like `_scan`, as a Python loop over calls of one compiled step."""
