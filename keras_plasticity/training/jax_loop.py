@@ -76,8 +76,10 @@ class JaxLoop:
 
     def put(self, data):
         """List of the data that belong to each of the states."""
-        parts = [data]
-        if not self._is_stacked:
+        if self._is_stacked:
+            # What belongs to one step lies together.
+            parts = [nests.map_arrays(lambda a: np.swapaxes(a, 0, 1), data)]
+        else:
             parts = [nests.take(data, i) for i in range(self.num_learners)]
         return [jax.device_put(part, self._device) for part in parts]
 
@@ -106,9 +108,7 @@ class JaxLoop:
         jax.block_until_ready(self._states)
 
     def evaluate(self, data, examples):
-        function = self._jitted("evaluate", self._test)
-        if self._is_stacked:
-            examples = (slice(None), examples)
+        function = self._jitted("evaluate", self._test, (0, 1))
         for state, part in zip(self._states, data):
             state[3] = function(state, nests.take(part, examples))
 
@@ -165,11 +165,11 @@ class JaxLoop:
     def _vmap(self, function, in_axes=0):
         return jax.vmap(function, in_axes) if self._is_stacked else function
 
-    def _jitted(self, name, function):
+    def _jitted(self, name, function, in_axes=0):
         """A function of the state, and of other arguments, compiled."""
         key = name, self._is_stacked
         if key not in self._functions:
-            self._functions[key] = jax.jit(self._vmap(function))
+            self._functions[key] = jax.jit(self._vmap(function, in_axes))
         return self._functions[key]
 
     def _where(self, batches, learner):
@@ -192,7 +192,7 @@ class JaxLoop:
         return self._functions[key]
 
     def _trace(self, function, data, where):
-        in_axes = (0, 0, 0 if np.ndim(where) else None)
+        in_axes = (0, 1, 0 if np.ndim(where) else None)
         function = self._vmap(function, in_axes)
         function = jax.jit(function, donate_argnums=0)
         with _apply_after_backward(self._model.optimizer):
