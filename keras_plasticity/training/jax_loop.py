@@ -32,7 +32,7 @@ class JaxLoop:
     See `training_loop.TrainingLoop`. On an accelerator, and for small models on
     a CPU, the learners' states are stacked along a new first axis and `vmap`
     trains them side by side. The learners of larger models on a CPU run the
-    same program, each on its own state, as many at once as there are cores.
+    same program in turn, each on its own state.
     Only the first of all models is kept.
     """
 

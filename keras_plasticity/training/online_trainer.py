@@ -55,7 +55,7 @@ class OnlineTrainer:
 
     - JAX: a task is a compiled `lax.scan` over the model's `train_step`. All
         learners train side by side in one program (`vmap`). On a CPU only
-        models of up to 3,000 weights do; larger ones train one on each core.
+        models of up to 3,000 weights do; larger ones train in turn.
         On a CPU, models with convolutions train by a Python loop over one
         compiled step instead.
     - TensorFlow: a task is a `tf.function` with a loop, compiled by XLA;

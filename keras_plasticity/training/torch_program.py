@@ -8,6 +8,8 @@ the same program, and takes twice as long to call it, as it checks all of what
 Python might have changed.)
 """
 
+import contextlib
+
 import keras
 import torch
 from torch._inductor import compile as compile_graph
@@ -132,18 +134,15 @@ class TorchProgram:
     def _update(self, model, data, loss, outputs, grads, values):
         x, y, *sample_weight = data
         outputs = keras.tree.map_structure(lambda t: t.detach(), outputs)
-        numbers = []
+        put_off = contextlib.nullcontext()
+        if self._resets is not None:
+            put_off = self._resets.replacement_put_off()
         with (
             self._scope(values) as scope,
             keras_compat.update_one_by_one(model.optimizer),
         ):
-            if self._resets is None:
+            with put_off as numbers:
                 model.optimizer.apply(list(grads), model.trainable_variables)
-            else:
-                with self._resets.replacement_put_off() as numbers:
-                    model.optimizer.apply(
-                        list(grads), model.trainable_variables
-                    )
             size = nests.arrays(x)[0].shape[0]
             model.metrics[0].update_state(loss, sample_weight=size)
             model.compute_metrics(x, y, outputs, *sample_weight)

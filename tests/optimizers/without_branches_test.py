@@ -10,46 +10,20 @@ import numpy as np
 import pytest
 
 from keras_plasticity import backend
-from keras_plasticity import layers
 from keras_plasticity import optimizers
 from keras_plasticity.training import OnlineTrainer
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
+from tests.small_models import convolutional
+from tests.small_models import dense
+from tests.small_models import two_readers
 
 _BACKEND = keras.backend.backend()
 pytestmark = pytest.mark.skipif(
     _BACKEND == "torch", reason="On PyTorch the host runs every step."
 )
-
-
-def dense():
-    return make_model(activation="relu")
-
-
-def convolutional():
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras.layers.Reshape((2, 2, 1)),
-            layers.Conv2D(6, 2, padding="same", activation="relu"),
-            keras.layers.BatchNormalization(),
-            keras.layers.Flatten(),
-            layers.Dense(5, activation="relu"),
-            layers.Dense(3),
-        ]
-    )
-
-
-def two_readers():
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((4,))
-    hidden = layers.Dense(6, activation="relu")(inputs)
-    first = layers.Dense(5, activation="relu")(hidden)
-    both = keras.layers.Concatenate()([hidden, first])
-    return keras.Model(inputs, layers.Dense(3)(both))
 
 
 def continual_backprop(inner, **kwargs):

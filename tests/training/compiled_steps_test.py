@@ -10,9 +10,11 @@ from keras_plasticity import optimizers
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import online_trainer
 from tests.helpers import make_data
-from tests.helpers import make_model
 from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
+from tests.small_models import convolutional
+from tests.small_models import dense
+from tests.small_models import two_readers
 
 _BACKEND = keras.backend.backend()
 pytestmark = pytest.mark.skipif(
@@ -48,10 +50,6 @@ def continual_backprop(inner=None, **kwargs):
     return optimizers.ContinualBackprop(inner, seed=0, **kwargs)
 
 
-def dense():
-    return make_model(activation="relu")
-
-
 def normalized():
     keras.utils.set_random_seed(0)
     return keras.Sequential(
@@ -64,29 +62,6 @@ def normalized():
             layers.Dense(3),
         ]
     )
-
-
-def convolutional():
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras.layers.Reshape((2, 2, 1)),
-            layers.Conv2D(6, 2, padding="same", activation="relu"),
-            keras.layers.Flatten(),
-            layers.Dense(5, activation="relu"),
-            layers.Dense(3),
-        ]
-    )
-
-
-def two_readers():
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((4,))
-    hidden = layers.Dense(6, activation="relu")(inputs)
-    first = layers.Dense(5, activation="relu")(hidden)
-    both = keras.layers.Concatenate()([hidden, first])
-    return keras.Model(inputs, layers.Dense(3)(both))
 
 
 CASES = {
