@@ -35,7 +35,9 @@ def define_flags(flag_values):
 
 def run(flag_values, folders):
     if not folders:
-        raise app.UsageError("Name the log folders of one or more runs.")
+        raise app.UsageError(
+            "Name the log folders of one or more runs.", exitcode=2
+        )
     try:
         table = experiments.compare(
             [os.path.normpath(folder) for folder in folders],

@@ -17,7 +17,6 @@ References:
 """
 
 import functools
-import sys
 
 import keras
 from absl import flags
@@ -171,7 +170,7 @@ def run(flag_values):
         flag_values.num_examples, flag_values.examples_per_task
     )
     if rest or not num_tasks:
-        sys.exit(
+        raise flags.ValidationError(
             "--num_examples must be a multiple of --examples_per_task. "
             f"Received: --num_examples={flag_values.num_examples} "
             f"--examples_per_task={flag_values.examples_per_task}"

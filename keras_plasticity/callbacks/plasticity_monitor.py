@@ -16,6 +16,7 @@ from keras_plasticity.callbacks import probe
 from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.optimizers import inner_optimizers
+from keras_plasticity.training import AppendOnly
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.weights import weights_of
 
@@ -159,6 +160,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         # Kernels and replaced units of each learner at the last measurement.
         self._before = {}
         self._diverged = set()
+        # The step that was measured before the run was interrupted.
+        self._measured_before = None
         # The step of epoch 0 of this `fit`.
         self._first_step = 0
         # The names of the first learner's layers.
@@ -203,8 +206,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
 
     def on_task_begin(self, task, x, y):
         self._before = {}
-        if self._names is None:
-            self._names = _names(self.trainer.model(0))
+        self._first_names()
         measured = {}
         for learner in range(self.trainer.num_learners):
             if learner in self._diverged:
@@ -223,6 +225,12 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             )
             self._before[learner] = self._state(model)
         self._add(task, measured, self.trainer.num_learners)
+
+    def _first_names(self):
+        """The names of the first learner's layers."""
+        if self._names is None:
+            self._names = _names(self.trainer.model(0))
+        return self._names
 
     def on_task_end(self, task, results):
         broken = np.flatnonzero(~np.isfinite(results["loss"]))
@@ -252,15 +260,18 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     def get_state(self) -> dict[str, Any]:
         """The state to resume from.
 
-        It is complete between two tasks, or two calls of `fit`: changes are
-        then measured from the weights that a learner has at that time.
-
         Returns:
-            Dict that can be written as JSON.
+            Dict of lists, dicts, plain values, and arrays: within a task, the
+            weights at its start.
         """
         return {
-            "history": copy.deepcopy(self.history),
+            "history": AppendOnly(self.history[:-1]),
+            # The end of a task may add to it.
+            "last": copy.deepcopy(self.history[-1:]),
             "diverged": sorted(self._diverged),
+            "before": {
+                str(learner): state for learner, state in self._before.items()
+            },
         }
 
     def set_state(self, state: Mapping[str, Any]):
@@ -270,14 +281,22 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             state: What its `get_state` returned.
         """
         validation.check_mapping(
-            "state", state, ("history", "diverged"), "what `get_state` returned"
+            "state",
+            state,
+            ("history", "last", "diverged", "before"),
+            "what `get_state` returned",
         )
-        self.history = copy.deepcopy(state["history"])
+        self.history = copy.deepcopy([*state["history"], *state["last"]])
         self._diverged = set(state["diverged"])
+        self._before = {
+            int(learner): each for learner, each in state["before"].items()
+        }
+        if self._before:
+            self._measured_before = self.history[-1]["step"]
 
     def _names_in_first(self, model):
         """Dict from a layer's name in a learner's model to the first's."""
-        return dict(zip(_names(model), self._names))
+        return dict(zip(_names(model), self._first_names()))
 
     def _measure(self, model, x, y, names=None):
         """Measures a learner; `None` if it has diverged.
@@ -437,7 +456,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             # Imported here, so that TensorBoard is only needed for logs.
             from keras_plasticity.utils import SummaryWriter
 
-            self._writer = SummaryWriter(self._log_dir, first_step=step)
+            # What an interrupted run measured at the start of a task stays.
+            first_step = step + (step == self._measured_before)
+            self._writer = SummaryWriter(self._log_dir, first_step=first_step)
         return self._writer
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -70,6 +71,9 @@ class ShrinkAndPerturbTasks(TaskCallback):
                     weight.assign(
                         self.shrink * weight.value + self.perturb * new.value
                     )
+
+    def get_config(self) -> dict[str, Any]:
+        return {"shrink": self.shrink, "perturb": self.perturb}
 
     def get_state(self) -> bool:
         return self._is_first

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,6 +38,9 @@ class ZeroWeights(TaskCallback):
         self.layers = validation.check_list(
             "layers", layers, str, "a list of the names of layers"
         )
+
+    def get_config(self) -> dict[str, Any]:
+        return {"layers": list(self.layers)}
 
     def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
         positions = []

@@ -10,6 +10,7 @@ from absl import logging
 
 from keras_plasticity import validation
 from keras_plasticity.experiments import device
+from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.methods import check_flag_values
 from keras_plasticity.experiments.methods import check_parts
@@ -99,11 +100,18 @@ def define_flags(
         allow_override=True,
         flag_values=flag_values,
     )
-    flags.DEFINE_boolean(
-        "resume",
-        False,
-        "Resume the run in --log_dir, to the same results as without an "
-        "interruption. A run that has ended can be resumed with more tasks.",
+    flags.DEFINE_flag(
+        flags.Flag(
+            parser=_ResumeParser(),
+            serializer=flags.ArgumentSerializer(),
+            name="resume",
+            default=False,
+            help_string="Resume the run in --log_dir, to the same results as "
+            "without an interruption. A run that has ended can be resumed with "
+            "more tasks. With --resume=auto a new one is started if there is "
+            f"none. {exit_status.ABOUT}",
+            boolean=True,
+        ),
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
@@ -153,10 +161,15 @@ def launch(
 ):
     """Runs a trainer from the command line. It does not return.
 
+    The exit status is 0 if all was done, 1 if something failed, 2 for wrong
+    flags, and 128 and the signal's number if a signal has ended it in order.
+
     Args:
         define_flags: Function that defines the trainer's flags in the
             `absl.flags.FlagValues` that it is called with.
         run: Function that is called with the parsed `absl.flags.FlagValues`.
+            An `absl.flags.Error` that it raises is told as one of the command
+            line.
 
     Example:
 
@@ -169,18 +182,41 @@ def launch(
     validation.check_function("define_flags", define_flags)
     validation.check_function("run", run)
 
-    def main(argv):
-        if len(argv) > 1:
-            raise app.UsageError(
-                f"All arguments are flags. Received: {' '.join(argv[1:])}"
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            exit_status.end(
+                f"{error}\n--help shows all flags.", exit_status.WRONG_FLAGS
             )
+        if len(rest) > 1:
+            exit_status.end(
+                f"All arguments are flags. Received: {' '.join(rest[1:])}\n"
+                "--help shows them.",
+                exit_status.WRONG_FLAGS,
+            )
+        return rest
+
+    def main(_):
         if not flags.FLAGS["verbosity"].present:
             # What JAX looks for, and how data are read, is no news.
             logging.set_verbosity(logging.WARNING)
-        run(flags.FLAGS)
+        try:
+            run(flags.FLAGS)
+        except flags.Error as error:
+            exit_status.end(str(error), exit_status.WRONG_FLAGS)
 
     define_flags(flags.FLAGS)
-    app.run(main)
+    app.run(main, flags_parser=parse)
+
+
+class _ResumeParser(flags.BooleanParser):
+    """Parses `--resume`, `--noresume`, and `--resume=auto`."""
+
+    syntactic_help = '<true|false|"auto">'
+
+    def parse(self, argument):
+        return "auto" if argument == "auto" else super().parse(argument)
 
 
 def _define_method_flags(flag_values, parts):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from keras_plasticity import utils
 from keras_plasticity import validation
 from keras_plasticity.experiments import figures
-from keras_plasticity.experiments import logs
 from keras_plasticity.experiments import runs
+from keras_plasticity.experiments import summary as summary_file
+from keras_plasticity.files import atomic_write
 
 
 def compare(
@@ -32,8 +33,9 @@ def compare(
     Raises:
         FileNotFoundError: If a folder holds no run that ended.
         ImportError: If matplotlib is not installed.
-        ValueError: If the runs are of different problems, or no run has
-            finished a task.
+        OSError: If `output` cannot be written.
+        ValueError: If a summary is damaged, if the runs are of different
+            problems, or if no run has finished a task.
 
     Example:
 
@@ -50,7 +52,9 @@ def compare(
     output = validation.check_path("output", output)
     if num_tasks is not None:
         num_tasks = validation.check_positive_integer("num_tasks", num_tasks)
-    summaries = {folder: logs.read_summary(folder) for folder in folders}
+    summaries = {
+        folder: summary_file.read_summary(folder) for folder in folders
+    }
     _check_same_problem(summaries)
     figures.check_matplotlib()
     # Of the settings of the figure, those of the first run hold for all.
@@ -73,9 +77,9 @@ def compare(
     os.makedirs(output, exist_ok=True)
     path = os.path.join(output, "comparison")
     figures.draw({**summary, "title": title}, labeled, path)
-    with open(f"{path}.md", "w") as file:
-        label = summary["metric"]["label"] + runs.bins_label(summary, labeled)
-        file.write(f"{title}: {label}\n\n{table}\n")
+    label = summary["metric"]["label"] + runs.bins_label(summary, labeled)
+    with atomic_write(f"{path}.md") as temporary:
+        temporary.write_text(f"{title}: {label}\n\n{table}\n", encoding="utf-8")
     return table
 
 

@@ -1,12 +1,11 @@
 """The device of a trainer's process, and how exactly it multiplies."""
 
-import sys
-
 import keras
 from absl import flags
 
 from keras_plasticity import backend
 from keras_plasticity import validation
+from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments.methods import check_flag_values
 from keras_plasticity.experiments.problem import Problem
 
@@ -78,10 +77,10 @@ def configure_backend(flag_values: flags.FlagValues, problem: Problem) -> str:
         try:
             backend.use_device(name)
         except ValueError as error:
-            sys.exit(f"--device={flag_values.device}: {error}")
+            _refuse(flag_values.device, error)
         except RuntimeError as error:  # It is too late for another one.
             if flag_values.device != "auto":
-                sys.exit(f"--device={flag_values.device}: {error}")
+                _refuse(flag_values.device, error)
     platform = backend.platform()
     return f"{platform}, {why(flag_values.device, num_weights, platform)}"
 
@@ -129,6 +128,10 @@ def why(flag: str, num_weights: int | None, platform: str) -> str:
     return (
         f"which is faster than a CPU for the {num_weights:,} weights of a step"
     )
+
+
+def _refuse(device, error):
+    exit_status.end(f"--device={device}: {error}", exit_status.WRONG_FLAGS)
 
 
 def _is_small(num_weights):

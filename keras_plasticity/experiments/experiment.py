@@ -1,7 +1,11 @@
 """Trains methods on a stream and reports the results."""
 
+import contextlib
+import dataclasses
 import math
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -10,16 +14,19 @@ from typing import Any
 import keras
 from absl import flags
 
-from keras_plasticity import callbacks
 from keras_plasticity import training
 from keras_plasticity import utils
 from keras_plasticity import validation
+from keras_plasticity.callbacks import PlasticityMonitor
 from keras_plasticity.experiments import activations
 from keras_plasticity.experiments import device
+from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import figures
-from keras_plasticity.experiments import logs
 from keras_plasticity.experiments import report
+from keras_plasticity.experiments import run_folder
+from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.experiments import terminal
+from keras_plasticity.experiments.lasting_writer import LastingWriter
 from keras_plasticity.experiments.methods import Method
 from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.methods import check_flag_values
@@ -29,6 +36,10 @@ from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
 from keras_plasticity.experiments.problem import Problem
 from keras_plasticity.experiments.recorder import Recorder
+from keras_plasticity.experiments.unwritten import Unwritten
+from keras_plasticity.training.checkpoint import num_tasks_begun
+from keras_plasticity.training.interruption import Interruption
+from keras_plasticity.training.interruption import catch_signals
 
 # What is measured before each task, of all that a `PlasticityMonitor` can.
 MEASURES = (
@@ -88,9 +99,11 @@ def run(
         Dict, the content of `summary.json`.
 
     Raises:
-        SystemExit: With a message, if flags contradict each other or the
-            folder's run, if a learner diverges, or after Ctrl-C. What was
-            finished is written first.
+        SystemExit: With a message, which was printed, as its argument and the
+            exit status as its `code`: 2 if flags contradict each other or the
+            folder's run; 1 if a learner diverges, or if something could not be
+            written; 128 and the signal's number after Ctrl-C, SIGTERM or
+            SIGHUP. What was finished is written first.
 
     Example:
 
@@ -128,72 +141,119 @@ def run(
         for method in chosen:
             # What does not fit together is said now, not by a later method.
             method.optimizer(flag_values.seed, "he_uniform")
-        figures.check_matplotlib()
-    except (ImportError, ValueError) as error:
-        sys.exit(str(error))
-    settings = _settings(flag_values, problem, chosen)
+    except ValueError as error:
+        exit_status.end(str(error), exit_status.WRONG_FLAGS)
     try:
-        log_dir, is_resumed = logs.open_folder(
-            flag_values.log_dir,
-            problem.name,
-            f"{'+'.join(method.name for method in chosen)}-"
-            f"seed{flag_values.seed}",
-            _all_that_matters(settings, chosen, parts),
-            problem.may_grow,
-            flag_values.resume,
-            flag_values.overwrite,
-        )
-    except (FileExistsError, ValueError) as error:
-        sys.exit(str(error))
-    terminal.print_start(
-        problem.title, used_device, settings | {"log_dir": log_dir}
-    )
-    if flag_values.resume and not is_resumed:
-        print(f"There is no run to resume in {log_dir}: starting a new one.")
-    seeds = [flag_values.seed + i for i in range(settings["num_learners"])]
+        figures.check_matplotlib()
+    except ImportError as error:
+        exit_status.end(str(error), exit_status.FAILED)
+    settings = _settings(flag_values, problem, chosen)
+    with catch_signals(raises=False) as caught:
+        try:
+            folder = run_folder.open_folder(
+                flag_values.log_dir,
+                problem.name,
+                f"{'+'.join(method.name for method in chosen)}-"
+                f"seed{flag_values.seed}",
+                _all_that_matters(settings, chosen, parts),
+                problem.may_grow,
+                flag_values.resume,
+                flag_values.overwrite,
+            )
+        except (FileExistsError, ValueError) as error:
+            exit_status.end(str(error), exit_status.WRONG_FLAGS)
+        with contextlib.closing(folder):
+            terminal.print_start(
+                problem.title,
+                used_device,
+                settings | {"log_dir": folder.path},
+            )
+            if flag_values.resume and not folder.is_resumed:
+                print(
+                    f"There is no run to resume in {folder.path}: starting a "
+                    "new one."
+                )
+            plan = _Plan(
+                problem=problem,
+                build_model=build_model,
+                build_stream=build_stream,
+                num_tasks=num_tasks,
+                batch_size=batch_size,
+                epochs=epochs,
+                task_callbacks=task_callbacks,
+                settings=settings,
+                seeds=[
+                    flag_values.seed + i
+                    for i in range(settings["num_learners"])
+                ],
+                on_nan=flag_values.on_nan,
+                folder=folder,
+                unwritten=Unwritten(),
+                caught=caught,
+            )
+            records = _train_all(plan, chosen)
+            summary = _report(plan, chosen, records, used_device)
+            _end(plan, records)
+    return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What all methods of a run share.
+
+    Attributes:
+        problem: `Problem`.
+        build_model: Function of a `Method` and a seed.
+        build_stream: Function of a seed.
+        num_tasks: Integer.
+        batch_size: Integer.
+        epochs: Integer.
+        task_callbacks: List of `TaskCallback`s that the problem needs.
+        settings: Dict from the name of a flag to its value.
+        seeds: List of the learners' seeds.
+        on_nan: String, see `OnlineTrainer.fit`.
+        folder: `RunFolder`.
+        unwritten: `Unwritten`.
+        caught: `Interruption`.
+    """
+
+    problem: Problem
+    build_model: Callable[[Method, int], keras.Model]
+    build_stream: Callable[[int], Any]
+    num_tasks: int
+    batch_size: int
+    epochs: int
+    task_callbacks: list[training.TaskCallback]
+    settings: dict[str, Any]
+    seeds: list[int]
+    on_nan: str
+    folder: run_folder.RunFolder
+    unwritten: Unwritten
+    caught: Interruption
+
+
+def _train_all(plan, chosen):
+    """Trains one method after the other; returns their records."""
     records = []
     for method in chosen:
-        record = _train(
-            problem,
-            method,
-            lambda learner: build_model(method, seeds[learner]),
-            lambda learner: build_stream(seeds[learner]),
-            num_tasks=num_tasks,
-            num_learners=len(seeds),
-            batch_size=batch_size,
-            epochs=epochs,
-            # The problem has the last word: a head that it zeroes is zero.
-            task_callbacks=[
-                *method.task_callbacks(build_model, seeds),
-                *task_callbacks,
-            ],
-            settings=settings | method.settings | {"method": method.name},
-            on_nan=flag_values.on_nan,
-            log_dir=os.path.join(log_dir, method.name),
-            is_resumed=is_resumed,
-        )
-        records.append(record)
-        if record["interrupted"]:
-            tasks = training.num_tasks_done(
-                os.path.join(log_dir, method.name, "checkpoint.npz")
-            )
-            print(
-                "Interrupted: the tasks that were finished are written. The "
-                f"same command with --resume --log_dir={log_dir} resumes "
-                f"{method.name} from task {tasks}."
-            )
-        if record["interrupted"] or record["failure"]:
+        records.append(_train(plan, method))
+        if records[-1]["interrupted"] or records[-1]["failure"]:
             break
+    return records
+
+
+def _report(plan, chosen, records, used_device):
+    """Writes and prints what was measured; returns the summary."""
+    problem, folder = plan.problem, plan.folder
     # With one method, whatever there is to say is about it.
     about_all = dict(records[0]) if len(chosen) == 1 else {}
     about_all.pop("settings", None)
-    summary = logs.write_summary(
-        log_dir,
-        settings,
+    summary = summary_file.make_summary(
+        plan.settings,
         **about_all,
         device_choice=used_device,
         problem=problem.name,
-        title=report.title(problem, chosen, len(seeds)),
+        title=report.title(problem, chosen, len(plan.seeds)),
         metric={
             "name": problem.metric,
             "label": problem.metric_label,
@@ -205,12 +265,47 @@ def run(
         tasks_per_bin=problem.tasks_per_bin,
         runs=records,
     )
-    report.report(problem, summary, log_dir)
-    if records[-1]["failure"]:
-        sys.exit(records[-1]["failure"])
-    if records[-1]["interrupted"]:
-        sys.exit(1)
+    path = os.path.join(folder.path, run_folder.SUMMARY)
+    with plan.unwritten.attempt(path):
+        folder.keep()
+        run_folder.write_json(path, summary)
+    report.report(problem, summary, folder.path, plan.unwritten)
     return summary
+
+
+def _end(plan, records):
+    """Ends the process, with the reason, unless all is done and written."""
+    last = records[-1]
+    if plan.unwritten.reasons:
+        print(plan.unwritten, file=sys.stderr)
+    if last["failure"]:
+        exit_status.end(last["failure"], exit_status.FAILED)
+    if last["interrupted"]:
+        number = plan.caught.signal or signal.SIGINT
+        exit_status.end(
+            f"Interrupted by {signal.Signals(number).name} in "
+            f"{last['method']}, after {len(last['per_task'])} of "
+            f"{plan.num_tasks} tasks. To resume: "
+            f"{_command_to_resume(plan.folder.path)}",
+            exit_status.INTERRUPTED + number,
+        )
+    if plan.unwritten.reasons:
+        exit_status.end(
+            "All tasks are done, but not all of it could be written.",
+            exit_status.FAILED,
+        )
+
+
+def _command_to_resume(log_dir):
+    """The command of this process, with the flags that resume its run."""
+    given = [
+        each
+        for each in sys.argv
+        if each.partition("=")[0].lstrip("-")
+        not in ("resume", "overwrite", "log_dir", "nooverwrite", "noresume")
+    ]
+    start = [] if os.access(given[0], os.X_OK) else [sys.executable]
+    return shlex.join([*start, *given, f"--log_dir={log_dir}", "--resume"])
 
 
 def _settings(flag_values, problem, chosen):
@@ -259,49 +354,49 @@ def _check_batch_size(chosen, batch_size, examples_per_task):
                 )
 
 
-def _train(
-    problem,
-    method,
-    build_model,
-    build_stream,
-    num_tasks,
-    num_learners,
-    batch_size,
-    epochs,
-    task_callbacks,
-    settings,
-    on_nan,
-    log_dir,
-    is_resumed,
-):
+def _train(plan, method):
     """Trains all learners of a method on all tasks.
 
     Returns:
         Dict, what was measured: an entry of `summary.json`.
     """
+    problem, seeds = plan.problem, plan.seeds
     terminal.print_settings(f"{method.name}: ", method.settings)
-    trainer = training.OnlineTrainer(build_model, num_learners)
-    os.makedirs(log_dir, exist_ok=True)
+    trainer = training.OnlineTrainer(
+        lambda learner: plan.build_model(method, seeds[learner]), len(seeds)
+    )
+    log_dir = os.path.join(plan.folder.path, method.name)
     checkpoint = os.path.join(log_dir, "checkpoint.npz")
+    with plan.unwritten.attempt(f"The folder {log_dir}"):
+        os.makedirs(log_dir, exist_ok=True)
     try:
-        first_task = training.num_tasks_done(checkpoint) if is_resumed else 0
-    except ValueError as error:
-        sys.exit(str(error))
-    writer = utils.SummaryWriter(log_dir, first_step=first_task)
+        first_task = 0
+        if plan.folder.is_resumed:
+            first_task = num_tasks_begun(checkpoint)
+    except training.CheckpointError as error:
+        exit_status.end(str(error), exit_status.FAILED)
+    writer = LastingWriter(log_dir, first_task, plan.unwritten)
+    settings = plan.settings | method.settings | {"method": method.name}
     writer.text(
         "flags",
         utils.markdown_table(("flag", "value"), list(settings.items())),
     )
+    # The problem has the last word: a head that it zeroes is zero.
+    callbacks = [
+        *method.task_callbacks(plan.build_model, seeds),
+        *plan.task_callbacks,
+    ]
     monitor = None
-    if settings["diagnostics"]:
+    if plan.settings["diagnostics"]:
         is_bounded = method.settings.get("activation") in activations.BOUNDED
-        monitor = callbacks.PlasticityMonitor(
+        monitor = PlasticityMonitor(
             problem.num_probe_examples,
             log_dir=writer,
             measures=MEASURES + ("saturated_units",) * is_bounded,
         )
-        task_callbacks = [*task_callbacks, monitor]
-    steps_per_task = epochs * math.ceil(problem.examples_per_task / batch_size)
+        callbacks.append(monitor)
+    steps_per_epoch = math.ceil(problem.examples_per_task / plan.batch_size)
+    steps_per_task = plan.epochs * steps_per_epoch
     recorder = Recorder(problem, steps_per_task, writer, monitor)
     failure = None
 
@@ -310,23 +405,32 @@ def _train(
 
     with (
         writer,
-        terminal.TaskProgress(method.name, num_tasks, figure) as progress,
+        terminal.TaskProgress(method.name, plan.num_tasks, figure) as progress,
     ):
         try:
             trainer.fit(
-                build_stream,
-                batch_size=batch_size,
-                epochs=epochs,
-                num_tasks=num_tasks,
-                callbacks=[*task_callbacks, recorder, progress],
-                on_nan=on_nan,
+                lambda learner: plan.build_stream(seeds[learner]),
+                batch_size=plan.batch_size,
+                epochs=plan.epochs,
+                num_tasks=plan.num_tasks,
+                callbacks=[
+                    *callbacks,
+                    recorder,
+                    progress,
+                    _FolderKeeper(plan.folder, log_dir, plan.unwritten),
+                ],
+                on_nan=plan.on_nan,
                 checkpoint=checkpoint,
-                resume=is_resumed,
+                resume=plan.folder.is_resumed,
             )
         except FloatingPointError as error:
             failure = f"{method.name}: {error} Here: --on_nan=continue."
-        except MemoryError as error:
+        except (MemoryError, training.CheckpointError) as error:
             failure = f"{method.name}: {error}"
+    if trainer.checkpoint_error is not None:
+        plan.unwritten.add(
+            f"The checkpoint {checkpoint}", trainer.checkpoint_error
+        )
     if trainer.resumed_from is not None:
         print(f"{method.name}: resumed from task {trainer.resumed_from}.")
     tasks = len(recorder.records)
@@ -334,12 +438,12 @@ def _train(
     record = {
         "method": method.name,
         "settings": method.settings,
-        "num_learners": num_learners,
+        "num_learners": len(seeds),
         "steps_per_learner": steps,
         "train_seconds": trainer.train_seconds,
         "compile_seconds": trainer.compile_seconds,
         "learner_steps_per_second": (
-            steps * num_learners / max(trainer.train_seconds, 1e-9)
+            steps * len(seeds) / max(trainer.train_seconds, 1e-9)
         ),
         "interrupted": trainer.interrupted,
         "failure": failure,
@@ -350,6 +454,20 @@ def _train(
     if tasks and hasattr(trainer.model(0).optimizer, "num_replaced"):
         record["units_replaced_per_learner"] = [
             sum(trainer.model(learner).optimizer.num_replaced().values())
-            for learner in range(num_learners)
+            for learner in range(len(seeds))
         ]
     return record
+
+
+class _FolderKeeper(training.TaskCallback):
+    """Makes a method's folder anew if somebody has removed it."""
+
+    def __init__(self, folder, log_dir, unwritten):
+        self._folder = folder
+        self._log_dir = log_dir
+        self._unwritten = unwritten
+
+    def on_task_end(self, task, results):
+        with self._unwritten.attempt(f"The folder {self._log_dir}"):
+            self._folder.keep()
+            os.makedirs(self._log_dir, exist_ok=True)

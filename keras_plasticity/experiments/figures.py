@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 
 from keras_plasticity.experiments import runs
+from keras_plasticity.files import atomic_write
 
 _LEGEND_WIDTH = 34
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -36,6 +37,9 @@ def draw(summary, labeled_runs, path):
 
     Returns:
         Bytes, the PNG.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     # Imported here: most of what uses this package draws no figure.
     from matplotlib import figure as figures
@@ -92,9 +96,10 @@ def draw(summary, labeled_runs, path):
         axes.set_ylim(bottom=0)
     # Beside the curves: among them it would hide some.
     figure.legend(loc="outside right upper")
-    figure.savefig(f"{path}.svg")
+    with atomic_write(f"{path}.svg") as temporary:
+        figure.savefig(temporary, format="svg")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150)
-    with open(f"{path}.png", "wb") as file:
-        file.write(png.getvalue())
+    with atomic_write(f"{path}.png") as temporary:
+        temporary.write_bytes(png.getvalue())
     return png.getvalue()

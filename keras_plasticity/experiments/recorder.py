@@ -10,7 +10,7 @@ class Recorder(training.TaskCallback):
     Args:
         problem: `Problem`.
         steps_per_task: Integer, the number of updates in a task.
-        writer: The method's `SummaryWriter`.
+        writer: The method's `LastingWriter`.
         monitor: The `PlasticityMonitor` that measured before the task; `None`
             without diagnostics.
 
@@ -58,13 +58,13 @@ class Recorder(training.TaskCallback):
         writer.flush()
 
     def get_state(self):
-        return self.records
+        return training.AppendOnly(self.records)
 
     def set_state(self, state):
-        self.records = state
+        self.records = list(state)
         # TensorBoard drops all that a run wrote after the task that it resumes
         # from, and mistakes everything plotted against updates for that.
-        for record in state:
+        for record in self.records:
             self._write_against_steps(record)
 
     def _write_against_steps(self, record):

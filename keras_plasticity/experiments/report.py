@@ -13,13 +13,14 @@ from keras_plasticity.experiments import terminal
 _MOST_ROWS = 12
 
 
-def report(problem, summary, log_dir):
+def report(problem, summary, log_dir, unwritten):
     """Prints the tables, draws the figure and writes both for TensorBoard.
 
     Args:
         problem: `Problem`.
         summary: Dict, the content of `summary.json`.
         log_dir: String, the run's folder.
+        unwritten: `Unwritten`, which is told what cannot be written.
     """
     measured = {
         run["method"]: run for run in summary["runs"] if run["per_task"]
@@ -39,27 +40,35 @@ def report(problem, summary, log_dir):
             rows,
         )
         figure = os.path.join(log_dir, problem.name)
-        png = figures.draw(summary, measured, figure)
-        with utils.SummaryWriter(log_dir) as writer:
-            writer.image("figure", png)
-            table = [tuple(row.values()) for row in rows]
-            writer.text("results", utils.markdown_table(tuple(rows[0]), table))
-            writer.band_charts(
-                {
-                    f"learners/{problem.metric}": (
-                        f"task/{problem.metric}",
-                        f"task_band/{problem.metric}_lower",
-                        f"task_band/{problem.metric}_upper",
-                    )
-                }
-            )
-        for run in measured.values():
-            _write_hparams(summary, run, log_dir)
-        print(f"Figure: {figure}.png, .svg")
+        png = None
+        with unwritten.attempt(f"The figure {figure}"):
+            png = figures.draw(summary, measured, figure)
+            print(f"Figure: {figure}.png, .svg")
+        with unwritten.attempt(f"TensorBoard's figure and table in {log_dir}"):
+            _write_charts(problem, rows, png, log_dir)
+            for run in measured.values():
+                _write_hparams(summary, run, log_dir)
     print(
         f"Results: {os.path.join(log_dir, 'summary.json')}\n"
         f"Charts: tensorboard --logdir={log_dir}"
     )
+
+
+def _write_charts(problem, rows, png, log_dir):
+    with utils.SummaryWriter(log_dir) as writer:
+        if png is not None:
+            writer.image("figure", png)
+        table = [tuple(row.values()) for row in rows]
+        writer.text("results", utils.markdown_table(tuple(rows[0]), table))
+        writer.band_charts(
+            {
+                f"learners/{problem.metric}": (
+                    f"task/{problem.metric}",
+                    f"task_band/{problem.metric}_lower",
+                    f"task_band/{problem.metric}_upper",
+                )
+            }
+        )
 
 
 def _write_hparams(summary, run, log_dir):

@@ -141,22 +141,34 @@ class JaxLoop:
         if _make_room_for(self._model, self._model):
             self._functions.clear()
 
+    def get_metrics(self):
+        return self._get([state[3] for state in self._states])
+
+    def set_metrics(self, arrays):
+        for number, state in enumerate(self._states):
+            self._set(state[3:], iter(arrays), number)
+
     def get_state(self):
-        states = [_without_metrics(state) for state in self._states]
+        return self._get([_without_metrics(state) for state in self._states])
+
+    def _get(self, states):
         if self._is_stacked:
             return [np.asarray(value) for value in states[0]]
         return [np.stack(values) for values in zip(*states)]
 
+    def _set(self, parts, values, number):
+        """Sets the parts of one of the states to the values of arrays."""
+        for part in parts:
+            part[:] = [
+                jnp.asarray(
+                    value if self._is_stacked else value[number], old.dtype
+                )
+                for old, value in zip(part, values)
+            ]
+
     def set_state(self, arrays):
         for number, state in enumerate(self._states):
-            values = iter(arrays)
-            for part in state[:3]:
-                part[:] = [
-                    jnp.asarray(
-                        value if self._is_stacked else value[number], old.dtype
-                    )
-                    for old, value in zip(part, values)
-                ]
+            self._set(state[:3], iter(arrays), number)
         if backend.avoids_branches():
             for learner in range(self.num_learners):
                 self.model(learner)

@@ -52,6 +52,12 @@ class ModelsLoop:
         numbers = zip(*(map(float, log.values()) for log in logs), strict=True)
         return dict(zip(logs[0], map(np.array, numbers)))
 
+    def get_metrics(self):
+        return _stacked(model.metrics_variables for model in self._models)
+
+    def set_metrics(self, arrays):
+        _assign(arrays, (model.metrics_variables for model in self._models))
+
     def model(self, learner):
         return self._models[learner]
 
@@ -59,15 +65,23 @@ class ModelsLoop:
         pass  # The model is the learner's state.
 
     def get_state(self):
-        return [
-            np.stack([keras.ops.convert_to_numpy(v) for v in variables])
-            for variables in zip(*map(_variables, self._models))
-        ]
+        return _stacked(map(_variables, self._models))
 
     def set_state(self, arrays):
-        for learner, model in enumerate(self._models):
-            for variable, values in zip(_variables(model), arrays):
-                variable.assign(values[learner])
+        _assign(arrays, map(_variables, self._models))
+
+
+def _stacked(variables_of_models):
+    return [
+        np.stack([keras.ops.convert_to_numpy(v) for v in variables])
+        for variables in zip(*variables_of_models)
+    ]
+
+
+def _assign(arrays, variables_of_models):
+    for learner, variables in enumerate(variables_of_models):
+        for variable, values in zip(variables, arrays):
+            variable.assign(values[learner])
 
 
 def _variables(model):

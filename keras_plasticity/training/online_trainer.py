@@ -1,8 +1,8 @@
 import concurrent.futures
 import contextlib
+import dataclasses
 import inspect
 import math
-import os
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -11,16 +11,22 @@ from collections.abc import Sized
 
 import keras
 import numpy as np
-from absl import logging
 
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.streams import Stream
-from keras_plasticity.training import checkpoint as checkpoints
+from keras_plasticity.training.checkpoint import CheckpointError
+from keras_plasticity.training.checkpoint import Position
+from keras_plasticity.training.checkpoint import standard_dtype
+from keras_plasticity.training.interruption import Interruption
+from keras_plasticity.training.interruption import catch_signals
+from keras_plasticity.training.journal import AppendOnly
 from keras_plasticity.training.learner_groups import LearnerGroups
 from keras_plasticity.training.learner_groups import Stopwatch
 from keras_plasticity.training.learner_groups import group_sizes
+from keras_plasticity.training.run_identity import RunIdentity
+from keras_plasticity.training.saver import Saver
 from keras_plasticity.training.task_callback import TaskCallback
 from keras_plasticity.training.tasks import TaskLoader
 
@@ -39,8 +45,6 @@ _FEWEST_STEPS = 100
 _MOST_STEPS = 100_000
 # Compiling takes some seconds, and saves some 0.1 to 3 ms a step.
 _FEWEST_STEPS_TO_COMPILE = 10_000
-# Checkpointing may use at most this share of the run time.
-_MAX_CHECKPOINT_SHARE = 1 / 50
 _TEST_BATCH_SIZE = 1000
 
 
@@ -88,7 +92,9 @@ class OnlineTrainer:
     Attributes:
         train_seconds: Float, the time spent in training steps.
         compile_seconds: Float, the time spent building and compiling.
-        interrupted: Boolean, whether Ctrl-C ended the last `fit`.
+        interrupted: Boolean, whether a signal or `stop` ended the last `fit`.
+        checkpoint_error: `OSError`, why the last checkpoint could not be
+            written; `None` if it was, or if there was none to be.
         resumed_from: Integer, the first task that the last `fit` had to train
             on after a checkpoint; `None` if it started afresh.
 
@@ -153,12 +159,14 @@ class OnlineTrainer:
         self.jit_compile = _check_jit_compile(jit_compile)
         self.compile_seconds = 0.0
         self.interrupted = False
+        self.checkpoint_error = None
         self.resumed_from = None
         self._build_model = (lambda learner: model) if is_model else model
         self._is_model_given = is_model
         self._learners = None
         self._prefetches = False
         self._stopwatch = Stopwatch()
+        self._is_stopping = False
 
     @property
     def train_seconds(self) -> float:
@@ -204,12 +212,19 @@ class OnlineTrainer:
                 `"continue"` continues with all learners. The others are not
                 affected.
             checkpoint: String, a file to resume from after an interruption. It
-                is written between tasks, using at most 2 % of the run time,
-                and at the end. Killing the process at any instant leaves a
-                valid file. Defaults to `None`: no checkpoint.
+                is written between tasks, and once a minute within long ones,
+                using at most 2 % of the run time; at the end; and when a signal
+                or `stop` ends the run, wherever it is. Killing the process at
+                any instant leaves a valid file. The one before it is kept, too
+                (`.previous` stands in its name), and used if the last one is
+                damaged. If it cannot be written, training continues:
+                see `checkpoint_error`. Defaults to `None`: no checkpoint.
             resume: Boolean, whether to resume from `checkpoint`, with the same
-                results as without an interruption; only `num_tasks` may
-                have changed. If there is no such file, training starts from
+                results as without an interruption. Models, optimizers, losses,
+                metrics, callbacks and the first task's data must be as they
+                were; only `num_tasks` may have changed. (The code of your own
+                functions is not compared, nor the random numbers of unseeded
+                initializers.) If there is no such file, training starts from
                 the beginning. Defaults to `False`: there must be no such file.
 
         Returns:
@@ -217,19 +232,26 @@ class OnlineTrainer:
             was compiled with) to a float array of shape
             `(tasks, num_learners)`: its value over the last epoch of each
             task, measured before each update. With test data there are also
-            `"test_loss"` and so on. After Ctrl-C the arrays hold the finished
-            tasks, and `interrupted` is `True`.
+            `"test_loss"` and so on. After an interruption the arrays hold the
+            finished tasks, and `interrupted` is `True`.
+
+            In the main thread the first Ctrl-C ends training after the steps
+            that are being computed, about a second. So do SIGTERM and SIGHUP,
+            which then end the process, unless the program handles these
+            signals itself. A second signal ends it at once.
 
         Raises:
+            CheckpointError: If the checkpoint is damaged, or belongs to another
+                run. It is a `ValueError`.
             FileExistsError: If there is a checkpoint and `resume` is `False`.
             FloatingPointError: If a loss is not finite and `on_nan="stop"`.
                 The results up to that task are in its attribute `results`.
             MemoryError: If the learners do not fit into memory.
             TypeError: If `stream` is neither a stream nor a function that
                 returns one for each learner.
-            ValueError: If a stream returns data that cannot be used, if the
-                checkpoint belongs to another run, or if on JAX the learners
-                differ in more than the values of their variables.
+            ValueError: If a stream returns data that cannot be used, or if on
+                JAX the learners differ in more than the values of their
+                variables.
         """
         batch_size = validation.check_positive_integer("batch_size", batch_size)
         epochs = validation.check_positive_integer("epochs", epochs)
@@ -248,6 +270,7 @@ class OnlineTrainer:
         for callback in callbacks:
             callback.trainer = self
         self.interrupted = False
+        self.checkpoint_error = None
         self.resumed_from = None
         self._stopwatch.forget()
         settings = {
@@ -256,37 +279,27 @@ class OnlineTrainer:
             "batch_size": batch_size,
             "epochs": epochs,
             "first_task": first_task,
-            "callbacks": [type(callback).__name__ for callback in callbacks],
+            "callbacks": [
+                [type(callback).__name__, callback.get_config()]
+                for callback in callbacks
+            ],
         }
-        saver = _Saver(checkpoint, settings, callbacks)
+        saver = Saver(checkpoint, settings)
         saved = saver.load(resume)
         loader = TaskLoader(streams, batch_size, self._prepare)
-        results = []
-        if saved is not None:
-            results = self._restore(saved, tasks, epochs, callbacks, loader)
-        with concurrent.futures.ThreadPoolExecutor(1) as background:
-            coming = loader.load_ahead(tasks[len(results) :], background)
-            try:
-                for task, data in coming:
-                    if self._learners is None:
-                        number = len(tasks) * epochs
-                        self._build(data, number, self.jit_compile)
-                    results.append(
-                        self._run_task(task, data, epochs, callbacks, loader)
-                    )
-                    if on_nan == "stop":
-                        _check_finite(task, results, data)
-                    saver.save(self, results, is_last=task == tasks[-1])
-            except KeyboardInterrupt:
-                self.interrupted = True
-                coming.close()
-            finally:
-                for callback in callbacks:
-                    callback.on_train_end()
-                if self._is_model_given and self._learners is not None:
-                    # On JAX the loop trains a copy of the model's state.
-                    self._learners.model(0)
-        return _stack(results)
+        with catch_signals() as caught:
+            run = _Run(tasks, epochs, callbacks, loader, saver, caught)
+            self._fit(run, saved, on_nan)
+        return _stack(run.results)
+
+    def stop(self):
+        """Ends `fit` after the steps that are being computed.
+
+        It may be called by a callback, by another thread or by a handler of
+        signals. `fit` writes a checkpoint, from where the run can be resumed to
+        the same results, and returns; `interrupted` is `True` then.
+        """
+        self._is_stopping = True
 
     def model(self, learner: int = 0) -> keras.Model:
         """A learner's model in its present state.
@@ -359,16 +372,22 @@ class OnlineTrainer:
                 )
         return streams
 
-    def _build(self, data, epochs, jit_compile):
-        """Builds the learners, for so many epochs of such data."""
+    def _build(self, data, run, jit_compile, sizes=None):
+        """Builds the learners for a run, in groups of these sizes if given."""
         start = time.perf_counter()
-        first = self._built_model(0, data)
-        sizes = self._group_sizes(first, data)
+        first = self._built_model(0, data, run)
+        if sizes is None:
+            sizes = self._group_sizes(first, data)
+        elif sum(sizes) != self.num_learners or min(sizes) < 1:
+            raise CheckpointError(
+                f"The checkpoint has groups of {sizes} learners, which are not "
+                f"{self.num_learners} in all."
+            )
 
         def models():
             yield first
             for learner in range(1, self.num_learners):
-                model = self._built_model(learner, data)
+                model = self._built_model(learner, data, run)
                 if model is first:
                     raise ValueError(
                         "`model` must be a function that returns a new model "
@@ -377,7 +396,8 @@ class OnlineTrainer:
                     )
                 yield model
 
-        steps = epochs * math.ceil(data.num_examples / data.batch_size)
+        steps_per_epoch = math.ceil(data.num_examples / data.batch_size)
+        steps = len(run.tasks) * run.epochs * steps_per_epoch
         if steps < _FEWEST_STEPS_TO_COMPILE and jit_compile == "auto":
             if keras.backend.backend() != "jax":
                 jit_compile = False
@@ -397,56 +417,131 @@ class OnlineTrainer:
         self._compiled = set()
         self.compile_seconds += time.perf_counter() - start
 
-    def _compile(self, group, data, batches):
+    def _compile(self, loop, learners, data, batches):
         """Compiles the programs for all kinds of batches in a list."""
         start = time.perf_counter()
         for each in batches:
-            key = group.learners, each.kind
+            key = learners, each.kind
             if key not in self._compiled:
-                group.loop.compile(data, each)
+                loop.compile(data, each)
                 self._compiled.add(key)
         self.compile_seconds += time.perf_counter() - start
 
-    def _restore(self, saved, tasks, epochs, callbacks, loader):
-        """Restores a checkpoint; returns the results so far, task by task."""
-        done = saved.progress["tasks_done"]
-        if done > len(tasks):
-            raise ValueError(
+    def _fit(self, run, saved, on_nan):
+        """Trains on all tasks, from a checkpoint on if there is one."""
+        if saved is not None:
+            self._restore(saved, run)
+        with concurrent.futures.ThreadPoolExecutor(1) as background:
+            tasks = run.tasks[len(run.results) :]
+            coming = run.loader.load_ahead(tasks, background)
+            try:
+                for task, data in coming:
+                    if self._learners is None:
+                        self._identify(run, task, data)
+                        self._build(data, run, self.jit_compile)
+                    elif run.saver.identity is None:
+                        self._identify(run, task, data)
+                    run.results.append(self._run_task(task, data, run))
+                    if on_nan == "stop":
+                        _check_finite(task, run.results, data)
+                    is_last = task == run.tasks[-1]
+                    stops = self._stops(run) and not is_last
+                    if is_last or stops or run.saver.is_due():
+                        self._save(run)
+                    if stops:
+                        raise _Stopped
+            except _Stopped:
+                self.interrupted = True
+            except KeyboardInterrupt:
+                # Of a program's own handler: the steps may be half done.
+                if run.caught.signal is not None:
+                    raise  # It is the second one.
+                self.interrupted = True
+            finally:
+                coming.close()
+                self._is_stopping = False
+                self.checkpoint_error = run.saver.error
+                for callback in run.callbacks:
+                    callback.on_train_end()
+                if self._is_model_given and self._learners is not None:
+                    # On JAX the loop trains a copy of the model's state.
+                    self._learners.model(0)
+
+    def _stops(self, run):
+        return self._is_stopping or run.caught.signal is not None
+
+    def _identify(self, run, task, data):
+        """Finds out which run it is, for its checkpoints."""
+        if not run.saver.is_on:
+            return
+        orders = run.loader.orders(
+            task, 0, data.num_examples, range(self.num_learners)
+        )
+        run.saver.identity = RunIdentity(task, data, orders)
+        if self._learners is not None:
+            for learner in range(self.num_learners):
+                run.saver.identity.add_model(self.model(learner))
+
+    def _save(self, run, position=None):
+        if not run.saver.is_on:
+            return
+        run.saver.save(
+            tasks_done=len(run.results),
+            results=AppendOnly(
+                {name: values.tolist() for name, values in result.items()}
+                for result in run.results
+            ),
+            state=self._learners.get_state(),
+            callbacks=[callback.get_state() for callback in run.callbacks],
+            train_seconds=self.train_seconds,
+            compile_seconds=self.compile_seconds,
+            jit_compile=self._jit_compiles,
+            group_sizes=[
+                len(group.learners) for group in self._learners.groups
+            ],
+            position=position,
+        )
+
+    def _restore(self, saved, run):
+        """Restores a checkpoint."""
+        done, position = saved.tasks_done, saved.position
+        if done + (position is not None) > len(run.tasks):
+            raise CheckpointError(
                 "The checkpoint belongs to a run that is further already: "
-                f"{done} tasks are done. Received: num_tasks={len(tasks)}"
+                f"{done} tasks are done. Received: num_tasks={len(run.tasks)}"
             )
+        data = run.loader.load(run.tasks[0])
+        self._identify(run, run.tasks[0], data)
+        run.saver.check_data(saved)
         if self._learners is None:
-            # A finished run must have its models, too.
-            data = loader.load(tasks[min(done, len(tasks) - 1)])
             # As it was before the interruption.
             jit_compile = self.jit_compile
             if jit_compile == "auto":
-                jit_compile = saved.progress["jit_compile"]
-            self._build(data, len(tasks) * epochs, jit_compile)
-        shapes = [
-            [a.shape for a in state]
-            for state in (saved.state, self._learners.get_state())
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "The checkpoint belongs to another model or optimizer: their "
-                "variables differ in number or shape. Received variables of "
-                f"the shapes {shapes[1]}, the checkpoint has {shapes[0]}"
-            )
+                jit_compile = saved.jit_compile
+            sizes = None if position is None else saved.group_sizes
+            self._build(data, run, jit_compile, sizes)
+        run.saver.check_models(saved)
+        _check_like("variables", saved.state, self._learners.get_state())
         self._learners.set_state(saved.state)
-        self._stopwatch.seconds = saved.progress["train_seconds"]
-        self.compile_seconds += saved.progress["compile_seconds"]
-        for callback, state in zip(callbacks, saved.progress["callbacks"]):
+        if position is not None:
+            _check_position(position, self._learners.groups, run.epochs)
+            self._learners.groups[position.group].loop.set_metrics(
+                position.metrics
+            )
+        self._stopwatch.seconds = saved.train_seconds
+        self.compile_seconds += saved.compile_seconds
+        for callback, state in zip(run.callbacks, saved.callbacks):
             if state is not None:
-                callback.set_state(state)
-        if done < len(tasks):
-            self.resumed_from = tasks[done]
-        return [
-            {name: values[task] for name, values in saved.results.items()}
-            for task in range(done)
+                _set_state(callback, state)
+        if done < len(run.tasks):
+            self.resumed_from = run.tasks[done]
+        run.position = position
+        run.results = [
+            {name: np.array(values) for name, values in result.items()}
+            for result in saved.results
         ]
 
-    def _built_model(self, learner, data):
+    def _built_model(self, learner, data, run):
         model = self._build_model(learner)
         if not isinstance(model, keras.Model) or not model.compiled:
             raise ValueError(
@@ -455,6 +550,8 @@ class OnlineTrainer:
                 f"Received for learner {learner}: {model!r}"
             )
         keras_compat.build_for_training(model, *data.first_batch(learner))
+        if run.saver.identity is not None:
+            run.saver.identity.add_model(model)
         return model
 
     def _group_sizes(self, model, data):
@@ -481,48 +578,84 @@ class OnlineTrainer:
             (group,) = self._learners.groups
             data.on_device = group.loop.put(data.data)
 
-    def _run_task(self, task, data, epochs, callbacks, loader):
+    def _run_task(self, task, data, run):
         """Trains on a task, and tests; returns its results."""
-        for callback in callbacks:
-            callback.on_task_begin(task, *data.data[:2])
-        groups = self._learners.groups
-
-        def tell_progress(group, share):
-            done = (groups.index(group) + share) / len(groups)
-            for callback in callbacks:
-                callback.on_progress(task, done)
-
-        parts = [
-            self._train_group(group, task, data, epochs, loader, tell_progress)
-            for group in groups
-        ]
+        position, run.position = run.position, None
+        parts = []
+        if position is None:
+            for callback in run.callbacks:
+                callback.on_task_begin(task, *data.data[:2])
+        else:
+            parts = position.parts
+        for number in range(len(parts), len(self._learners.groups)):
+            parts.append(
+                self._train_group(number, task, data, run, parts, position)
+            )
+            position = None
         results = {
             name: np.concatenate([part[name] for part in parts])
             for name in parts[0]
         }
-        for callback in callbacks:
+        for callback in run.callbacks:
             callback.on_task_end(task, results)
         return results
 
-    def _train_group(self, group, task, data, epochs, loader, tell_progress):
-        """Trains some learners on a task, and tests them."""
-        learners, loop = group
+    def _train_group(self, number, task, data, run, parts, position):
+        """Trains some learners on a task, and tests them.
+
+        Args:
+            number: Integer, the group.
+            task: Integer.
+            data: `TaskData` of all learners.
+            run: `_Run`.
+            parts: List of the results of the groups before it.
+            position: `Position` to resume from; `None` to begin.
+
+        Returns:
+            Dict, the group's results.
+        """
+        learners, loop = self._learners.groups[number]
+        num_groups = len(self._learners.groups)
         data = data.of(learners)
         on_device = data.on_device
         if on_device is None:
             on_device = loop.put(data.data)
         stopwatch = self._stopwatch
-        for epoch in range(epochs):
-            orders = loader.orders(task, epoch, data.num_examples, learners)
+        first_epoch, done = 0, 0
+        if position is not None:
+            first_epoch, done = position.epoch, position.steps
+        for epoch in range(first_epoch, run.epochs):
+            orders = run.loader.orders(task, epoch, data.num_examples, learners)
             batches = data.batches(self._most_steps, orders)
-            self._compile(group, on_device, batches)
-            if epoch in (0, epochs - 1):
+            self._compile(loop, learners, on_device, batches)
+            if epoch in (0, run.epochs - 1) and not done:
                 # The results are those of the last epoch.
                 loop.reset_metrics()
-            for number, each in enumerate(batches):
+            total = sum(each.steps for each in batches)
+            if done > total:
+                raise CheckpointError(
+                    "The checkpoint is of another run: it has made "
+                    f"{done} steps of an epoch that has {total}."
+                )
+            for each in _from_step(batches, done):
                 stopwatch.run(loop, on_device, each)
-                share = (number + 1) / len(batches)
-                tell_progress(group, (epoch + share) / epochs)
+                done += each.steps
+                share = number + (epoch + done / total) / run.epochs
+                for callback in run.callbacks:
+                    callback.on_progress(task, share / num_groups)
+                is_end = done == total and epoch == run.epochs - 1
+                stops = self._stops(run) and not is_end
+                if stops or (not is_end and run.saver.is_due(within_task=True)):
+                    stopwatch.wait(loop)
+                    self._save(
+                        run,
+                        Position(
+                            number, epoch, done, loop.get_metrics(), parts
+                        ),
+                    )
+                if stops:
+                    raise _Stopped
+            done = 0
         stopwatch.wait(loop)
         results = loop.results()
         if data.test is not None:
@@ -530,69 +663,89 @@ class OnlineTrainer:
         return results
 
 
-class _Saver:
-    """Writes a run's checkpoints, and reads the one to resume from."""
+class _Stopped(Exception):
+    """A signal, or `stop`, has ended the run."""
 
-    def __init__(self, path, settings, callbacks):
-        self._path = path
-        self._settings = settings
-        self._callbacks = callbacks
-        self._last = time.perf_counter()
-        self._seconds = 0.0
 
-    def load(self, resume):
-        if self._path is None:
-            if resume:
-                raise ValueError(
-                    "`resume=True` needs a `checkpoint` to resume from. "
-                    "Received: resume=True, checkpoint=None"
-                )
-            return None
-        if not os.path.exists(self._path):
-            if resume:
-                logging.warning(
-                    "There is no checkpoint at %s to resume from: training "
-                    "starts afresh.",
-                    self._path,
-                )
-            return None
-        if not resume:
-            raise FileExistsError(
-                "There is a checkpoint of another run already. Set "
-                "`resume=True` to resume from it, or remove it. "
-                f"Received: checkpoint={self._path}"
-            )
-        saved = checkpoints.load(self._path)
-        differences = checkpoints.differences(saved.settings, self._settings)
-        if differences:
-            raise ValueError(
-                "The checkpoint belongs to a run with other settings: "
-                f"{'; '.join(differences)}. "
-                f"Received: checkpoint={self._path}"
-            )
-        return saved
+@dataclasses.dataclass
+class _Run:
+    """One call of `fit`.
 
-    def save(self, trainer, results, is_last):
-        start = time.perf_counter()
-        waited = start - self._last
-        if self._path is None:
-            return
-        if self._seconds > _MAX_CHECKPOINT_SHARE * waited and not is_last:
-            return
-        checkpoints.Checkpoint(
-            settings=self._settings,
-            progress={
-                "tasks_done": len(results),
-                "train_seconds": trainer.train_seconds,
-                "compile_seconds": trainer.compile_seconds,
-                "jit_compile": trainer._jit_compiles,
-                "callbacks": [each.get_state() for each in self._callbacks],
-            },
-            results=_stack(results),
-            state=trainer._learners.get_state(),
-        ).save(self._path)
-        self._last = time.perf_counter()
-        self._seconds = self._last - start
+    Attributes:
+        tasks: Range of the tasks.
+        epochs: Integer.
+        callbacks: List of `TaskCallback`s.
+        loader: `TaskLoader`.
+        saver: `Saver`.
+        caught: `Interruption`, which has the signal that was received.
+        results: List with the results of each task that is done.
+        position: `Position` within the next task that was restored; `None` if
+            it begins.
+    """
+
+    tasks: range
+    epochs: int
+    callbacks: list[TaskCallback]
+    loader: TaskLoader
+    saver: Saver
+    caught: Interruption
+    results: list[dict[str, np.ndarray]] = dataclasses.field(
+        default_factory=list
+    )
+    position: Position | None = None
+
+
+def _from_step(batches, done):
+    """Those of some `Batches` in a row that follow after so many steps."""
+    for each in batches:
+        if done >= each.steps:
+            done -= each.steps
+        elif done:
+            yield each.from_step(done)
+            done = 0
+        else:
+            yield each
+
+
+def _check_like(name, there, here):
+    """Checks that arrays of a checkpoint are such as those of this run."""
+    there, here = _specs(there), _specs(here)
+    if there != here:
+        raise CheckpointError(
+            "The checkpoint belongs to another model or optimizer: their "
+            f"{name} differ in number, shape or type. Received {name} "
+            f"{here}, the checkpoint has {there}"
+        )
+
+
+def _specs(arrays):
+    return [f"{standard_dtype(a.dtype)} {a.shape}" for a in arrays]
+
+
+def _set_state(callback, state):
+    try:
+        callback.set_state(state)
+    except Exception as error:  # Of whatever it makes of it.
+        raise CheckpointError(
+            f"The callback `{type(callback).__name__}` cannot restore the "
+            "state that the checkpoint has of it "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _check_position(position, groups, epochs):
+    if (
+        position.group >= len(groups)
+        or position.epoch >= epochs
+        or len(position.parts) != position.group
+    ):
+        raise CheckpointError(
+            "The checkpoint is of another run: it is in epoch "
+            f"{position.epoch} of the learners of group {position.group}. "
+            f"Received: {len(groups)} groups, epochs={epochs}"
+        )
+    loop = groups[position.group].loop
+    _check_like("metrics", position.metrics, loop.get_metrics())
 
 
 def _check_jit_compile(value):

@@ -23,15 +23,18 @@ _TELLING_MODULES = (
 _DATA = ("__keras_tensor__", "__numpy__", "__tensor__")
 
 
-def settings_of(model):
+def settings_of(model, with_values=False):
     """The settings of a compiled model and its optimizer.
 
-    Left out is what may differ between two models that one program trains:
-    names, seeds, and the values of learning rates, which Keras holds in
-    variables unless they are schedules.
+    Left out are names, which Keras numbers, and what may differ between two
+    models that one program trains: seeds, and the values of learning rates,
+    which Keras holds in variables unless they are schedules.
 
     Args:
         model: Compiled `keras.Model`.
+        with_values: Boolean, whether to keep seeds and learning rates, and to
+            leave out the code of lambdas, which changes with the line that it
+            stands on. Defaults to `False`.
 
     Returns:
         Nest of dicts, lists and plain values; empty if a part of the model
@@ -47,7 +50,9 @@ def settings_of(model):
     arguments = config.pop("compile_config", {})
     settings = {"model": config, **arguments, "optimizer": optimizer}
     names = dict.fromkeys(_names(settings))
-    return _cleaned(settings, {name: i for i, name in enumerate(names)})
+    return _cleaned(
+        settings, {name: i for i, name in enumerate(names)}, with_values
+    )
 
 
 def surely_same_program(first, other):
@@ -68,13 +73,15 @@ def surely_same_program(first, other):
     return first == other
 
 
-def differences(first, other, path=""):
+def differences(first, other, path="", where=("", "")):
     """Compares the settings of two models.
 
     Args:
         first: What `settings_of` returns for one of them.
         other: The same for the other one.
         path: String, where in the models' settings these two are.
+        where: Tuple of two strings, what follows each of two values that
+            differ.
 
     Returns:
         List with a string for each setting that differs.
@@ -85,7 +92,7 @@ def differences(first, other, path=""):
                 each
                 for key in {**first, **other}
                 for each in differences(
-                    first.get(key), other.get(key), _joined(path, key)
+                    first.get(key), other.get(key), _joined(path, key), where
                 )
             ]
     elif isinstance(first, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -93,10 +100,12 @@ def differences(first, other, path=""):
             return [
                 each
                 for i, parts in enumerate(zip(first, other))
-                for each in differences(*parts, f"{path}[{i}]")
+                for each in differences(*parts, f"{path}[{i}]", where)
             ]
     first, other = _short(first), _short(other)
-    return [] if first == other else [f"{path}={first} and {other}"]
+    if first == other:
+        return []
+    return [f"{path}={first}{where[0]} and {other}{where[1]}"]
 
 
 def _names(settings):
@@ -112,36 +121,41 @@ def _names(settings):
         yield from _names(part)
 
 
-def _cleaned(settings, numbers_of_names):
-    """Settings without names, seeds and values of learning rates.
+def _cleaned(settings, numbers_of_names, with_values):
+    """Settings without what `settings_of` leaves out.
 
     Args:
         settings: Nest of dicts, lists and plain values.
         numbers_of_names: Dict from name to integer. Lists have names that tell
             which layers are called on which: there the number stands for it.
+        with_values: Boolean, see `settings_of`.
     """
     if isinstance(settings, dict):
+        if with_values and settings.get("class_name") == "__lambda__":
+            return {"class_name": "function", "config": "a lambda"}
+        left_out = ("name",) if with_values else ("name", "seed")
         return {
-            key: _cleaned_entry(key, value, numbers_of_names)
+            key: _cleaned_entry(key, value, numbers_of_names, with_values)
             for key, value in settings.items()
-            if key not in ("name", "seed")
+            if key not in left_out
         }
     if isinstance(settings, (list, tuple)):
         return [
             numbers_of_names.get(value, value)
             if isinstance(value, str)
-            else _cleaned(value, numbers_of_names)
+            else _cleaned(value, numbers_of_names, with_values)
             for value in settings
         ]
     return settings
 
 
-def _cleaned_entry(key, value, numbers_of_names):
+def _cleaned_entry(key, value, numbers_of_names, with_values):
     if key == "dtype":
         return value  # A policy goes by its name.
-    if key == "learning_rate" and isinstance(value, numbers.Number):
+    is_rate = key == "learning_rate" and isinstance(value, numbers.Number)
+    if is_rate and not with_values:
         return "a number"
-    return _cleaned(value, numbers_of_names)
+    return _cleaned(value, numbers_of_names, with_values)
 
 
 def _tells_all(settings):

@@ -42,6 +42,14 @@ class TaskCallback:
                 shape `(num_learners,)`.
         """
 
+    def get_config(self) -> dict[str, Any]:
+        """What training depends on: a run that resumes must have the same.
+
+        Returns:
+            Dict that JSON can hold. Defaults to an empty one.
+        """
+        return {}
+
     def on_train_end(self, logs: dict | None = None):
         """Called at the end of `fit`, also after an error or Ctrl-C.
 
@@ -52,8 +60,12 @@ class TaskCallback:
     def get_state(self) -> Any:
         """State of the callback that is saved in checkpoints.
 
+        These are written between tasks, and within a task at any time between
+        `on_task_begin`, which is then not called again, and `on_task_end`.
+
         Returns:
-            Anything that JSON can hold. Defaults to `None`, no state.
+            Anything that JSON can hold, and within it NumPy arrays, and
+            `AppendOnly` lists. Defaults to `None`, no state.
         """
         return None
 

@@ -154,6 +154,12 @@ class Batches:
     start: int
     order: np.ndarray | None = None
 
+    def from_step(self, done):
+        """Those that follow after so many steps."""
+        order = None if self.order is None else self.order[:, done:]
+        start = self.start + done * self.size
+        return Batches(self.steps - done, self.size, start, order)
+
     @property
     def kind(self):
         """What a compiled program depends on."""

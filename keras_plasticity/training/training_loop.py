@@ -67,6 +67,16 @@ class TrainingLoop(Protocol):
     def results(self) -> dict[str, np.ndarray]:
         """Metrics since `reset_metrics`: arrays of shape `(num_learners,)`."""
 
+    def get_metrics(self) -> list[np.ndarray]:
+        """What `results` will be computed from.
+
+        Returns:
+            List of arrays, the first axis of each counting learners.
+        """
+
+    def set_metrics(self, arrays: list[np.ndarray]):
+        """Restores what `get_metrics` returned."""
+
     def model(self, learner: int) -> keras.Model:
         """A model in the present state of one learner."""
 

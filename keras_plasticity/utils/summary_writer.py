@@ -5,6 +5,9 @@ TensorFlow is not installed.
 """
 
 import glob
+import itertools
+import os
+import socket
 import struct
 import sys
 import time
@@ -28,7 +31,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar.summary import scalar_pb
 from tensorboard.plugins.text.summary import text_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from keras_plasticity import validation
@@ -44,6 +47,7 @@ sys.modules.setdefault(
 
 # What an int64 holds.
 _LARGEST_STEP = 2**63 - 1
+_counter = itertools.count()
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -52,6 +56,10 @@ class SummaryWriter:
 
     Writers for the same folder start in different seconds, so creating another
     one may take up to a second.
+
+    What is written is on disk after `flush`, which raises an `OSError` if it
+    cannot be, or if the file was removed. TensorBoard reads nothing that comes
+    after an incomplete record: then use another writer.
 
     Args:
         log_dir: String, the folder of the event file. It is created if needed.
@@ -74,11 +82,23 @@ class SummaryWriter:
         first_step = validation.check_integer(
             "first_step", first_step, 0, _LARGEST_STEP
         )
+        os.makedirs(self.log_dir, exist_ok=True)
         _wait_for_a_second_without_files(self.log_dir)
-        self._writer = EventFileWriter(self.log_dir)
+        self._path = os.path.join(
+            self.log_dir,
+            f"events.out.tfevents.{int(time.time()):010d}."
+            f"{socket.gethostname()}.{os.getpid()}.{next(_counter)}",
+        )
+        # TensorBoard's own writer hands events to a thread, and does not tell
+        # which of them it could not write.
+        self._file = open(self._path, "xb")
+        self._writer = RecordWriter(self._file)
+        self._write(
+            event_pb2.Event(file_version="brain.Event:2", wall_time=time.time())
+        )
         # TensorBoard takes the first start in a folder as the beginning of a
         # run, and each later one as a restart, so every file must have one.
-        self._writer.add_event(
+        self._write(
             event_pb2.Event(
                 session_log=event_pb2.SessionLog(
                     status=event_pb2.SessionLog.START
@@ -271,11 +291,15 @@ class SummaryWriter:
 
     def flush(self):
         """Makes everything written so far visible to TensorBoard."""
-        self._writer.flush()
+        self._file.flush()
+        if not os.path.exists(self._path):
+            raise FileNotFoundError(
+                f"The event file {self._path} was removed while it was open."
+            )
 
     def close(self):
         """Closes the file."""
-        self._writer.close()
+        self._file.close()
 
     def __enter__(self):
         return self
@@ -289,13 +313,16 @@ class SummaryWriter:
         self._add(_summary(tag, metadata, hparams_metadata.NULL_TENSOR), 0)
 
     def _add(self, summary, step):
-        self._writer.add_event(
+        self._write(
             event_pb2.Event(
                 summary=summary,
                 step=validation.check_integer("step", step, 0, _LARGEST_STEP),
                 wall_time=time.time(),
             )
         )
+
+    def _write(self, event):
+        self._writer.write(event.SerializeToString())
 
 
 def _wait_for_a_second_without_files(log_dir):

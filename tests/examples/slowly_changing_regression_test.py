@@ -147,7 +147,7 @@ def test_published_values_are_those_of_the_settings(trainer):
 
 
 def test_examples_that_do_not_fill_their_tasks(trainer, tmp_path):
-    with pytest.raises(SystemExit, match="must be a multiple"):
+    with pytest.raises(flags.Error, match="must be a multiple"):
         run(trainer, tmp_path, "--num_examples=1500")
 
 

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import socket
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import checkpoint as checkpoints
-from keras_plasticity.training import online_trainer
+from keras_plasticity.training import saver
 from tests.helpers import assert_same_weights
 from tests.training.online_trainer_test import ArrayStream
 from tests.training.online_trainer_test import build
@@ -48,7 +49,14 @@ class AnyStream(ArrayStream):
         return rng.permutation(len(self.x[index]))
 
 
-def fit(path=None, stop_after=None, num_tasks=5, num_learners=2, **kwargs):
+def fit(
+    path=None,
+    stop_after=None,
+    num_tasks=5,
+    num_learners=2,
+    callbacks_before=(),
+    **kwargs,
+):
     trainer = OnlineTrainer(
         lambda learner: build(seed=learner), num_learners=num_learners
     )
@@ -58,7 +66,7 @@ def fit(path=None, stop_after=None, num_tasks=5, num_learners=2, **kwargs):
     )
     results = trainer.fit(
         lambda learner: AnyStream(num_tasks=6, seed=learner),
-        callbacks=[counter],
+        callbacks=[*callbacks_before, counter],
         **(arguments | kwargs),
     )
     return results, trainer, counter
@@ -67,7 +75,7 @@ def fit(path=None, stop_after=None, num_tasks=5, num_learners=2, **kwargs):
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     # Whatever a checkpoint costs, there is one after each task.
-    monkeypatch.setattr(online_trainer, "_MAX_CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr(saver, "_MAX_SHARE", float("inf"))
     return str(tmp_path / "checkpoint.npz")
 
 
@@ -131,12 +139,12 @@ def test_time_spent_counts_on(path):
 
 @pytest.mark.slow
 def test_checkpoints_take_a_small_part_of_the_time(path, monkeypatch):
-    monkeypatch.setattr(online_trainer, "_MAX_CHECKPOINT_SHARE", 1e-9)
+    monkeypatch.setattr(saver, "_MAX_SHARE", 1e-9)
     saved = []
     monkeypatch.setattr(
         checkpoints.Checkpoint,
         "save",
-        lambda self, path: saved.append(self.progress["tasks_done"]),
+        lambda self, path, journal: saved.append(self.tasks_done),
     )
     fit(path)
     # The first tells what one costs; the last is always there.
@@ -162,18 +170,37 @@ def test_interrupted_save_leaves_the_checkpoint_before_it(path, monkeypatch):
 
 
 def test_what_a_killed_save_left_is_removed(path):
-    with open(f"{path}.tmp", "wb") as file:
+    left = f"{path}.{socket.gethostname()}.999999999.0.tmp"
+    with open(left, "wb") as file:
         file.write(b"half of it" * 1000)
     fit(path, num_tasks=1)
-    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+    assert sorted(os.listdir(os.path.dirname(path))) == [
+        "checkpoint.journal.jsonl",
+        "checkpoint.npz",
+    ]
     assert checkpoints.num_tasks_done(path) == 1
 
 
 def test_bfloat16_variables_are_kept(path):
     values = keras.ops.cast([0.1, 3.0], "bfloat16")
     arrays = [keras.ops.convert_to_numpy(values)]
-    checkpoints.Checkpoint({}, {}, {}, arrays).save(path)
-    (loaded,) = checkpoints.load(path).state
+    identity = dict.fromkeys(
+        ("data", "variables", "model", "learners", "versions")
+    )
+    checkpoints.Checkpoint(
+        settings={},
+        identity=identity,
+        tasks_done=0,
+        results=[],
+        state=arrays,
+        callbacks=[],
+        train_seconds=0.0,
+        compile_seconds=0.0,
+        jit_compile=False,
+        group_sizes=[1],
+    ).save(path, checkpoints.journal_of(path))
+    loaded, _ = checkpoints.load(path, checkpoints.journal_of(path))
+    (loaded,) = loaded.state
     np.testing.assert_array_equal(loaded, arrays[0].astype("float32"))
 
 
@@ -199,7 +226,9 @@ def test_other_settings_are_refused(path):
 def test_other_model_is_refused(path):
     OnlineTrainer(build()).fit(ArrayStream(), checkpoint=path)
     trainer = OnlineTrainer(build(method="bp"))
-    with pytest.raises(ValueError, match="to another model or optimizer"):
+    with pytest.raises(
+        ValueError, match="to another run.*which differs in .*optimizer"
+    ):
         trainer.fit(ArrayStream(), checkpoint=path, resume=True)
 
 

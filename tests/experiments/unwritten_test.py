@@ -1,0 +1,177 @@
+"""Runs whose files cannot be written go on, and say so."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from keras_plasticity import utils
+from keras_plasticity.experiments import experiment
+from keras_plasticity.experiments import figures
+from keras_plasticity.experiments import recorder
+from keras_plasticity.experiments.lasting_writer import LastingWriter
+from keras_plasticity.experiments.unwritten import Unwritten
+from tests.examples.trainers import load
+from tests.examples.trainers import run
+
+_TINY = [
+    "--num_examples=1000",
+    "--examples_per_task=200",
+    "--num_learners=2",
+    "--method=linear",
+]
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    pytest.importorskip("matplotlib")
+    return load("slowly_changing_regression")
+
+
+def points(folder, tag):
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return [
+        (e.step, round(float(e.tensor_proto.float_val[0]), 4))
+        for e in events.Tensors(tag)
+    ]
+
+
+class TestLastingWriter:
+    def test_nothing_is_lost(self, tmp_path, monkeypatch):
+        unwritten = Unwritten()
+        writer = LastingWriter(str(tmp_path), 0, unwritten)
+        writer.scalar("a", 1.0, 0)
+        writer.flush()
+        writer.scalar("a", 2.0, 1)
+        with monkeypatch.context() as patch:
+
+            def write(self, event):
+                # Half of it is on the disk.
+                self._file.write(event.SerializeToString()[:3])
+                self._file.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(utils.SummaryWriter, "_write", write)
+            writer.flush()
+            assert "No space left" in str(unwritten)
+            writer.scalar("a", 3.0, 2)
+            writer.flush()
+        writer.text("b", "more")
+        with writer:
+            writer.scalar("a", 4.0, 3)
+        assert not unwritten.reasons
+        assert points(tmp_path, "a") == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+    def test_a_folder_that_vanishes(self, tmp_path):
+        unwritten = Unwritten()
+        writer = LastingWriter(str(tmp_path / "run"), 0, unwritten)
+        writer.scalar("a", 1.0, 0)
+        writer.flush()
+        shutil.rmtree(tmp_path / "run")
+        writer.scalar("a", 2.0, 1)
+        writer.flush()
+        assert "was removed while it was open" in str(unwritten)
+        with writer:
+            pass
+        assert not unwritten.reasons
+        assert points(tmp_path / "run", "a") == [(1, 2)]
+
+
+def after_task(monkeypatch, number, function):
+    on_task_end = recorder.Recorder.on_task_end
+
+    def and_then(self, task, results):
+        on_task_end(self, task, results)
+        if task == number:
+            function()
+
+    monkeypatch.setattr(recorder.Recorder, "on_task_end", and_then)
+
+
+def full_disk(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(utils.SummaryWriter, "_write", fail)
+
+
+def test_a_full_disk_is_told_at_the_end(trainer, tmp_path, monkeypatch, capsys):
+    expected = run(trainer, tmp_path / "whole", *_TINY)
+    with monkeypatch.context() as patch:
+        after_task(patch, 1, lambda: full_disk(patch))
+        with pytest.raises(SystemExit) as error:
+            run(trainer, tmp_path / "full", *_TINY)
+    assert error.value.code == 1
+    assert "All tasks are done, but not all" in str(error.value)
+    told = capsys.readouterr().err
+    assert "Not written: " in told
+    for what in ("checkpoint.npz", "summary.json", "TensorBoard's", "figure"):
+        assert what in told
+    summary = run(trainer, tmp_path / "full", *_TINY, "--resume")
+    key = "squared_error_per_learner"
+    assert [task[key] for task in summary["runs"][0]["per_task"]] == [
+        task[key] for task in expected["runs"][0]["per_task"]
+    ]
+
+
+def test_a_disk_that_is_full_for_a_while(
+    trainer, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        after_task(patch, 1, lambda: full_disk(patch))
+        after_task(patch, 3, patch.undo)
+        run(trainer, tmp_path, *_TINY)
+    assert "Not written" not in capsys.readouterr().err
+    steps = [
+        step for step, _ in points(tmp_path / "linear", "step/squared_error")
+    ]
+    assert steps == [200, 400, 600, 800, 1000]
+
+
+def test_a_folder_that_vanishes(trainer, tmp_path, monkeypatch):
+    log_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        after_task(patch, 1, lambda: shutil.rmtree(log_dir))
+        run(trainer, log_dir, *_TINY)
+    assert len(list(log_dir.glob("*.png"))) == 1
+    # It can be resumed, and made longer.
+    summary = run(trainer, log_dir, *_TINY, "--resume", "--num_examples=1200")
+    assert [t["task"] for t in summary["per_task"]] == list(range(6))
+
+
+def test_a_figure_that_cannot_be_drawn_to_a_file(
+    trainer, tmp_path, monkeypatch, capsys
+):
+    def draw(*args):
+        raise OSError("no such place")
+
+    monkeypatch.setattr(figures, "draw", draw)
+    with pytest.raises(SystemExit) as error:
+        run(trainer, tmp_path, *_TINY)
+    assert error.value.code == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["runs"]
+    assert "no such place" in capsys.readouterr().err
+    assert not pathlib.Path(tmp_path, "run.lock.json").exists()
+
+
+def test_the_command_that_resumes(monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "train.py",
+            "--method=bp,l2",
+            "--resume=auto",
+            "--title=a b",
+            "--log_dir=x",
+        ],
+    )
+    command = experiment._command_to_resume("logs/a run")
+    assert command.endswith(
+        "train.py --method=bp,l2 '--title=a b' '--log_dir=logs/a run' --resume"
+    )
