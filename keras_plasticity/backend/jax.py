@@ -7,12 +7,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-# Bit pattern of a NaN whose payload no computation produces.
-_NEVER = np.int32(0x7FC5A3E1)
-# Matrices with a number of entries in between are faster to sum in slices:
-# smaller ones gain nothing, larger ones do not fit in the cache.
-_FEWEST_TO_SLICE = 1000
-_MOST_TO_SLICE = 1_500_000
+from keras_plasticity.backend import slices
+
 # With this one and larger ones quotients of an int32 are below 2**22, where
 # float32 is exact to a quarter.
 _SMALLEST_DIVISOR = 2**9
@@ -226,20 +222,11 @@ def row_magnitudes(matrix):
 
 
 def _magnitudes(matrix, axis):
-    """Sums of absolute values over one axis.
-
-    XLA's CPU compiler turns a reduction into a slow loop, as it must not change
-    the order in which numbers are added: one number at a time, or with strides
-    through memory. So some twenty slices of the matrix are added first, in one
-    loop over whole vectors, and the much smaller result is summed by a product
-    with ones. The ones depend on the matrix, to hide from XLA that they are
-    ones: it would turn the product into a reduction again.
-    """
+    """Sums of absolute values over one axis; see `slices`."""
     size = matrix.shape[axis]
-    is_sliced = _FEWEST_TO_SLICE <= matrix.size <= _MOST_TO_SLICE
-    if platform() != "cpu" or not is_sliced:
+    if platform() != "cpu" or not slices.is_sliced(matrix.shape):
         return jnp.sum(jnp.abs(matrix), axis=axis)
-    number = _number_of_slices(size)
+    number = slices.number_of_slices(size)
     length = size // number
     starts = [i * length for i in range(number)]
     total = sum(
@@ -256,16 +243,10 @@ def _magnitudes(matrix, axis):
     return result
 
 
-def _number_of_slices(size):
-    """The number of slices, 16 to 32 if possible, with the least remainder."""
-    most = min(size, 32)
-    return min(range(min(size, 16), most + 1), key=lambda n: (size % n, -n))
-
-
 def _ones_like(values):
     """Ones that the compiler cannot tell are ones."""
     bits = jax.lax.bitcast_convert_type(values, "int32")
-    return jnp.where(bits == _NEVER, 0.5, 1.0)
+    return jnp.where(bits == slices.NEVER, 0.5, 1.0)
 
 
 def gradients(loss_function, variables):

@@ -1,9 +1,32 @@
 """Loops and in-place writes, and the device, on TensorFlow."""
 
 import contextlib
+import threading
 
 import keras
 import tensorflow as tf
+
+from keras_plasticity.backend import slices
+
+
+class _ForXla(threading.local):
+    """Whether a step is being traced that XLA compiles for a CPU."""
+
+    is_on = False
+
+
+_for_xla = _ForXla()
+
+
+@contextlib.contextmanager
+def tracing_for_xla():
+    """Context in which a step is traced that XLA compiles."""
+    before = _for_xla.is_on
+    _for_xla.is_on = platform() == "cpu"
+    try:
+        yield
+    finally:
+        _for_xla.is_on = before
 
 
 def no_gradient():
@@ -173,12 +196,40 @@ def sum_over_replicas(values):
 
 def column_magnitudes(matrix):
     """Sum of absolute values over the rows, for each column."""
-    return tf.reduce_sum(tf.abs(matrix), axis=0)
+    return _magnitudes(matrix, 0)
 
 
 def row_magnitudes(matrix):
     """Sum of absolute values over the columns, for each row."""
-    return tf.reduce_sum(tf.abs(matrix), axis=1)
+    return _magnitudes(matrix, 1)
+
+
+def _magnitudes(matrix, axis):
+    """Sums of absolute values over one axis; see `slices`."""
+    if not _for_xla.is_on or not slices.is_sliced(matrix.shape):
+        return tf.reduce_sum(tf.abs(matrix), axis=axis)
+    size = matrix.shape[axis]
+    number = slices.number_of_slices(size)
+    length = size // number
+
+    def part(start, stop):
+        where = slice(start, stop)
+        return tf.abs(matrix[where] if axis == 0 else matrix[:, where])
+
+    whole = number * length
+    total = sum(part(i, i + length) for i in range(0, whole, length))
+    ones = _ones_like(tf.reshape(matrix, [-1])[:length])
+    result = tf.linalg.matvec(total, ones, transpose_a=axis == 0)
+    for i in range(whole, size):
+        result += tf.squeeze(part(i, i + 1), axis)
+    return result
+
+
+def _ones_like(values):
+    """Ones that the compiler cannot tell are ones."""
+    bits = tf.bitcast(tf.cast(values, "float32"), "int32")
+    ones = tf.where(bits == slices.NEVER, 0.5, 1.0)
+    return tf.cast(ones, values.dtype)
 
 
 def gradients(loss_function, variables):

@@ -381,6 +381,8 @@ def _train(plan, method):
         "flags",
         utils.markdown_table(("flag", "value"), list(settings.items())),
     )
+    # TensorBoard shows the run before its first task is done.
+    writer.flush()
     # The problem has the last word: a head that it zeroes is zero.
     callbacks = [
         *method.task_callbacks(plan.build_model, seeds),

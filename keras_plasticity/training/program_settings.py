@@ -4,6 +4,7 @@ import numbers
 import warnings
 
 import keras
+import numpy as np
 
 from keras_plasticity import keras_compat
 
@@ -188,4 +189,6 @@ def _short(settings):
         return settings.get("class_name", "a dict")
     if isinstance(settings, (list, tuple)):
         return f"a list of {len(settings)}"
+    if isinstance(settings, float) and float(np.float32(settings)) == settings:
+        return str(np.float32(settings))  # 0.01, not 0.009999999776482582.
     return repr(settings)

@@ -203,7 +203,7 @@ def _variables(model):
     the process has made.
     """
     return [
-        f"{re.sub(r'_[0-9]+(?=/|$)', '', variable.path)} "
+        f"{re.sub(r'_[0-9]+(?![^_/])', '', variable.path)} "
         f"{tuple(variable.shape)} {variable.dtype}"
         for variable in (*model.variables, *model.optimizer.variables)
     ]

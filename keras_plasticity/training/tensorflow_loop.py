@@ -1,11 +1,14 @@
 """The engine's inner loop on TensorFlow: one `tf.function` for many steps."""
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
+from keras_plasticity.backend import tensorflow as tensorflow_backend
 from keras_plasticity.training import models_loop
 from keras_plasticity.training import nests
 
@@ -87,6 +90,9 @@ class TensorFlowLoop(models_loop.ModelsLoop):
 
 def _make_function(model, batches, uses_xla):
     steps, size, is_ordered = batches.kind
+    tracing = contextlib.nullcontext
+    if uses_xla:
+        tracing = tensorflow_backend.tracing_for_xla
 
     def take(array, where, i):
         if is_ordered:
@@ -99,9 +105,10 @@ def _make_function(model, batches, uses_xla):
     @tf.function(jit_compile=uses_xla, reduce_retracing=False, autograph=False)
     def run(data, where):
         def step(i):
-            model.train_step(
-                nests.map_arrays(lambda array: take(array, where, i), data)
-            )
+            with tracing():
+                model.train_step(
+                    nests.map_arrays(lambda array: take(array, where, i), data)
+                )
             return (i + 1,)
 
         tf.while_loop(

@@ -93,20 +93,11 @@ class SummaryWriter:
         # which of them it could not write.
         self._file = open(self._path, "xb")
         self._writer = RecordWriter(self._file)
-        self._write(
-            event_pb2.Event(file_version="brain.Event:2", wall_time=time.time())
-        )
-        # TensorBoard takes the first start in a folder as the beginning of a
-        # run, and each later one as a restart, so every file must have one.
-        self._write(
-            event_pb2.Event(
-                session_log=event_pb2.SessionLog(
-                    status=event_pb2.SessionLog.START
-                ),
-                step=first_step,
-                wall_time=time.time(),
-            )
-        )
+        try:
+            self._start(first_step)
+        except OSError:
+            self._file.close()
+            raise
 
     def scalar(self, tag: str, value: float, step: int):
         """Writes one point of a curve.
@@ -319,6 +310,18 @@ class SummaryWriter:
                 step=validation.check_integer("step", step, 0, _LARGEST_STEP),
                 wall_time=time.time(),
             )
+        )
+
+    def _start(self, first_step):
+        now = time.time()
+        self._write(
+            event_pb2.Event(file_version="brain.Event:2", wall_time=now)
+        )
+        # TensorBoard takes the first start in a folder as the beginning of a
+        # run, and each later one as a restart, so every file must have one.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(
+            event_pb2.Event(session_log=start, step=first_step, wall_time=now)
         )
 
     def _write(self, event):

@@ -49,7 +49,7 @@ def test_help_has_the_trainer_s_docstring_and_all_flags():
 )
 def test_bad_arguments_give_one_message(argument, message):
     result = start(argument)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 

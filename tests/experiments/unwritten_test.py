@@ -52,8 +52,8 @@ class TestLastingWriter:
 
             def write(self, event):
                 # Half of it is on the disk.
-                self._file.write(event.SerializeToString()[:3])
-                self._file.flush()
+                with open(self._path, "ab") as file:
+                    file.write(event.SerializeToString()[:3])
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             patch.setattr(utils.SummaryWriter, "_write", write)

@@ -97,7 +97,7 @@ def in_groups(monkeypatch):
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize(
-    "at", [(2,), (4,), (6, 12), (8,), (3, 4, 5, 9)], ids=str
+    "at", [(2,), (4,), (6, 16), (8,), (3, 4, 5, 9)], ids=str
 )
 def test_resumed_equals_uninterrupted(path, monkeypatch, at, grouped):
     """Within an epoch, between epochs and tasks, more than once."""
