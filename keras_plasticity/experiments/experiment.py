@@ -148,7 +148,7 @@ def run(
     except ImportError as error:
         exit_status.end(str(error), exit_status.FAILED)
     settings = _settings(flag_values, problem, chosen)
-    with catch_signals(raises=False) as caught:
+    with terminal.lasting_output(), catch_signals(raises=False) as caught:
         try:
             folder = run_folder.open_folder(
                 flag_values.log_dir,

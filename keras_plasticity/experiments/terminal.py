@@ -1,5 +1,8 @@
 """What the trainers print: settings, progress and tables."""
 
+import contextlib
+import sys
+
 import keras
 from rich import box
 from rich import console
@@ -10,6 +13,42 @@ from keras_plasticity import training
 from keras_plasticity.utils import progress_bar
 
 _TERMINAL = console.Console()
+
+
+class LastingStream:
+    """A stream that takes text even if it can no longer be written.
+
+    Such as the output of a run that goes to a file on a disk which is full, or
+    to a reader that has gone.
+
+    Args:
+        stream: Text stream.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lasting_output():
+    """A context in which printing does not fail."""
+    with (
+        contextlib.redirect_stdout(LastingStream(sys.stdout)),
+        contextlib.redirect_stderr(LastingStream(sys.stderr)),
+    ):
+        yield
 
 
 def device_name():

@@ -146,7 +146,9 @@ def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no `summary.json`"):
         join(tmp_path, str(tmp_path))
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(ValueError, match="summary.json is damaged: it is not JSON"):
+    with pytest.raises(
+        ValueError, match="summary.json is damaged: it is not JSON"
+    ):
         join(tmp_path, str(tmp_path))
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match="not of these trainers"):
