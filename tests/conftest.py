@@ -1,4 +1,6 @@
+import contextlib
 import os
+import zlib
 
 # On a CPU, TensorFlow has convolutions with channels first by oneDNN only, and
 # leaves it off on processors without instructions for neural networks.
@@ -21,17 +23,92 @@ if keras.backend.backend() == "torch":
     torch.set_num_threads(1)
 
 
+# With `--half`, what depends on the backend most runs on all three of them: of
+# all other tests JAX and TensorFlow, which compile, take a half each, and
+# PyTorch takes all. What hardly depends on the backend runs on PyTorch only.
+_ON_ALL = (
+    "tests/backend/",
+    "tests/functional/",
+    "tests/golden_traces_test.py",
+    "tests/method_traces_test.py",
+    "tests/optimizers/continual_backprop_oracle_test.py",
+    "tests/optimizers/unit_resets_oracle_test.py",
+    "tests/optimizers/without_branches_test.py",
+    "tests/optimizers/wrapper_checks_test.py",
+    "tests/training/compiled_steps_test.py",
+    "tests/training/interruption_test.py",
+)
+_ON_ONE = (
+    "tests/datasets/",
+    "tests/docstrings_test.py",
+    "tests/examples/compare_test.py",
+    "tests/experiments/",
+    "tests/fuzz_test.py",
+    "tests/quantization_test.py",
+    "tests/streams/",
+    "tests/training/run_identity_test.py",
+    "tests/training/saver_test.py",
+    "tests/utils/",
+    "tests/validation_test.py",
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--half",
+        type=int,
+        choices=(0, 1),
+        help="run only this half of the tests that need not run on all "
+        "backends; default: all tests",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    half = config.getoption("--half")
+    if half is None:
+        return
+
+    def is_chosen(item):
+        if item.nodeid.startswith(_ON_ALL):
+            return True
+        if item.nodeid.startswith(_ON_ONE):
+            return False
+        return zlib.crc32(item.nodeid.encode()) % 2 == half
+
+    chosen = [item for item in items if is_chosen(item)]
+    rest = [item for item in items if not is_chosen(item)]
+    config.hook.pytest_deselected(items=rest)
+    items[:] = chosen
+
+
 @pytest.fixture(scope="module")
 def fast_compilation():
     """For modules in which JAX's compilation takes nearly all the time."""
+    with _fast_compilation():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast_compilation_of_a_half(request):
+    is_half = request.config.getoption("--half") is not None
+    if is_half and not request.node.nodeid.startswith(_ON_ALL):
+        with _fast_compilation():
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def _fast_compilation():
     if keras.backend.backend() != "jax":
         yield
         return
     import jax
 
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

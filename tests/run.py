@@ -5,9 +5,11 @@
 It needs Python 3.11 or newer and nothing else: it makes a virtual environment
 (`--environment`, by default `.venv-tests`), installs the project with the
 three backends, checks the format, and runs the test suite once for each
-backend; tests marked `slow` with PyTorch only, unless `--slow` is given. It
-prints each command before it runs, and one line for each backend that says how
-many tests ran.
+backend: with PyTorch, which is the quickest, all of it; with JAX and TensorFlow
+what depends on the backend most, and a half each of the rest, but for tests
+marked `slow`. With `--all` or `--backend` it runs all tests. It prints each
+command before it runs, and one line for each backend that says how many tests
+ran.
 
 The tests of the trainers read data sets from the `tensorflow_datasets` folder
 that the environment variable `KERAS_PLASTICITY_DATA_DIR` names, and are
@@ -26,6 +28,12 @@ import venv
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "tensorflow", "torch")
+# Which tests each of them runs, as arguments of pytest; see `conftest.py`.
+_WHICH = {
+    "jax": ["-m", "not slow", "--half", "0"],
+    "tensorflow": ["-m", "not slow", "--half", "1"],
+    "torch": [],
+}
 # The CPU build where there is one to be had; plain `torch` would bring several
 # GB of CUDA packages with it.
 TORCH = "torch==2.13.0"
@@ -67,7 +75,7 @@ def install(python, *packages):
     require(*command)
 
 
-def test(python, backend, arguments, slow, cache):
+def test(python, backend, arguments, which, cache):
     """Runs the suite on one backend; returns whether it passed, and a line."""
     start = time.monotonic()
     status, lines = run(
@@ -78,7 +86,7 @@ def test(python, backend, arguments, slow, cache):
         "-n",
         "2",
         "-rs",
-        *([] if slow else ["-m", "not slow"]),
+        *which,
         *arguments,
         KERAS_BACKEND=backend,
         TF_CPP_MIN_LOG_LEVEL="3",
@@ -113,10 +121,9 @@ def main():
         "--backend", choices=BACKENDS, help="only this backend; default: all"
     )
     parser.add_argument(
-        "--slow",
+        "--all",
         action="store_true",
-        help="run slow tests on all backends; default: on PyTorch, where they "
-        "are the quickest",
+        help="run all tests on all backends",
     )
     parser.add_argument(
         "pytest_arguments", nargs="*", help="passed on to pytest, after --"
@@ -136,10 +143,12 @@ def main():
     passed = True
     lines = []
     for backend in [arguments.backend] if arguments.backend else BACKENDS:
-        slow = arguments.slow or backend == "torch"
+        which = []
+        if not arguments.all and not arguments.backend:
+            which = _WHICH[backend]
         with tempfile.TemporaryDirectory() as cache:
             ok, line = test(
-                python, backend, arguments.pytest_arguments, slow, cache
+                python, backend, arguments.pytest_arguments, which, cache
             )
         passed = passed and ok
         lines.append(line)

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -245,7 +246,7 @@ def _read_settings(log_dir):
     methods = settings.get("method")
     if not isinstance(methods, list) or not all(
         # Of which only folders within this one may be removed.
-        isinstance(name, str) and os.path.basename(name) == name
+        isinstance(name, str) and re.fullmatch(r"\w+(,\w+)*", name)
         for name in methods
     ):
         raise ValueError(
@@ -259,7 +260,7 @@ def _remove(log_dir, names):
     """Removes files and the folders of methods, and nothing else."""
     for name in names:
         path = os.path.join(log_dir, name)
-        if os.path.isdir(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         elif os.path.exists(path):
             os.remove(path)

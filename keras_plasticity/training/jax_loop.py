@@ -204,8 +204,6 @@ class JaxLoop:
         return self._functions[key]
 
     def _trace(self, function, data, where):
-        in_axes = (0, 1, 0 if np.ndim(where) else None)
-        function = self._vmap(function, in_axes)
         function = jax.jit(function, donate_argnums=0)
         with _apply_after_backward(self._model.optimizer):
             return function.trace(self._states[0], data, where)
@@ -213,18 +211,23 @@ class JaxLoop:
     def _scan(self, batches):
         """All steps as one program, a function `(state, data, where)`."""
 
+        steps, size, is_ordered = batches.kind
+
+        def step(carry, indices):
+            state, start, data = carry
+            where = indices if is_ordered else start
+            state = self._step(state, data, where, size)
+            return (state, start + size, data), None
+
         def scan(state, data, where):
-            if batches.order is None:
-                where = where + batches.size * jnp.arange(batches.steps)
-            state, _ = jax.lax.scan(
-                lambda state, where: (
-                    self._step(state, _take(data, where, batches.size)),
-                    None,
-                ),
-                state,
-                where,
+            indices = None
+            if is_ordered:
+                # A number that counts is faster than numbers that are read.
+                where, indices = np.int32(0), jnp.moveaxis(where, -2, 0)
+            carry, _ = jax.lax.scan(
+                step, (state, where, data), indices, length=steps
             )
-            return state
+            return carry[0]
 
         return scan
 
@@ -232,7 +235,7 @@ class JaxLoop:
         """Like `_scan`, as a Python loop over calls of one compiled step."""
 
         def step(state, data, where):
-            return self._step(state, _take(data, where, batches.size))
+            return self._step(state, data, where, batches.size)
 
         def where_at(where, i):
             if batches.order is None:
@@ -248,7 +251,19 @@ class JaxLoop:
 
         return run
 
-    def _step(self, state, batch):
+    def _step(self, state, data, where, size):
+        """One step of one learner, or of all side by side."""
+        if self._is_stacked and not np.ndim(where):
+            # What lies together is taken at once, and not by each learner.
+            batch = _take(data, where, size)
+            return jax.vmap(self._train, (0, 1))(state, batch)
+
+        def take_and_train(state, data, where):
+            return self._train(state, _take(data, where, size))
+
+        return self._vmap(take_and_train, (0, 1, 0))(state, data, where)
+
+    def _train(self, state, batch):
         return _train_step(self._model, state, batch)
 
     def _test(self, state, batch):
