@@ -8,6 +8,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+import hypothesis  # noqa: E402
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
@@ -19,6 +20,19 @@ if keras.backend.backend() == "torch":
 
     # The problems here are tiny: more threads only wait for one another.
     torch.set_num_threads(1)
+
+# Tests of properties try few examples, the same ones each time. A search for
+# more: KERAS_PLASTICITY_EXAMPLES=1000 pytest ...
+_EXAMPLES = os.environ.get("KERAS_PLASTICITY_EXAMPLES")
+hypothesis.settings.register_profile(
+    "keras_plasticity",
+    max_examples=int(_EXAMPLES or 25),
+    derandomize=_EXAMPLES is None,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("keras_plasticity")
 
 
 @pytest.fixture(scope="module")

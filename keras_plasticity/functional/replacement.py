@@ -69,8 +69,8 @@ def advance_count(
     """Adds one update's `replacement_rate * mature` to the count.
 
     Args:
-        count: Int32 tensor of shape `(len(digits[1]),)`, the fraction of a
-            unit carried so far, most significant digit first.
+        count: Int32 tensor of shape `(len(digits[1]),)` or longer, the
+            fraction of a unit carried so far, most significant digit first.
         mature: Int32 scalar tensor, the number of mature units.
         digits: The result of `count_digits`.
 
@@ -98,7 +98,10 @@ def advance_count(
         carry = backend.quotient(total, base)
         remaining.append(total - carry * base)
     if remaining:
-        count = ops.stack(remaining[::-1])
+        known = ops.stack(remaining[::-1])
+        # Digits beyond those of this rate are of one before it.
+        rest = count[len(fraction) :]
+        count = ops.concatenate([known, rest]) if rest.shape[0] else known
     return carry + whole * mature, count
 
 
