@@ -128,6 +128,8 @@ def least_useful_unit(
     utility = ops.cast(utility, "float32")
     # Not by `minimum`, in which NaN stays NaN.
     utility = ops.where(utility < _LARGEST_UTILITY, utility, _LARGEST_UTILITY)
+    # JAX's `argmin` takes -0.0 for less than 0.0.
+    utility = ops.where(utility == 0.0, 0.0, utility)
     return ops.argmin(
         ops.where(age > maturity_threshold, utility, float("inf"))
     )

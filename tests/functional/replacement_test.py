@@ -218,6 +218,7 @@ def test_quotient(number, places):
         pytest.param([_INF, _NAN, 7], [9, 9, 9], 2, id="finite_is_first"),
         pytest.param([-5, -_INF, 0], [9, 9, 9], 1, id="minus_inf_is_lowest"),
         pytest.param([-_INF, 5, 4], [1, 9, 9], 2, id="not_if_immature"),
+        pytest.param([1, 0, -0.0], [9, 9, 9], 1, id="zero_is_minus_zero"),
     ],
 )
 def test_least_useful_unit(utility, age, expected):
