@@ -1,4 +1,5 @@
 import inspect
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -36,9 +37,8 @@ _UTILITY_ARGUMENTS = (
     "incoming_magnitude",
 )
 _OBSERVED = ("activation_magnitude", "activation_deviation")
-# The fewest digits kept of a rate: 12 or more decimal places, so that a rate
-# set later has room.
-_FEWEST_DIGITS = 2
+# The fewest decimal places kept of a rate, so that a rate set later has room.
+_FEWEST_PLACES = 12
 # Ages are float32, which counts exactly up to here.
 _LARGEST_AGE = 2**24
 
@@ -74,7 +74,9 @@ class _ReplacementRate(Hyperparameter):
         value = optimizer.replacement_rate
         rate = 0.0 if isinstance(value, Schedule) else value
         _, fraction, units.rate_base = functional.count_digits(rate, units.size)
-        size = max(_FEWEST_DIGITS, len(fraction))
+        # A layer of more units has shorter digits: see `count_digits`.
+        places = len(str(units.rate_base)) - 1
+        size = max(math.ceil(_FEWEST_PLACES / places), len(fraction))
         units.count = units.add_variable("count", (size,), "int32")
         if not isinstance(value, Schedule):
             units.rate_digits = units.add_variable(
