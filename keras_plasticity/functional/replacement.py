@@ -7,7 +7,7 @@ read as the shortest decimal number that stands for the float, as a person
 would write it, and no update loses anything.
 """
 
-from decimal import Decimal
+from fractions import Fraction
 
 from keras import ops
 
@@ -51,7 +51,8 @@ def count_digits(
     while 10 ** (decimal_places + 1) * (units + 2) < 2**31:
         decimal_places += 1
     base = 10**decimal_places
-    rate = Decimal(repr(replacement_rate))
+    # Not by `decimal`, whose precision is any program's to set.
+    rate = Fraction(repr(replacement_rate))
     whole = int(rate)
     rest = int((rate - whole) * 10**_DECIMALS)
     digits = []

@@ -1,7 +1,7 @@
 import inspect
 import math
 from collections.abc import Callable
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -104,9 +104,9 @@ class _ReplacementRate(Hyperparameter):
         return self._digits(optimizer.hidden[0], value)
 
     def decode(self, optimizer, array):
-        base = Decimal(optimizer.hidden[0].rate_base)
-        digits = map(Decimal, map(int, array))
-        return float(sum(d / base**i for i, d in enumerate(digits)))
+        base = optimizer.hidden[0].rate_base
+        digits = enumerate(map(int, array))
+        return float(sum(Fraction(digit, base**i) for i, digit in digits))
 
     def assign(self, optimizer, value):
         for units in optimizer.hidden:
@@ -137,7 +137,7 @@ class _DecayRate(Hyperparameter):
         return np.asarray(decay_constants(value), "float32")
 
     def decode(self, optimizer, array):
-        return float(1 - Decimal(repr(shortest_float(array[1]))))
+        return float(1 - Fraction(repr(shortest_float(array[1]))))
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -301,7 +301,7 @@ class ContinualBackprop(UnitResetOptimizer):
         rate = self.replacement_rate
         if isinstance(rate, Schedule):
             return None
-        return int(Decimal(repr(rate)) * units.size) + 1
+        return int(Fraction(repr(rate)) * units.size) + 1
 
     def num_due(self, units):
         threshold = self.now("maturity_threshold")

@@ -1,5 +1,6 @@
 """How many units of a layer are due, whatever its rate and its size."""
 
+import decimal
 import functools
 import math
 from fractions import Fraction
@@ -64,3 +65,13 @@ def test_a_rate_is_read_back_from_its_digits(size, rate):
     _, optimizer, _ = _built(size)
     setting = ContinualBackprop.replacement_rate
     assert setting.decode(optimizer, setting.encode(optimizer, rate)) == rate
+
+
+def test_the_precision_of_a_programs_decimals_does_not_matter():
+    _, optimizer, units = _built(3)
+    with decimal.localcontext(prec=2):
+        optimizer.replacement_rate = 0.123456789
+        assert optimizer.most_due(units) == 1
+        array = to_numpy(units.rate_digits)
+        setting = ContinualBackprop.replacement_rate
+        assert setting.decode(optimizer, array) == 0.123456789
