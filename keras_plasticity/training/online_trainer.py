@@ -18,6 +18,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.streams import Stream
 from keras_plasticity.training import checkpoint as checkpoints
+from keras_plasticity.training.finite import check_finite
 from keras_plasticity.training.learner_groups import LearnerGroups
 from keras_plasticity.training.learner_groups import Stopwatch
 from keras_plasticity.training.learner_groups import group_sizes
@@ -223,7 +224,9 @@ class OnlineTrainer:
         Raises:
             FileExistsError: If there is a checkpoint and `resume` is `False`.
             FloatingPointError: If a loss is not finite and `on_nan="stop"`.
-                The results up to that task are in its attribute `results`.
+                The message names the learners, the task, and the layer whose
+                weights or statistics are the first not finite. The results
+                up to that task are in its attribute `results`.
             MemoryError: If the learners do not fit into memory.
             TypeError: If `stream` is neither a stream nor a function that
                 returns one for each learner.
@@ -275,7 +278,7 @@ class OnlineTrainer:
                         self._run_task(task, data, epochs, callbacks, loader)
                     )
                     if on_nan == "stop":
-                        _check_finite(task, results, data)
+                        check_finite(task, results, data, self._learners.model)
                     saver.save(self, results, is_last=task == tasks[-1])
             except KeyboardInterrupt:
                 self.interrupted = True
@@ -679,24 +682,3 @@ def _stack(results):
         name: np.stack([result[name] for result in results])
         for name in results[0]
     }
-
-
-def _check_finite(task, results, data):
-    broken = np.flatnonzero(~np.isfinite(results[-1]["loss"]))
-    if not len(broken):
-        return
-    in_data = [
-        int(learner) for learner in broken if not data.is_finite(learner)
-    ]
-    reason = (
-        f"The data of learners {in_data} hold values that are not finite."
-        if in_data
-        else "The data are finite: the learning rate may be too large."
-    )
-    error = FloatingPointError(
-        f"The loss is not finite in task {task} for learners "
-        f"{broken.tolist()}. {reason} Use `on_nan='continue'` to continue "
-        "with the other learners."
-    )
-    error.results = _stack(results)
-    raise error
