@@ -30,6 +30,8 @@ hypothesis.settings.register_profile(
     derandomize=_EXAMPLES is None,
     deadline=None,
     database=None,
+    # Not to explain failures, which takes minutes.
+    phases=["explicit", "reuse", "generate", "target", "shrink"],
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("keras_plasticity")
