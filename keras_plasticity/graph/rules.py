@@ -43,13 +43,13 @@ class Units:
 
         Args:
             axis: Integer, not negative.
-            size: Integer, the length of that axis.
+            size: Integer, the length of that axis; `None` if unknown.
 
         Returns:
             `Units`.
         """
         first = self.unit[0]
-        if axis == self.axis or first < 0 or np.any(self.unit != first):
+        if size is None or first < 0 or np.any(self.unit != first):
             return self
         return Units(axis, np.full(size, first))
 
@@ -327,6 +327,12 @@ def _concatenate(call, units):
     axis = call.operation.axis
     (output,) = call.outputs
     axis = axis % len(output.shape)
+    if len({each.axis for each in units.values()}) > 1:
+        # Parts of one unit each, perhaps.
+        units = {
+            value: each.along(axis, value.shape[axis])
+            for value, each in units.items()
+        }
     if all(axis == each.axis for each in units.values()):
         parts = [
             units[value].unit
