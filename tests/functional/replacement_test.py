@@ -12,6 +12,7 @@ from keras_plasticity import backend
 from keras_plasticity import functional
 from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
+from tests.long_runs import digits_of
 
 _INF, _NAN = float("inf"), float("nan")
 _RATES = [1e-6, 0.0007, 0.00513, 1 / 3, 1.0, 0.1234567890123, 0.0]
@@ -32,17 +33,6 @@ _units = st.one_of(st.integers(1, 5000), st.integers(1, _MOST_UNITS))
 def _exact(rate):
     """The rate as a person would write it, to the 30th decimal place."""
     return Fraction(math.floor(Fraction(repr(rate)) * 10**30), 10**30)
-
-
-def _digits_of(fraction, number, base):
-    """A number below 1 as so many digits."""
-    digits = []
-    for _ in range(number):
-        fraction *= base
-        digits.append(math.floor(fraction))
-        fraction -= digits[-1]
-    assert fraction == 0
-    return digits
 
 
 @pytest.mark.parametrize("rate", _RATES + [1e-4, 0.1, 5e-7, 0.999999])
@@ -180,7 +170,7 @@ def test_count_is_exact_after_a_billion_updates(rate, units, updates):
     whole, fraction, base = functional.count_digits(rate, units)
     exact = _exact(rate) * units * updates
     before = math.floor(exact)
-    count = _digits_of(exact - before, len(fraction), base)
+    count = digits_of(exact - before, len(fraction), base)
     count = np.asarray([*count, *[0] * (_LONGEST - len(count))], "int32")
     count = ops.convert_to_tensor(count)
     for update in range(1, 4):
