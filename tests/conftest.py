@@ -10,6 +10,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+import hypothesis  # noqa: E402
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
@@ -21,6 +22,21 @@ if keras.backend.backend() == "torch":
 
     # The problems here are tiny: more threads only wait for one another.
     torch.set_num_threads(1)
+
+# Tests of properties try few examples, the same ones each time. A search for
+# more: KERAS_PLASTICITY_EXAMPLES=1000 pytest ...
+_EXAMPLES = os.environ.get("KERAS_PLASTICITY_EXAMPLES")
+hypothesis.settings.register_profile(
+    "keras_plasticity",
+    max_examples=int(_EXAMPLES or 25),
+    derandomize=_EXAMPLES is None,
+    deadline=None,
+    database=None,
+    # Not to explain failures, which takes minutes.
+    phases=["explicit", "reuse", "generate", "target", "shrink"],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("keras_plasticity")
 
 
 # With `--half`, what depends on the backend most runs on all three of them: of

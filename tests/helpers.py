@@ -1,9 +1,11 @@
 """Small models and data that several tests use."""
 
+import contextlib
 import functools
 import inspect
 import re
 import textwrap
+from unittest import mock
 
 import keras
 import numpy as np
@@ -117,6 +119,19 @@ def assert_same_weights(actual, expected, **tolerance):
 def to_numpy(variable):
     value = variable.value if hasattr(variable, "value") else variable
     return np.array(ops.convert_to_numpy(value))
+
+
+@contextlib.contextmanager
+def changed_layer(layer, before=None, after=None):
+    """Context in which a layer's input, or output, goes through a function."""
+    call = layer.call
+
+    def changed_call(x, *args, **kwargs):
+        y = call(before(x) if before else x, *args, **kwargs)
+        return after(y) if after else y
+
+    with mock.patch.object(layer, "call", changed_call):
+        yield
 
 
 @keras.saving.register_keras_serializable(package="tests")

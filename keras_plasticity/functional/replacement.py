@@ -7,7 +7,7 @@ read as the shortest decimal number that stands for the float, as a person
 would write it, and no update loses anything.
 """
 
-from decimal import Decimal
+from fractions import Fraction
 
 from keras import ops
 
@@ -51,7 +51,8 @@ def count_digits(
     while 10 ** (decimal_places + 1) * (units + 2) < 2**31:
         decimal_places += 1
     base = 10**decimal_places
-    rate = Decimal(repr(replacement_rate))
+    # Not by `decimal`, whose precision is any program's to set.
+    rate = Fraction(repr(replacement_rate))
     whole = int(rate)
     rest = int((rate - whole) * 10**_DECIMALS)
     digits = []
@@ -69,8 +70,8 @@ def advance_count(
     """Adds one update's `replacement_rate * mature` to the count.
 
     Args:
-        count: Int32 tensor of shape `(len(digits[1]),)`, the fraction of a
-            unit carried so far, most significant digit first.
+        count: Int32 tensor of shape `(len(digits[1]),)` or longer, the
+            fraction of a unit carried so far, most significant digit first.
         mature: Int32 scalar tensor, the number of mature units.
         digits: The result of `count_digits`.
 
@@ -98,7 +99,10 @@ def advance_count(
         carry = backend.quotient(total, base)
         remaining.append(total - carry * base)
     if remaining:
-        count = ops.stack(remaining[::-1])
+        known = ops.stack(remaining[::-1])
+        # Digits beyond those of this rate are of one before it.
+        rest = count[len(fraction) :]
+        count = ops.concatenate([known, rest]) if rest.shape[0] else known
     return carry + whole * mature, count
 
 
@@ -125,6 +129,8 @@ def least_useful_unit(
     utility = ops.cast(utility, "float32")
     # Not by `minimum`, in which NaN stays NaN.
     utility = ops.where(utility < _LARGEST_UTILITY, utility, _LARGEST_UTILITY)
+    # JAX's `argmin` takes -0.0 for less than 0.0.
+    utility = ops.where(utility == 0.0, 0.0, utility)
     return ops.argmin(
         ops.where(age > maturity_threshold, utility, float("inf"))
     )

@@ -374,16 +374,16 @@ class _UnitFollower:
 
 def _add_consumer(connections, consumer, units):
     (value,) = units
-    if consumer.feature_axis(value) != units[value].axis:
+    axis = consumer.feature_axis(value)
+    read = units[value].along(axis, value.shape[axis])
+    if read.axis != axis:
         raise rules.Refusal(
             f"{rules.describe(consumer)} reads another axis than that of the "
             "units"
         )
     if consumer in connections.consumers:
         return  # Called twice, which is judged at the end.
-    connections.consumers[consumer] = _feature_map(
-        connections, consumer, units[value]
-    )
+    connections.consumers[consumer] = _feature_map(connections, consumer, read)
 
 
 def _add_parameters(connections, call, units):

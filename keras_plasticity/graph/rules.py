@@ -36,6 +36,23 @@ class Units:
             and np.array_equal(self.unit, other.unit)
         )
 
+    def along(self, axis, size):
+        """The same units, along another axis if it counts them as well.
+
+        It does where every element is of one unit.
+
+        Args:
+            axis: Integer, not negative.
+            size: Integer, the length of that axis; `None` if unknown.
+
+        Returns:
+            `Units`.
+        """
+        first = self.unit[0]
+        if size is None or first < 0 or np.any(self.unit != first):
+            return self
+        return Units(axis, np.full(size, first))
+
 
 class Refusal(Exception):
     """The units cannot be followed: an error, with the reason."""
@@ -297,9 +314,12 @@ def _axis_of_units(label):
             )
         ]
         return axis if np.all(label == first) else None
-    # A single unit: any axis of length 1 may count it.
+    if label.ndim < 2 or np.any(label != label.flat[0]):
+        return None  # The axis is where the batch was.
+    # A single unit: any axis may count it, rather one of length 1.
     return next(
-        (i for i in reversed(range(1, label.ndim)) if label.shape[i] == 1), None
+        (i for i in reversed(range(1, label.ndim)) if label.shape[i] == 1),
+        label.ndim - 1,
     )
 
 
@@ -307,6 +327,12 @@ def _concatenate(call, units):
     axis = call.operation.axis
     (output,) = call.outputs
     axis = axis % len(output.shape)
+    if len({each.axis for each in units.values()}) > 1:
+        # Parts of one unit each, perhaps.
+        units = {
+            value: each.along(axis, value.shape[axis])
+            for value, each in units.items()
+        }
     if all(axis == each.axis for each in units.values()):
         parts = [
             units[value].unit

@@ -1,6 +1,7 @@
 import inspect
+import math
 from collections.abc import Callable
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -36,9 +37,8 @@ _UTILITY_ARGUMENTS = (
     "incoming_magnitude",
 )
 _OBSERVED = ("activation_magnitude", "activation_deviation")
-# The fewest digits kept of a rate: 12 or more decimal places, so that a rate
-# set later has room.
-_FEWEST_DIGITS = 2
+# The fewest decimal places kept of a rate, so that a rate set later has room.
+_FEWEST_PLACES = 12
 # Ages are float32, which counts exactly up to here.
 _LARGEST_AGE = 2**24
 
@@ -74,7 +74,9 @@ class _ReplacementRate(Hyperparameter):
         value = optimizer.replacement_rate
         rate = 0.0 if isinstance(value, Schedule) else value
         _, fraction, units.rate_base = functional.count_digits(rate, units.size)
-        size = max(_FEWEST_DIGITS, len(fraction))
+        # A layer of more units has shorter digits: see `count_digits`.
+        places = len(str(units.rate_base)) - 1
+        size = max(math.ceil(_FEWEST_PLACES / places), len(fraction))
         units.count = units.add_variable("count", (size,), "int32")
         if not isinstance(value, Schedule):
             units.rate_digits = units.add_variable(
@@ -102,9 +104,9 @@ class _ReplacementRate(Hyperparameter):
         return self._digits(optimizer.hidden[0], value)
 
     def decode(self, optimizer, array):
-        base = Decimal(optimizer.hidden[0].rate_base)
-        digits = map(Decimal, map(int, array))
-        return float(sum(d / base**i for i, d in enumerate(digits)))
+        base = optimizer.hidden[0].rate_base
+        digits = enumerate(map(int, array))
+        return float(sum(Fraction(digit, base**i) for i, digit in digits))
 
     def assign(self, optimizer, value):
         for units in optimizer.hidden:
@@ -135,7 +137,7 @@ class _DecayRate(Hyperparameter):
         return np.asarray(decay_constants(value), "float32")
 
     def decode(self, optimizer, array):
-        return float(1 - Decimal(repr(shortest_float(array[1]))))
+        return float(1 - Fraction(repr(shortest_float(array[1]))))
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -299,7 +301,7 @@ class ContinualBackprop(UnitResetOptimizer):
         rate = self.replacement_rate
         if isinstance(rate, Schedule):
             return None
-        return int(Decimal(repr(rate)) * units.size) + 1
+        return int(Fraction(repr(rate)) * units.size) + 1
 
     def num_due(self, units):
         threshold = self.now("maturity_threshold")

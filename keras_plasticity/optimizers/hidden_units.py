@@ -53,7 +53,8 @@ class HiddenUnits:
         utility: `keras.Variable`, float32: what `layer.utility` shows.
         mean_activation: `keras.Variable`, float32.
         num_updates: `keras.Variable`, int32 scalar: updates that the units
-            took part in, the present one included.
+            took part in, the present one included. After 2**31 - 1 it goes on
+            with -2**31.
         num_replaced: `keras.Variable`, int32 scalar: units replaced so far.
         variables: List of all variables that belong to the units, those of
             `add_variable` included.

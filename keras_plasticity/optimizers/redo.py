@@ -124,7 +124,8 @@ class ReDo(UnitResetOptimizer):
             1.0 / ops.cast(in_mean, "float32"),
         )
         units.magnitude.assign(magnitude)
-        is_check = (position == period) & (number > 1)
+        # Not `number > 1`: beyond 2**31 - 1 it is negative.
+        is_check = (position == period) & (number != 1)
         self._mark_dormant(units, magnitude, is_check)
 
     def _mark_dormant(self, units, magnitude, is_check=True):

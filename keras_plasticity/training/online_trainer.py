@@ -19,6 +19,7 @@ from keras_plasticity.streams import Stream
 from keras_plasticity.training.checkpoint import CheckpointError
 from keras_plasticity.training.checkpoint import Position
 from keras_plasticity.training.checkpoint import standard_dtype
+from keras_plasticity.training.finite import check_finite
 from keras_plasticity.training.interruption import Interruption
 from keras_plasticity.training.interruption import catch_signals
 from keras_plasticity.training.journal import AppendOnly
@@ -245,7 +246,9 @@ class OnlineTrainer:
                 run. It is a `ValueError`.
             FileExistsError: If there is a checkpoint and `resume` is `False`.
             FloatingPointError: If a loss is not finite and `on_nan="stop"`.
-                The results up to that task are in its attribute `results`.
+                The message names the learners, the task, and the layer whose
+                weights or statistics are the first not finite. The results
+                up to that task are in its attribute `results`.
             MemoryError: If the learners do not fit into memory.
             TypeError: If `stream` is neither a stream nor a function that
                 returns one for each learner.
@@ -443,7 +446,9 @@ class OnlineTrainer:
                         self._identify(run, task, data)
                     run.results.append(self._run_task(task, data, run))
                     if on_nan == "stop":
-                        _check_finite(task, run.results, data)
+                        check_finite(
+                            task, run.results, data, self._learners.model
+                        )
                     is_last = task == run.tasks[-1]
                     stops = self._stops(run) and not is_last
                     if is_last or stops or run.saver.is_due():
@@ -832,24 +837,3 @@ def _stack(results):
         name: np.stack([result[name] for result in results])
         for name in results[0]
     }
-
-
-def _check_finite(task, results, data):
-    broken = np.flatnonzero(~np.isfinite(results[-1]["loss"]))
-    if not len(broken):
-        return
-    in_data = [
-        int(learner) for learner in broken if not data.is_finite(learner)
-    ]
-    reason = (
-        f"The data of learners {in_data} hold values that are not finite."
-        if in_data
-        else "The data are finite: the learning rate may be too large."
-    )
-    error = FloatingPointError(
-        f"The loss is not finite in task {task} for learners "
-        f"{broken.tolist()}. {reason} Use `on_nan='continue'` to continue "
-        "with the other learners."
-    )
-    error.results = _stack(results)
-    raise error

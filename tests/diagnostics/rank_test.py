@@ -1,5 +1,10 @@
+from fractions import Fraction
+
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_plasticity import diagnostics
 from keras_plasticity.diagnostics import rank as rank_module
@@ -102,6 +107,109 @@ def test_several_ranks_take_the_singular_values_once(features, monkeypatch):
     monkeypatch.setattr(np.linalg, "svd", counted)
     assert rank_module.several_ranks(features, list(expected)) == expected
     assert len(calls) == 1
+
+
+@st.composite
+def _features(draw):
+    """Products of small whole numbers, of any rank and any scale."""
+    examples, units = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    inner = draw(st.integers(0, min(examples, units)))
+    numbers = st.integers(-3, 3)
+
+    def whole(rows, columns):
+        size = rows * columns
+        flat = draw(st.lists(numbers, min_size=size, max_size=size))
+        return np.array(flat, "float64").reshape(rows, columns)
+
+    if draw(st.booleans()):
+        return whole(examples, units)
+    return whole(examples, inner) @ whole(inner, units)
+
+
+def _exact_rank(matrix):
+    """By Gaussian elimination, in fractions."""
+    rows = [[Fraction(int(n)) for n in row] for row in matrix]
+    rank = 0
+    for column in range(matrix.shape[1]):
+        pivot = next((r for r in rows[rank:] if r[column]), None)
+        if pivot is None:
+            continue
+        rows.remove(pivot)
+        rows.insert(rank, pivot)
+        for i in range(rank + 1, len(rows)):
+            factor = rows[i][column] / pivot[column]
+            rows[i] = [a - factor * b for a, b in zip(rows[i], pivot)]
+        rank += 1
+    return rank
+
+
+@given(_features())
+def test_hard_rank_is_the_exact_one(features):
+    assert diagnostics.hard_rank(features) == _exact_rank(features)
+
+
+@given(_features(), st.floats(0.01, 1.0))
+def test_ranks_are_those_of_the_eigenvalues(features, threshold):
+    squares = np.linalg.eigvalsh(features.T @ features)[::-1]
+    squares = squares[: min(features.shape)]
+    squares = np.where(squares < 1e-9 * squares[0], 0.0, squares)
+    if not squares.any():
+        return
+    values = np.sqrt(squares)
+    p = values / values.sum()
+    entropy = -np.sum(p * np.log(np.where(p > 0, p, 1.0)))
+    assert diagnostics.effective_rank(features) == pytest.approx(
+        np.exp(entropy), rel=1e-4
+    )
+    assert diagnostics.stable_rank(features) == pytest.approx(
+        squares.sum() / squares[0], rel=1e-6
+    )
+    for rank, parts in (
+        (diagnostics.approximate_rank, squares),
+        (diagnostics.absolute_approximate_rank, values),
+    ):
+        k = rank(features, threshold)
+        shares = np.concatenate([[0.0], np.cumsum(parts) / parts.sum()])
+        # Within what rounding decides.
+        assert shares[k - 1] <= threshold + 1e-4
+        assert shares[k] >= threshold - 1e-4
+
+
+@given(_features(), st.data())
+def test_ranks_do_not_change_with_order_or_scale(features, data):
+    rows = data.draw(st.permutations(range(features.shape[0])))
+    columns = data.draw(st.permutations(range(features.shape[1])))
+    exponent = data.draw(st.integers(-900, 900))
+    other = np.ldexp(features[rows][:, columns], exponent)
+    if data.draw(st.booleans()):
+        other = other.T
+    shares = _shares(features)
+    for rank in RANKS:
+        if rank in shares and np.any(np.abs(shares[rank] - 0.99) < 1e-9):
+            continue  # Rounding decides.
+        assert rank(other) == pytest.approx(rank(features), rel=1e-9)
+
+
+def _shares(features):
+    values = np.linalg.svd(features, compute_uv=False)
+    total = max(values.sum(), 1e-300)
+    squares = max((values**2).sum(), 1e-300)
+    return {
+        diagnostics.absolute_approximate_rank: np.cumsum(values) / total,
+        diagnostics.approximate_rank: np.cumsum(values**2) / squares,
+    }
+
+
+@given(_features())
+def test_ranks_lie_between_one_and_the_hard_rank(features):
+    hard = diagnostics.hard_rank(features)
+    hypothesis.event(f"hard rank {hard} of {min(features.shape)}")
+    for rank in RANKS:
+        assert min(hard, 1) - 1e-9 <= rank(features) <= hard + 1e-6
+    assert (
+        diagnostics.stable_rank(features)
+        <= diagnostics.effective_rank(features) + 1e-9
+    )
 
 
 @pytest.mark.parametrize("rank", RANKS)

@@ -1,6 +1,7 @@
 import keras
 import pytest
 
+import keras_plasticity
 from keras_plasticity import graph
 from keras_plasticity.layers import Dense
 from keras_plasticity.layers import PlasticLayer
@@ -507,3 +508,29 @@ def test_normalization_inside_time_distributed():
     )
     (a, _) = graph.find_connections(_plastic_layers(model), model)
     assert [p.variable for p in a.parameters] == [norm.gamma, norm.beta]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: keras.layers.Flatten()(x),
+        # What is read is not the axis of length 1.
+        lambda x: keras.layers.Permute((3, 1, 2))(x),
+        lambda x: keras.ops.repeat(x, 2, axis=-1),
+    ],
+    ids=["flatten", "permute", "repeat"],
+)
+def test_a_layer_of_one_unit(between):
+    inputs = keras.Input((3, 4, 1))
+    x = keras_plasticity.layers.Conv2D(1, 2, name="one")(inputs)
+    model = keras.Model(inputs, Dense(2, name="head")(between(x)))
+    assert _find(model) == {"one": ["head"], "head": []}
+
+
+def test_units_along_the_batch_are_not_taken_for_one():
+    inputs = keras.Input(batch_shape=(1, 3, 4))
+    x = Dense(2, name="a")(inputs)
+    x = keras.ops.transpose(x, (2, 0, 1))  # Units, batch, positions.
+    model = keras.Model(inputs, Dense(2, name="b")(x))
+    with pytest.raises(ValueError, match="`Transpose`. takes units apart"):
+        _find(model)

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import re
 import warnings
-from unittest import mock
 
 import keras
 import numpy as np
@@ -20,6 +19,7 @@ import keras_plasticity
 from keras_plasticity import functional
 from tests.graph.paths import NEW_WEIGHT
 from tests.graph.paths import PATHS
+from tests.helpers import changed_layer
 from tests.helpers import to_numpy
 
 _BATCH = 24
@@ -73,20 +73,7 @@ def _outgoing(layer, feature):
     return layer.kernel, np.s_[..., feature, :]
 
 
-# Layers that do what a test tells them.
-
-
-@contextlib.contextmanager
-def _changed(layer, before=None, after=None):
-    """Context in which a layer's input, or output, goes through a function."""
-    call = layer.call
-
-    def changed_call(x, *args, **kwargs):
-        y = call(before(x) if before else x, *args, **kwargs)
-        return after(y) if after else y
-
-    with mock.patch.object(layer, "call", changed_call):
-        yield
+# What layers are told to do.
 
 
 def _without(features, axis):
@@ -226,7 +213,7 @@ class Experiment:
         with contextlib.ExitStack() as stack:
             for name in names:
                 note = functools.partial(keep, name)
-                stack.enter_context(_changed(self.layers[name], note))
+                stack.enter_context(changed_layer(self.layers[name], note))
             outputs = self.model(self.x, training=training)
         return recorded, to_numpy(outputs)
 
@@ -235,7 +222,7 @@ class Experiment:
         names = self.path.consumers + self.path.parameters
         inputs, self.output_before = self._record(names)
         disturb = _disturbed(self.axis("producer"), self.rng)
-        with _changed(self.layers["producer"], after=disturb):
+        with changed_layer(self.layers["producer"], after=disturb):
             disturbed, _ = self._record(names)
         self.unit_of_feature = {}
         for name in names:
@@ -300,7 +287,7 @@ class Experiment:
         with contextlib.ExitStack() as stack:
             for name in self.path.consumers:
                 cut = _without(self.features(name), self.axis(name))
-                stack.enter_context(_changed(self.layers[name], cut))
+                stack.enter_context(changed_layer(self.layers[name], cut))
             _, self.output_without = self._record()
 
 

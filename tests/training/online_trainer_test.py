@@ -393,6 +393,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_task(in_data):
         FloatingPointError, match=r"in task 2 for learners \[1\]. .*" + reason
     ) as error:
         trainer.fit(streams.__getitem__)
+    assert "kernel of layer 'layer_0' for learners [1]" in str(error.value)
     assert error.value.results["loss"].shape == (3, 3)
     assert np.isfinite(error.value.results["loss"][:, [0, 2]]).all()
 
