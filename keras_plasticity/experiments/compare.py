@@ -8,6 +8,7 @@ from keras_plasticity import validation
 from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import logs
 from keras_plasticity.experiments import runs
+from keras_plasticity.utils.summary_writer import as_markdown
 
 
 def compare(
@@ -73,9 +74,9 @@ def compare(
     os.makedirs(output, exist_ok=True)
     path = os.path.join(output, "comparison")
     figures.draw({**summary, "title": title}, labeled, path)
-    with open(f"{path}.md", "w") as file:
+    with open(f"{path}.md", "w", encoding="utf-8") as file:
         label = summary["metric"]["label"] + runs.bins_label(summary, labeled)
-        file.write(f"{title}: {label}\n\n{table}\n")
+        file.write(f"{as_markdown(f'{title}: {label}')}\n\n{table}\n")
     return table
 
 
