@@ -751,6 +751,7 @@ RECIPES |= {
         arguments={
             "header": _is(("flag", "value")),
             "rows": lambda: [("seed", 0)],
+            "escape": _is(True),
         },
     ),
 }

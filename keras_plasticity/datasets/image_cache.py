@@ -1,23 +1,24 @@
-"""Labelled images on disk, sorted by class, read as a memory map.
+"""Labelled images on disk, sorted by class, each checked when first read.
 
-A cache is a folder with four files:
+A cache is a folder of five files:
 
-- `images.npy`: the images, sorted by class, those of one class in the order of
+- `images.bin`: the images, sorted by class, those of one class in the order of
     the data.
-- `labels.npy`: the labels in the order of the data, which determine the row of
+- `checksums.bin`: one for each image of that file, 0 until it is written.
+- `labels.bin`: the labels in the order of the data, which determine the row of
     each image.
-- `record.json`: the source of the cache, a checksum of the labels, one for each
-    block of images written so far (a block is a range in the order of the
-    data), and when all are written, size and time of `images.npy`.
+- `record.json`: the source of the cache, a checksum of the labels, and whether
+    all images have been written.
 - `lock`: empty. The process that builds or repairs the cache holds its lock.
 
-The record is written after the data that it describes, and atomically. If the
-process dies, the next one keeps the blocks whose checksums agree and writes the
-others.
+To build a cache, to go on where a process died and to repair what is damaged
+are one thing: images that do not agree with their checksums are read from the
+source. So it does not matter what was on the disk first when a process died.
 """
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import zlib
@@ -37,9 +38,15 @@ except ImportError:
     fcntl = None  # Windows, where the cache is not locked.
 
 # To be increased when older caches can no longer be used.
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK_BYTES = 128 * 2**20
-_FILES = _RECORD, _LABELS, _IMAGES = "record.json", "labels.npy", "images.npy"
+_RECORD, _LABELS, _IMAGES, _CHECKSUMS = _FILES = (
+    "record.json",
+    "labels.bin",
+    "images.bin",
+    "checksums.bin",
+)
+_FILES_OF_FORMAT_1 = ("labels.npy", "images.npy")
 
 
 class Source(Protocol):
@@ -65,6 +72,105 @@ class Source(Protocol):
         """The images `start` to `stop` of that order, as uint8 arrays."""
 
 
+class CachedImages:
+    """The images of a cache: a read-only array of unsigned 8-bit integers.
+
+    It has the indices of a NumPy array, and gives NumPy arrays. Each image is
+    checked when it is read for the first time. If one is damaged, the cache is
+    repaired from the data.
+
+    `np.asarray(images)` maps all of them into memory, and checks them all.
+
+    Args:
+        folder: `pathlib.Path`, the folder of the cache.
+        source: `Source`.
+        maps: The images and their checksums, as `_map_files` gives them.
+
+    Attributes:
+        shape: Tuple, the number of images and the shape of one.
+        dtype: The NumPy dtype uint8.
+        ndim: Integer, the length of `shape`.
+    """
+
+    def __init__(self, folder, source, maps):
+        self._folder = folder
+        self._source = source
+        self._use(maps)
+        self.shape = self._images.shape
+        self.dtype = self._images.dtype
+        self.ndim = self._images.ndim
+        self._rows = np.arange(len(self))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        found = self._images[index]  # First: it may be no index at all.
+        if self._is_repaired(self._unchecked(index)):
+            found = self._images[index]
+        return found
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self[:], dtype=dtype, copy=copy)
+
+    def __reduce__(self):
+        # Not the pixels: another process maps the files as well.
+        return _load_images, (self._folder, self._source)
+
+    def _unchecked(self, index):
+        """The rows that an index reads, perhaps more, of those not checked."""
+        first = (*index, ...)[0] if isinstance(index, tuple) else index
+        try:
+            is_checked = self._is_checked[first]
+        except IndexError:  # A mask of several axes.
+            first = ...
+            is_checked = self._is_checked
+        if np.all(is_checked):
+            return self._rows[:0]
+        return np.unique(self._rows[first])
+
+    def _is_repaired(self, rows):
+        """Checks some rows. Returns whether they had to be repaired."""
+        if not len(self._damaged(rows)):
+            return False
+        path = self._folder / _IMAGES
+        try:
+            with _only_process(self._folder, self._source) as console:
+                # Another process may have repaired it meanwhile.
+                self._use(_map_files(self._folder, self._source))
+                if len(self._damaged(rows)):
+                    _finish(self._folder, self._source, console, is_quiet=True)
+                    self._use(_map_files(self._folder, self._source))
+        except Exception as error:  # Whatever reading the data may raise.
+            raise OSError(
+                f"{path} is damaged, and could not be repaired from the data "
+                f"of {self._source.title}. Make sure that they are there and "
+                "that the folder can be written, or delete the folder and "
+                f"load the images again. Received: {error}"
+            ) from error
+        if len(self._damaged(rows)):
+            raise OSError(
+                f"{path} is damaged again just after it was repaired. The disk "
+                "may be failing: choose a `cache_dir` on another one."
+            )
+        return True
+
+    def _damaged(self, rows):
+        """Those of some rows that are damaged; the others are checked now."""
+        rows = rows[~self._is_checked[rows]]
+        is_right = _agree(self._images, self._checksums, rows)
+        self._is_checked[rows[is_right]] = True
+        return rows[~is_right]
+
+    def _use(self, maps):
+        if maps is not None:
+            # What is indexed is to be a plain array.
+            self._images, self._checksums = (
+                each.view(np.ndarray) for each in maps
+            )
+            self._is_checked = np.zeros(len(self._images), bool)
+
+
 def load(folder: str | os.PathLike, source: Source):
     """Opens a cache; builds or repairs it first if needed.
 
@@ -73,7 +179,7 @@ def load(folder: str | os.PathLike, source: Source):
         source: `Source`.
 
     Returns:
-        Tuple `(images, labels)`: a read-only memory map, uint8 of shape
+        Tuple `(images, labels)`: `CachedImages` of shape
         `(num_images, *image_shape)`, sorted by class, and the labels, int32
         of shape `(num_images,)`.
 
@@ -83,12 +189,12 @@ def load(folder: str | os.PathLike, source: Source):
     folder = pathlib.Path(folder)
     loaded = _load_finished(folder, source)
     if loaded is None:
-        console = rich.console.Console()
-        with _only_process(folder, source, console):
+        with _only_process(folder, source) as console:
             # Another process may have finished it meanwhile.
             loaded = _load_finished(folder, source)
             if loaded is None:
-                loaded = _finish(folder, source, console)
+                _finish(folder, source, console)
+                loaded = _load_finished(folder, source)
     return loaded
 
 
@@ -108,57 +214,56 @@ def is_finished(folder: str | os.PathLike, source: Source) -> bool:
         return False
 
 
+def _load_images(folder, source):
+    return load(folder, source)[0]
+
+
 def _load_finished(folder, source):
     """What `load` returns, or `None` if the cache is not complete."""
     record = _read_record(folder, source)
-    if record is None or record["finished"] is None:
-        return None
-    if _size_and_time(folder / _IMAGES) != record["finished"]:
+    if record is None or not record["finished"]:
         return None
     labels = _read_labels(folder, record)
-    if labels is None:
+    maps = _map_files(folder, source)
+    if labels is None or maps is None:
         return None
-    return np.load(folder / _IMAGES, mmap_mode="r"), np.sort(labels)
+    return CachedImages(folder, source, maps), np.sort(labels)
 
 
-def _finish(folder, source, console):
-    """Builds or repairs a cache, and returns what `load` returns."""
+def _finish(folder, source, console, is_quiet=False):
+    """Builds a cache, or repairs it: all images are checked."""
     # Imported here: `utils` needs TensorBoard.
     from keras_plasticity.utils import ProgressBar
 
     where = f"The cache of {source.title} in {folder}"
-    record, labels = _read_record(folder, source), None
-    if record is not None:
-        labels = _read_labels(folder, record)
-    images = _open_images(folder, source)
+    record = _read_record(folder, source)
+    labels = None if record is None else _read_labels(folder, record)
+    maps = _map_files(folder, source, "r+")
     progress = ProgressBar(
         rich.progress.MofNCompleteColumn(),
         console=console,
         # A block takes seconds: a short period would see only one.
         speed_estimate_period=600,
     )
-    with progress:
-        if labels is None or images is None:
+    with contextlib.nullcontext() if is_quiet else progress:
+        if labels is None or maps is None:
             if any((folder / name).exists() for name in _FILES):
                 console.print(
                     f"{where} is incomplete, damaged, or of another version "
-                    "of the data or of this library. It is rebuilt.",
-                    highlight=False,
+                    "of the data or of this library. It is rebuilt."
                 )
             record, labels = _start(folder, source, progress)
-            images = _open_images(folder, source)
-        _write_blocks(folder, source, record, labels, images, progress, where)
-    images.flush()
-    del images  # Closes the file, so that its time no longer changes.
-    record["finished"] = _size_and_time(folder / _IMAGES)
-    _write_record(folder, record)
-    return np.load(folder / _IMAGES, mmap_mode="r"), np.sort(labels)
+            maps = _map_files(folder, source, "r+")
+        _write_images(source, labels, *maps, progress, where)
+    for each in maps:
+        each.flush()
+    _write_record(folder, record | {"finished": True})
 
 
 def _start(folder, source, progress):
     """Starts a cache: writes the labels, and reserves space for the images."""
     # Removed, not overwritten: a process that has them open keeps them.
-    for name in _FILES:
+    for name in (*_FILES, *_FILES_OF_FORMAT_1):
         (folder / name).unlink(missing_ok=True)
     bar = progress.add_task(f"{source.title}, labels", total=source.num_images)
     parts = []
@@ -167,60 +272,74 @@ def _start(folder, source, progress):
         progress.advance(bar, len(part))
     labels = np.concatenate(parts)
     with atomic_write(folder / _LABELS) as temporary:
-        with open(temporary, "wb") as file:
-            np.save(file, labels, allow_pickle=False)
-    with atomic_write(folder / _IMAGES) as temporary:
-        _reserve_space(temporary, source)
+        labels.tofile(temporary)
+    for name, (dtype, shape) in _arrays(source).items():
+        with atomic_write(folder / name) as temporary:
+            _reserve_space(temporary, dtype, shape, source)
     record = {
         "format": _FORMAT,
         "source": source.fingerprint,
         "labels": zlib.crc32(labels),
-        "blocks": [None] * len(_blocks(source)),
-        "finished": None,
+        "finished": False,
     }
     _write_record(folder, record)
     return record, labels
 
 
-def _write_blocks(folder, source, record, labels, images, progress, where):
-    """Writes the missing blocks of images, and records each."""
+def _write_images(source, labels, images, checksums, progress, where):
+    """Checks the images that are written, and writes all others."""
+    is_written = checksums != 0
+    is_missing = ~is_written
+    if is_written.any():
+        written = np.flatnonzero(is_written)
+        bar = progress.add_task(f"{source.title}, check", total=len(written))
+        for rows in np.array_split(written, 1 + len(written) // 10_000):
+            is_missing[rows] = ~_agree(images, checksums, rows)
+            progress.advance(bar, len(rows))
+        damaged = np.count_nonzero(is_missing & is_written)
+        progress.console.print(
+            f"{where} has {len(written)} of {len(labels)} images. "
+            f"Damaged, and read again: {damaged}."
+        )
     row_of_image = np.empty(len(labels), "int64")
     row_of_image[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    bar = progress.add_task(f"{source.title}, images", total=len(labels))
-    checksums = record["blocks"]
-    done = sum(checksum is not None for checksum in checksums)
-    if done:
-        progress.console.print(
-            f"{where} has {done} of {len(checksums)} blocks; they are checked.",
-            highlight=False,
-        )
-    for number, (start, stop) in enumerate(_blocks(source)):
-        # In ascending order, so that a block is written in one sweep.
-        order = np.argsort(row_of_image[start:stop])
-        rows = row_of_image[start:stop][order]
-        if checksums[number] is not None:
-            if zlib.crc32(images[rows]) == checksums[number]:
-                progress.advance(bar, stop - start)
-                continue
-            progress.console.print(
-                f"{where} is damaged: images {start} to {stop} are read again.",
-                highlight=False,
-            )
+    is_missing = is_missing[row_of_image]  # Now in the order of the data.
+    bar = progress.add_task(
+        f"{source.title}, images", total=np.count_nonzero(is_missing)
+    )
+    for start, stop in _blocks(source):
+        missing = start + np.flatnonzero(is_missing[start:stop])
+        if not len(missing):
+            continue
+        start, stop = int(missing[0]), int(missing[-1]) + 1
         block = np.empty((stop - start, *source.image_shape), "uint8")
         filled = 0
         for part in source.images(start, stop):
             block[filled : filled + len(part)] = part
+            done = is_missing[start + filled :][: len(part)]
+            progress.advance(bar, np.count_nonzero(done))
             filled += len(part)
-            progress.advance(bar, len(part))
         if filled != len(block):
             raise OSError(
                 f"{source.title} gave {filled} of the images {start} to "
                 f"{stop}. Its files may be damaged."
             )
-        block = block[order]
-        images[rows] = block
-        checksums[number] = zlib.crc32(block)
-        _write_record(folder, record)
+        # In ascending order, so that a block is written in one sweep.
+        missing = missing[np.argsort(row_of_image[missing])]
+        rows = row_of_image[missing]
+        images[rows] = block[missing - start]
+        checksums[rows] = _checksums(images, rows)
+
+
+def _checksums(images, rows):
+    """A checksum of each of some rows. That of zeros is not zero."""
+    sums = (zlib.crc32(images[row]) for row in rows)
+    return np.fromiter(sums, "uint32", len(rows))
+
+
+def _agree(images, checksums, rows):
+    """Which of some rows agree with their checksums: an array of booleans."""
+    return _checksums(images, rows) == checksums[rows]
 
 
 def _blocks(source):
@@ -239,7 +358,6 @@ def _read_record(folder, source):
         fits = (
             record["format"] == _FORMAT
             and record["source"] == source.fingerprint
-            and len(record["blocks"]) == len(_blocks(source))
             and {"labels", "finished"} <= record.keys()
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -250,28 +368,34 @@ def _read_record(folder, source):
 def _read_labels(folder, record):
     """The labels in the order of the data, or `None` if they are damaged."""
     try:
-        labels = np.load(folder / _LABELS)
-    except (OSError, ValueError, EOFError):
+        labels = np.fromfile(folder / _LABELS, "int32")
+    except OSError:
         return None
     return labels if zlib.crc32(labels) == record["labels"] else None
 
 
-def _open_images(folder, source):
-    """The images, writable; `None` if the file has another size."""
-    shape = (source.num_images, *source.image_shape)
-    try:
-        # Read-only first: opening a short file to write would extend it.
-        images = np.load(folder / _IMAGES, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    if images.shape != shape or images.dtype != "uint8":
-        return None
-    return np.load(folder / _IMAGES, mmap_mode="r+")
+def _map_files(folder, source, mode="r"):
+    """Images and checksums as memory maps; `None` where a size is wrong."""
+    maps = []
+    for name, (dtype, shape) in _arrays(source).items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            return None
+        if size != np.dtype(dtype).itemsize * math.prod(shape):
+            return None
+        maps.append(np.memmap(folder / name, dtype, mode, shape=shape))
+    return maps
 
 
-def _reserve_space(path, source):
+def _arrays(source):
+    """What lies in each file of numbers alone: its dtype and shape."""
     shape = (source.num_images, *source.image_shape)
-    np.lib.format.open_memmap(path, "w+", "uint8", shape).flush()
+    return {_IMAGES: ("uint8", shape), _CHECKSUMS: ("uint32", shape[:1])}
+
+
+def _reserve_space(path, dtype, shape, source):
+    np.memmap(path, dtype, "w+", shape=shape).flush()
     size = path.stat().st_size
     try:
         # A full disk is an error now, not a crash in the middle.
@@ -293,18 +417,15 @@ def _write_record(folder, record):
         temporary.write_text(json.dumps(record))
 
 
-def _size_and_time(path):
-    """Size and modification time of a file; `None` if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
 @contextlib.contextmanager
-def _only_process(folder, source, console):
-    """Context that holds the cache's lock; the system frees it on death."""
+def _only_process(folder, source):
+    """Context that holds the cache's lock; the system frees it on death.
+
+    Yields:
+        `rich.console.Console`, to tell what happens to the cache.
+    """
+    # Of a folder's name, nothing is markup.
+    console = rich.console.Console(markup=False, emoji=False, highlight=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")
@@ -323,8 +444,7 @@ def _only_process(folder, source, console):
             except BlockingIOError:
                 console.print(
                     f"Another process makes the cache of {source.title} in "
-                    f"{folder}. Waiting for it.",
-                    highlight=False,
+                    f"{folder}. Waiting for it."
                 )
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield console

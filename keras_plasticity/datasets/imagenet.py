@@ -15,19 +15,21 @@ def load_imagenet(
     data_dir: str | None = None,
     cache_dir: str | None = None,
     resolution: int = 32,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[image_cache.CachedImages, np.ndarray]:
     """Loads the training images of downsampled ImageNet, sorted by class.
 
     They are those of `imagenet_resized` of `tensorflow_datasets`: 1.28
     million images of 1,000 classes. Its validation images are not used, as in
     the paper, which takes 700 training images of each class.
 
-    The first call decodes all images into a cache file and shows how long that
-    will take. If it is interrupted, the next call resumes. Later calls map the
-    file into memory and decode nothing. A file that is incomplete, damaged, or
-    from another version of the data is detected, and repaired or rebuilt.
-    Several processes may call this at once: one builds the file, the others
-    wait.
+    The first call decodes all images into a cache and shows how long that will
+    take. If it is interrupted, the next call resumes. Later calls map the
+    cache into memory and decode nothing. One that is incomplete, or from
+    another version of the data, is completed or rebuilt. Several processes may
+    call this at once: one builds the cache, the others wait.
+
+    Each image has a checksum, and is checked when it is read for the first
+    time. If it is damaged, the cache is repaired from the data.
 
     Args:
         data_dir: String, a folder of `tensorflow_datasets` that holds
@@ -44,17 +46,20 @@ def load_imagenet(
             16, 32 or 64. Defaults to 32.
 
     Returns:
-        Tuple `(images, labels)`: a read-only memory map, uint8 of shape
+        Tuple `(images, labels)`: a read-only array, uint8 of shape
         `(images, resolution, resolution, 3)`, sorted by class, and the
         classes, int32 of shape `(images,)` with values in [0, 1000). Within a
-        class images keep the order of the data.
+        class images keep the order of the data. `images` is indexed like a
+        NumPy array, and read as it is indexed; `np.asarray(images)` is one,
+        for which all images are checked.
 
     Raises:
         ImportError: If `tensorflow_datasets` is missing, or TensorFlow, with
             which it reads.
         FileNotFoundError: If `data_dir` does not hold the data.
         ConnectionError: If the data has to be downloaded and cannot be.
-        OSError: If the cache cannot be written.
+        OSError: If the cache cannot be written. Later, when `images` is
+            indexed: if an image is damaged that cannot be repaired.
         ValueError: If there are no images of this resolution.
     """
     resolution = validation.check_choice("resolution", resolution, _RESOLUTIONS)

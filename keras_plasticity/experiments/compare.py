@@ -9,6 +9,7 @@ from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import runs
 from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.files import atomic_write
+from keras_plasticity.utils.summary_writer import as_markdown
 
 
 def compare(
@@ -79,7 +80,9 @@ def compare(
     figures.draw({**summary, "title": title}, labeled, path)
     label = summary["metric"]["label"] + runs.bins_label(summary, labeled)
     with atomic_write(f"{path}.md") as temporary:
-        temporary.write_text(f"{title}: {label}\n\n{table}\n", encoding="utf-8")
+        temporary.write_text(
+            f"{as_markdown(f'{title}: {label}')}\n\n{table}\n", encoding="utf-8"
+        )
     return table
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_plasticity.experiments import runs
 from keras_plasticity.files import atomic_write
+from keras_plasticity.utils.summary_writer import printable
 
 _LEGEND_WIDTH = 34
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -42,6 +43,14 @@ def draw(summary, labeled_runs, path):
         OSError: If a file cannot be written.
     """
     # Imported here: most of what uses this package draws no figure.
+    import matplotlib
+
+    # What a label holds between two `$` is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        return _draw(summary, labeled_runs, path)
+
+
+def _draw(summary, labeled_runs, path):
     from matplotlib import figure as figures
     from matplotlib import ticker
 
@@ -52,7 +61,9 @@ def draw(summary, labeled_runs, path):
     for number, (label, run) in enumerate(labeled_runs.items()):
         color = f"C{number % 10}"
         style = _LINE_STYLES[number // 10 % len(_LINE_STYLES)]
-        label = textwrap.fill(label, _LEGEND_WIDTH, break_on_hyphens=False)
+        label = textwrap.fill(
+            printable(label), _LEGEND_WIDTH, break_on_hyphens=False
+        )
         ends, values = runs.per_bin(summary, run)
         diverged = sum(~np.isfinite(values[-1])) if len(ends) else 0
         if diverged:
@@ -89,7 +100,7 @@ def draw(summary, labeled_runs, path):
     axes.set_ylabel(
         summary["metric"]["label"] + runs.bins_label(summary, labeled_runs)
     )
-    axes.set_title(summary["title"])
+    axes.set_title(printable(summary["title"]))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if summary["metric"]["lower_is_better"]:

@@ -325,6 +325,7 @@ def methods_table(parts: Sequence[Part] = PARTS) -> str:
     return utils.markdown_table(
         ("method", "what it is", "of the library or of Keras"),
         [(f"`{part.name}`", part.about, part.implementation) for part in parts],
+        escape=False,
     )
 
 

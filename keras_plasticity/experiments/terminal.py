@@ -12,7 +12,8 @@ from rich import table
 from keras_plasticity import training
 from keras_plasticity.utils import progress_bar
 
-_TERMINAL = console.Console()
+# Of what a flag holds, such as a folder, nothing is markup.
+_TERMINAL = console.Console(markup=False, emoji=False, highlight=False)
 
 
 class LastingStream:
@@ -71,9 +72,8 @@ def print_start(title, device_choice, settings):
     _TERMINAL.print(
         f"{title}: backend {keras.backend.backend()} on {device_name()}",
         style="bold",
-        highlight=False,
     )
-    _TERMINAL.print(f"  device: {device_choice}", highlight=False)
+    _TERMINAL.print(f"  device: {device_choice}")
     print_settings("  ", settings)
 
 
@@ -84,7 +84,7 @@ def print_settings(title, settings):
         for name, values in settings.items()
         for value in (values if isinstance(values, list) else [values])
     ]
-    _TERMINAL.print(f"{title}{' '.join(words)}", highlight=False)
+    _TERMINAL.print(f"{title}{' '.join(words)}")
 
 
 class TaskProgress(training.TaskCallback):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_plasticity import validation
+from keras_plasticity.datasets.image_cache import CachedImages
 
 
 def check_index(index: Any, num_tasks: int) -> int:
@@ -42,14 +43,15 @@ def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         labels: Array, with the class of each image.
 
     Returns:
-        Tuple of both as NumPy arrays.
+        Tuple of both as NumPy arrays; `CachedImages` as they are.
 
     Raises:
         ValueError: If there are no images, if they are neither unsigned 8-bit
             integers nor finite floats, or if there is not one integer label for
             each image.
     """
-    images = validation.check_array("images", images)
+    if not isinstance(images, CachedImages):  # They are read task by task.
+        images = validation.check_array("images", images)
     labels = validation.check_array("labels", labels)
     _check_images(images)
     _check_labels(labels, num_images=len(images))
@@ -57,7 +59,7 @@ def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_images(images):
-    if images.ndim < 2 or images.size == 0:
+    if images.ndim < 2 or 0 in images.shape:
         raise ValueError(
             "`images` must be a non-empty array with one image for each index "
             "of its first axis. Received: an array of shape "

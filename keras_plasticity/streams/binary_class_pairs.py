@@ -36,7 +36,8 @@ class BinaryClassPairs:
     Args:
         images: NumPy array of shape `(images, ...)`, most often
             `(images, height, width, channels)`, of unsigned 8-bit integers or
-            floats. A memory map is read task by task.
+            floats. A memory map, or what `load_imagenet` returns, is read
+            task by task.
         labels: NumPy array of integers of shape `(images,)`, the classes, in
             any order. They need not be consecutive.
         num_tasks: Integer, the number of tasks. Defaults to `2000`.

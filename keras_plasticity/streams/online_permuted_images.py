@@ -72,6 +72,8 @@ class OnlinePermutedImages:
             "examples_per_task", examples_per_task, 1
         )
         self.seed = arguments.check_seed(seed)
+        # Each task reads all of them.
+        images = np.asarray(images)
         self._images = images.reshape(len(images), self.num_pixels)
         self._labels = labels.astype("int32")
 

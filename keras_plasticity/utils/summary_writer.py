@@ -7,6 +7,7 @@ TensorFlow is not installed.
 import glob
 import itertools
 import os
+import re
 import socket
 import struct
 import sys
@@ -49,6 +50,11 @@ sys.modules.setdefault(
 _LARGEST_STEP = 2**63 - 1
 _counter = itertools.count()
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+# What Markdown or HTML does not show as it is: an underscore within a word and
+# a space between two it does, and flags are easier to read so.
+_SPECIAL = re.compile(
+    r"[\\`*~|<&\[]|(?<![^\W_])_|_(?![^\W_])|(?<![^ \n]) | (?![^ \n])"
+)
 
 
 class SummaryWriter:
@@ -338,12 +344,18 @@ def _wait_for_a_second_without_files(log_dir):
         time.sleep(0.02)
 
 
-def markdown_table(header: tuple[str, ...], rows: list[tuple]) -> str:
+def markdown_table(
+    header: tuple[str, ...], rows: list[tuple], escape: bool = True
+) -> str:
     """A Markdown table, as TensorBoard's text page renders it.
 
     Args:
         header: Tuple of strings, the names of the columns.
         rows: List of tuples of the length of `header`.
+        escape: Boolean, whether the table shows cells as they are, whatever
+            they hold: characters that cannot be printed as Python writes them,
+            such as `\\x00`. Defaults to `True`; with `False` cells are
+            Markdown.
 
     Returns:
         String.
@@ -360,8 +372,10 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple]) -> str:
     for row in validation.check_list("rows", rows, rule=rule):
         if not isinstance(row, (tuple, list)) or len(row) != len(header):
             raise validation.error("rows", rule, rows)
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(_markdown_row(line) for line in lines)
+    escape = validation.check_boolean("escape", escape)
+    lines = [_markdown_row(row, escape) for row in [header, *rows]]
+    lines.insert(1, _markdown_row(("---",) * len(header), escape=False))
+    return "\n".join(lines)
 
 
 def _summary(tag, metadata, tensor):
@@ -386,7 +400,41 @@ def _are_strings(value):
     )
 
 
-def _markdown_row(cells):
-    # A bare `|` in a cell would start another one.
-    cells = [str(cell).replace("|", "\\|") for cell in cells]
+def _markdown_row(cells, escape):
+    if escape:
+        cells = [as_markdown(str(cell)) for cell in cells]
+    else:
+        # A bare `|` in a cell would start another one.
+        cells = [str(cell).replace("|", "\\|") for cell in cells]
     return "| " + " | ".join(cells) + " |"
+
+
+def as_markdown(text: str) -> str:
+    """Markdown that shows a text as it is, on one line.
+
+    Args:
+        text: String.
+
+    Returns:
+        String; a line break of the text is `<br>`.
+    """
+    text = _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", printable(text))
+    return text.replace("\n", "<br>")
+
+
+def printable(text: str) -> str:
+    """A text in which what cannot be printed is as Python writes it.
+
+    Args:
+        text: String.
+
+    Returns:
+        String of printable characters and line breaks. A lone surrogate, which
+        no file can hold, becomes `\\udc80`, for example.
+    """
+    return "".join(
+        char
+        if char == "\n" or char.isprintable()
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )

@@ -1,6 +1,9 @@
 """Reads a part of the real data where it is at hand."""
 
+import json
 import os
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -73,6 +76,89 @@ def test_load_imagenet_uses_the_cache(builder, tmp_path, monkeypatch):
     assert source.num_images == builder.info.splits["train"].num_examples
     assert source.image_shape == (32, 32, 3)
     assert source.fingerprint["name"] == "imagenet_resized/32x32/0.1.0"
+
+
+_INFO = {
+    "name": "imagenet_resized",
+    "configName": "8x8",
+    "version": "0.1.0",
+    "fileFormat": "tfrecord",
+    "splits": [
+        {
+            "name": "train",
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "numBytes": "1000",
+            "shardLengths": ["4", "3"],
+        }
+    ],
+}
+_LABELS = [5, 2, 5, 999, 0, 2, 5]
+
+
+def _write_data(folder):
+    """A folder of `tensorflow_datasets` with seven images; returns them."""
+    import tensorflow as tf
+
+    folder = folder / "imagenet_resized" / "8x8" / "0.1.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps(_INFO))
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), "uint8")
+    for file, numbers in enumerate((range(4), range(4, 7))):
+        name = f"imagenet_resized-train.tfrecord-{file:05d}-of-00002"
+        with tf.io.TFRecordWriter(str(folder / name)) as writer:
+            for i in numbers:
+                example = tf.train.Example()
+                feature = example.features.feature
+                png = tf.io.encode_png(images[i]).numpy()
+                feature["image"].bytes_list.value.append(png)
+                feature["label"].int64_list.value.append(_LABELS[i])
+                writer.write(example.SerializeToString())
+    return images
+
+
+# A bit that is wrong the second time is right again, from the data.
+_LOAD = """
+import sys
+import numpy as np
+from keras_plasticity import datasets
+first, labels = map(np.array, datasets.load_imagenet(resolution=8))
+with open(sys.argv[1], "r+b") as file:
+    file.write(bytes([first[0, 0, 0, 0] ^ 1]))
+second, _ = datasets.load_imagenet(resolution=8)
+np.savez("loaded.npz", first=first, second=second, labels=labels)
+"""
+
+
+@pytest.mark.slow
+def test_no_folder_is_named(tmp_path):
+    """All that `load_imagenet()` does, on data in the default folder."""
+    tensorflow_datasets()
+    data = tmp_path / "data"
+    images = _write_data(data)
+    path = data / "keras_plasticity/imagenet_resized/8x8/0.1.0/images.bin"
+    environment = os.environ | {
+        "HOME": str(tmp_path / "home"),
+        "USERPROFILE": str(tmp_path / "home"),
+        "TFDS_DATA_DIR": str(data),
+        "XDG_CACHE_HOME": str(tmp_path / "own"),
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 0, process.stderr
+    expected = images[np.argsort(_LABELS, kind="stable")]
+    with np.load(tmp_path / "loaded.npz", allow_pickle=False) as loaded:
+        np.testing.assert_array_equal(loaded["first"], expected)
+        np.testing.assert_array_equal(loaded["second"], expected)
+        np.testing.assert_array_equal(loaded["labels"], np.sort(_LABELS))
+    assert "Damaged, and read again: 1." in " ".join(process.stdout.split())
+    assert list(tmp_path.rglob("images.bin")) == [path]
 
 
 class _Info:

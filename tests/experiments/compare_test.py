@@ -1,10 +1,12 @@
 """Joins runs that were made up, so nothing has to be trained."""
 
 import json
+import xml.etree.ElementTree
 
 import pytest
 
 from keras_plasticity import experiments
+from tests.rendered_markdown import shown_tables
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +161,32 @@ def test_runs_without_a_finished_task(tmp_path):
     a = write_run(tmp_path / "a", values=())
     with pytest.raises(ValueError, match="nothing to compare"):
         join(tmp_path, a)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$\\foo$",
+        "<script>alert(1)</script>",
+        "a--><script>",
+        "a | b",
+        "[a](javascript:b)",
+        "\x01\udc80",
+    ],
+)
+def test_names_are_shown_as_they_are(tmp_path, text):
+    """Whatever a file, which may be another's, says of its run."""
+    a = write_run(tmp_path / "a", ("bp", text), title=text)
+    out = join(tmp_path, a)
+    expected = text.encode("unicode_escape").decode()
+    if text.isprintable():
+        expected = text
+    table = (out / "comparison.md").read_text()
+    heading, _, table = table.partition("\n\n")
+    assert "<" not in heading and "[" not in heading
+    for rows in shown_tables(table):
+        assert [row[0] for row in rows] == ["method", "bp", expected]
+    svg = xml.etree.ElementTree.fromstring((out / "comparison.svg").read_text())
+    assert not list(svg.iter("{http://www.w3.org/2000/svg}script"))
+    if text.startswith("$"):  # As characters, not as a formula.
+        assert f"<!-- {text} -->" in (out / "comparison.svg").read_text()

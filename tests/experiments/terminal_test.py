@@ -21,3 +21,11 @@ def test_progress_shows_tasks_and_the_last_figure(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for text in ("bp", "1.5/8 tasks", "90.0 %", "left"):
         assert text in printed
+
+
+def test_nothing_is_markup(capsys):
+    text = "logs/[/a] :smile: [red]b"
+    terminal.print_settings("settings: ", {"log_dir": text})
+    terminal.print_table(text, {text: str}, [text])
+    terminal.print_start(text, text, {})
+    assert capsys.readouterr().out.count(text) == 6

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util import tensor_util
 
 from keras_plasticity.utils import summary_writer
+from tests.rendered_markdown import shown_tables
 
 _WITHOUT_TENSORFLOW = """
 import sys
@@ -242,6 +244,81 @@ def test_files_begun_in_one_second_are_read_in_their_order(tmp_path):
     assert len(read(tmp_path)["a"]) == 1
 
 
-def test_markdown_table_escapes_bars():
-    table = summary_writer.markdown_table(("flag", "value"), [("a", "x|y")])
-    assert table == "| flag | value |\n| --- | --- |\n| a | x\\|y |"
+_PIECES = [
+    *"|`\\*_[]()<>&#!~-+.:=\"'{}$@^/ \n\t\r\0\x02\x03\x85\u2028\u202ea1é±",
+    *("&lt;", "&#124;", "<br>", "<script>", "<!--", "-->", "**", "__", "  "),
+    *("```", "~~~", "---", "|---|", "![", "](", "javascript:", "http://a.b"),
+    *("\x02wzxhzdk:0\x03", "\udc80", "\U0001f600", "<img src=x onerror=x>"),
+]
+
+
+def _as_printed(text):
+    return "".join(
+        char if char.isprintable() or char == "\n" else repr(char)[1:-1]
+        for char in text
+    )
+
+
+def _check_shown(rows):
+    table = summary_writer.markdown_table(rows[0], rows[1:])
+    expected = [[_as_printed(str(cell)) for cell in row] for row in rows]
+    for shown in shown_tables(table):
+        assert shown == expected, table
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a|b",
+        "a\\|b",
+        "`a|b` `",
+        "two\nlines",
+        "two\n\nparagraphs",
+        "<img src=x onerror=alert(1)>",
+        "[a](javascript:alert(1))",
+        "![a](http://a.b/c.png)",
+        "<http://a.b>",
+        "# heading",
+        "*a* _b_ **c** __d__ a_b_c",
+        "&lt;&#60;&amp;",
+        "    code",
+        "- list",
+        "---",
+        "",
+        " a  b ",
+        None,
+        (1, 2.5),
+    ],
+    ids=repr,
+)
+def test_a_cell_shows_what_it_holds(text):
+    _check_shown([(text, "header"), ("a", text), (text, text)])
+    _check_shown([(text,), (text,)])
+
+
+def test_any_cell_shows_what_it_holds():
+    rng = random.Random(0)
+
+    def cell():
+        return "".join(rng.choices(_PIECES, k=rng.randint(0, 7)))
+
+    for _ in range(300):
+        columns = rng.randint(1, 4)
+        _check_shown([tuple(cell() for _ in range(columns)) for _ in range(3)])
+
+
+def test_cells_of_common_settings_are_easy_to_read():
+    table = summary_writer.markdown_table(
+        ("flag", "value"), [("learning_rate", 1e-3), ("method", "cbp,l2 (b)")]
+    )
+    assert table == (
+        "| flag | value |\n| --- | --- |\n| learning_rate | 0.001 |\n"
+        "| method | cbp,l2 (b) |"
+    )
+
+
+def test_cells_may_be_markdown():
+    table = summary_writer.markdown_table(
+        ("a", "*b*"), [("`x|y`", "[c](http://d)")], escape=False
+    )
+    assert table == "| a | *b* |\n| --- | --- |\n| `x\\|y` | [c](http://d) |"
