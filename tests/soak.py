@@ -299,7 +299,7 @@ def _read_cache(log_dir):
 
     source = Source()
     images, labels = image_cache.load(log_dir / "cache", source)
-    return _canonical([np.array(images), labels])
+    return _canonical([np.asarray(images), labels])
 
 
 class Source:
@@ -326,8 +326,9 @@ _FILES = {
     "cbp/checkpoint.journal.jsonl": (_read_checkpoint, False),
     "settings.json": (_read_settings, True),
     "summary.json": (_read_summary, True),
-    "cache/images.npy": (_read_cache, False),
-    "cache/labels.npy": (_read_cache, False),
+    "cache/images.bin": (_read_cache, False),
+    "cache/checksums.bin": (_read_cache, False),
+    "cache/labels.bin": (_read_cache, False),
     "cache/record.json": (_read_cache, False),
 }
 
