@@ -10,7 +10,7 @@ from keras_plasticity.callbacks import PlasticityMonitor
 from keras_plasticity.streams import Stream
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
-from keras_plasticity.training import online_trainer
+from keras_plasticity.training import saver
 from tests.helpers import make_model
 
 _BACKEND = keras.backend.backend()
@@ -291,7 +291,7 @@ def test_callbacks_see_the_nests_of_all_learners():
 
 
 def test_a_run_on_nests_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(online_trainer, "_MAX_CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr(saver, "_MAX_SHARE", float("inf"))
 
     def fit(callbacks=(), **arguments):
         return OnlineTrainer(build_plastic()).fit(
