@@ -62,7 +62,6 @@ _ON_ONE = (
     "tests/fuzz_test.py",
     "tests/quantization_test.py",
     "tests/streams/",
-    "tests/training/run_identity_test.py",
     "tests/training/saver_test.py",
     "tests/utils/",
     "tests/validation_test.py",

@@ -213,23 +213,29 @@ def kills(rng, folder, number, wanted):
     for name in trainers(wanted):
         expected, seconds = whole(name, folder / name)
         counts = dict.fromkeys((*(s.name for s in _SIGNALS), "twice"), 0)
-        runs = 0
+        runs = in_order = 0
         while sum(counts.values()) < number:
             log_dir = folder / name / f"{runs}"
             runs += 1
             was_ended = False
             while True:
                 run = Run(name, log_dir, ["--resume=auto"])
+                ends = {0}
                 if run.sleep(rng.uniform(0, 1.2 * seconds)):
                     one = rng.choice(_SIGNALS)
                     was_ended = True
                     counts[one.name] += 1
+                    has_begun = list(log_dir.glob("*/*tfevents*"))
                     run.kill(one)
+                    ends = _ENDS
                     if rng.random() < 0.2 and run.sleep(rng.uniform(0, 0.3)):
                         counts["twice"] += 1
                         run.kill(rng.choice(_SIGNALS))
+                    elif has_begun and one != signal.SIGKILL:
+                        ends = {0, 128 + one}
                 status = run.wait()
-                check(status in _ENDS, f"status {status}\n{run.text()}")
+                check(status in ends, f"status {status}\n{run.text()}")
+                in_order += status > 128
                 if status == 0:
                     break
             if not was_ended:
@@ -240,7 +246,10 @@ def kills(rng, folder, number, wanted):
                 f"{log_dir}: other results\n{run.text()}",
             )
             shutil.rmtree(log_dir)
-        print(f"kills, {name}: {counts} in {runs} runs, all as uninterrupted")
+        print(
+            f"kills, {name}: {counts} in {runs} runs, ended in order "
+            f"{in_order} times, all as uninterrupted"
+        )
 
 
 def damage(rng, content):
@@ -323,7 +332,7 @@ class Source:
 # JSON with another digit in it has no checksum.
 _FILES = {
     "cbp/checkpoint.npz": (_read_checkpoint, False),
-    "cbp/checkpoint.journal.jsonl": (_read_checkpoint, False),
+    "cbp/checkpoint.npz.journal.jsonl": (_read_checkpoint, False),
     "settings.json": (_read_settings, True),
     "summary.json": (_read_summary, True),
     "cache/images.bin": (_read_cache, False),

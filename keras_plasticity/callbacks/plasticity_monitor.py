@@ -257,6 +257,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             self._writer.close()
             self._writer = None
 
+    def get_config(self) -> dict[str, Any]:
+        return {"measures": list(self._measures)}
+
     def get_state(self) -> dict[str, Any]:
         """The state to resume from.
 

@@ -108,8 +108,8 @@ def define_flags(
             default=False,
             help_string="Resume the run in --log_dir, to the same results as "
             "without an interruption. A run that has ended can be resumed with "
-            "more tasks. With --resume=auto a new one is started if there is "
-            f"none. {exit_status.ABOUT}",
+            "more tasks. With --resume=auto, or where there is no terminal, a "
+            f"new one is started if there is none. {exit_status.ABOUT}",
             boolean=True,
         ),
         flag_values=flag_values,

@@ -26,6 +26,7 @@ from keras_plasticity.experiments import report
 from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.experiments import terminal
+from keras_plasticity.experiments.lasting_writer import NO_STEP
 from keras_plasticity.experiments.lasting_writer import LastingWriter
 from keras_plasticity.experiments.methods import Method
 from keras_plasticity.experiments.methods import all_flags
@@ -50,6 +51,8 @@ MEASURES = (
     "utility",
     "age",
 )
+# Flags that the command which resumes a run has otherwise, or not at all.
+_NOT_TO_RESUME = ("log_dir", "resume", "noresume", "overwrite", "nooverwrite")
 # Flags that may change when a run is resumed.
 _NOT_SETTINGS = (
     "log_dir",
@@ -237,7 +240,12 @@ def _train_all(plan, chosen):
     records = []
     for method in chosen:
         records.append(_train(plan, method))
-        if records[-1]["interrupted"] or records[-1]["failure"]:
+        # Not to be compiled before it sees that it has to stop.
+        is_over = plan.caught.signal is not None and method is not chosen[-1]
+        if is_over or records[-1]["interrupted"]:
+            records[-1]["interrupted"] = True
+            break
+        if records[-1]["failure"]:
             break
     return records
 
@@ -276,20 +284,29 @@ def _report(plan, chosen, records, used_device):
 def _end(plan, records):
     """Ends the process, with the reason, unless all is done and written."""
     last = records[-1]
-    if plan.unwritten.reasons:
+    reasons = plan.unwritten.reasons
+    if reasons:
         print(plan.unwritten, file=sys.stderr)
     if last["failure"]:
         exit_status.end(last["failure"], exit_status.FAILED)
     if last["interrupted"]:
         number = plan.caught.signal or signal.SIGINT
-        exit_status.end(
+        message = (
             f"Interrupted by {signal.Signals(number).name} in "
             f"{last['method']}, after {len(last['per_task'])} of "
-            f"{plan.num_tasks} tasks. To resume: "
-            f"{_command_to_resume(plan.folder.path)}",
+            f"{plan.num_tasks} tasks."
+        )
+        if any("checkpoint" in what for what in reasons):
+            exit_status.end(
+                f"{message} The checkpoint could not be written: what was done "
+                "since the one before it is lost.",
+                exit_status.FAILED,
+            )
+        exit_status.end(
+            f"{message} To resume: {_command_to_resume(plan.folder.path)}",
             exit_status.INTERRUPTED + number,
         )
-    if plan.unwritten.reasons:
+    if reasons:
         exit_status.end(
             "All tasks are done, but not all of it could be written.",
             exit_status.FAILED,
@@ -298,14 +315,18 @@ def _end(plan, records):
 
 def _command_to_resume(log_dir):
     """The command of this process, with the flags that resume its run."""
-    given = [
-        each
-        for each in sys.argv
-        if each.partition("=")[0].lstrip("-")
-        not in ("resume", "overwrite", "log_dir", "nooverwrite", "noresume")
-    ]
-    start = [] if os.access(given[0], os.X_OK) else [sys.executable]
-    return shlex.join([*start, *given, f"--log_dir={log_dir}", "--resume"])
+    words = []
+    is_value = False
+    for word in sys.orig_argv:
+        name, equals, _ = word.partition("=")
+        is_left_out = is_value or name.lstrip("-") in _NOT_TO_RESUME
+        # `--log_dir x` in two words.
+        is_value = not equals and name.lstrip("-") == "log_dir"
+        if not is_left_out:
+            words.append(word)
+    words += [f"--log_dir={log_dir}", "--resume"]
+    backend = os.environ.get("KERAS_BACKEND")
+    return f"KERAS_BACKEND={backend} " * bool(backend) + shlex.join(words)
 
 
 def _settings(flag_values, problem, chosen):
@@ -369,12 +390,12 @@ def _train(plan, method):
     checkpoint = os.path.join(log_dir, "checkpoint.npz")
     with plan.unwritten.attempt(f"The folder {log_dir}"):
         os.makedirs(log_dir, exist_ok=True)
-    try:
-        first_task = 0
-        if plan.folder.is_resumed:
+    first_task = 0
+    if plan.folder.is_resumed:
+        try:
             first_task = num_tasks_begun(checkpoint)
-    except training.CheckpointError as error:
-        exit_status.end(str(error), exit_status.FAILED)
+        except training.CheckpointError:
+            first_task = NO_STEP  # `fit` will say so.
     writer = LastingWriter(log_dir, first_task, plan.unwritten)
     settings = plan.settings | method.settings | {"method": method.name}
     writer.text(
@@ -400,11 +421,11 @@ def _train(plan, method):
     steps_per_epoch = math.ceil(problem.examples_per_task / plan.batch_size)
     steps_per_task = plan.epochs * steps_per_epoch
     recorder = Recorder(problem, steps_per_task, writer, monitor)
-    failure = None
 
     def figure(results):
         return report.format_mean(problem, results[problem.result])
 
+    failure = None
     with (
         writer,
         terminal.TaskProgress(method.name, plan.num_tasks, figure) as progress,
@@ -431,7 +452,9 @@ def _train(plan, method):
             failure = f"{method.name}: {error}"
     if trainer.checkpoint_error is not None:
         plan.unwritten.add(
-            f"The checkpoint {checkpoint}", trainer.checkpoint_error
+            f"The checkpoint {checkpoint}",
+            trainer.checkpoint_error,
+            is_told=True,
         )
     if trainer.resumed_from is not None:
         print(f"{method.name}: resumed from task {trainer.resumed_from}.")

@@ -5,7 +5,7 @@ import contextlib
 from keras_plasticity import utils
 
 # Of the step from which TensorBoard drops what was written before: none.
-_NO_STEP = 2**62
+NO_STEP = 2**62
 
 
 class LastingWriter:
@@ -64,6 +64,6 @@ class LastingWriter:
     def _abandon(self):
         writer, self._writer = self._writer, None
         if writer is not None:
-            self._first_step = _NO_STEP
+            self._first_step = NO_STEP
             with contextlib.suppress(OSError):  # It is told already.
                 writer.close()

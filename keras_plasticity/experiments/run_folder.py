@@ -1,5 +1,6 @@
 """The folder of a run: which run it is, and who writes to it."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import sys
 
 import filelock
+from absl import logging
 
 from keras_plasticity.files import atomic_write
 from keras_plasticity.files import is_alive
@@ -42,15 +44,19 @@ class RunFolder:
         Raises:
             OSError: If it cannot be written.
         """
+        if not os.path.exists(os.path.join(self.path, _LOCK)):
+            try:
+                self._lock.release()
+                self._lock = _lock(self.path)
+            except ValueError as error:
+                raise OSError(str(error)) from error
         path = os.path.join(self.path, _SETTINGS)
         if not os.path.exists(path):
-            os.makedirs(self.path, exist_ok=True)
             write_json(path, self._settings)
 
     def close(self):
         """Lets other processes have the folder."""
-        _remove_holder(self.path)
-        self._lock.release()
+        _unlock(self.path, self._lock)
 
 
 def open_folder(
@@ -95,6 +101,8 @@ def open_folder(
             "--log_dir must be the name of a folder. Leave it out for one "
             f"with a name of its own within logs. Received: --log_dir={log_dir}"
         )
+    if resume is True and _is_terminal() and not os.path.isdir(log_dir):
+        raise _nothing_to_resume(log_dir)
     lock = _lock(log_dir)
     try:
         there = _files_of_a_run(log_dir)
@@ -105,11 +113,7 @@ def open_folder(
                 f"Received: --log_dir={log_dir} with {there[0]}"
             )
         if resume and not there and resume != "auto" and _is_terminal():
-            raise ValueError(
-                "--log_dir holds no run to resume. Leave --resume out to start "
-                "a new one there, or give --resume=auto to resume one if there "
-                f"is one. Received: --log_dir={log_dir}"
-            )
+            raise _nothing_to_resume(log_dir)
         if there:
             before = _read_settings(log_dir)
             if resume:
@@ -120,12 +124,12 @@ def open_folder(
                 _remove(log_dir, before["method"] + there)
         write_json(os.path.join(log_dir, _SETTINGS), settings)
     except OSError as error:
-        lock.release()
+        _unlock(log_dir, lock)
         if isinstance(error, FileExistsError):
             raise
         raise _cannot_be_written(log_dir, error) from error
     except BaseException:
-        lock.release()
+        _unlock(log_dir, lock)
         raise
     return RunFolder(log_dir, settings, bool(there) and bool(resume), lock)
 
@@ -177,7 +181,14 @@ def _lock(log_dir):
             f"{_holder(log_dir)}. Wait for its end, stop it, or give another "
             f"folder. Received: --log_dir={log_dir}"
         ) from error
-    except (OSError, NotImplementedError) as error:
+    except NotImplementedError:
+        # Some file systems of clusters have no locks.
+        logging.warning(
+            "%s cannot be locked there: see that no other process writes to it "
+            "meanwhile.",
+            log_dir,
+        )
+    except OSError as error:
         raise _cannot_be_written(log_dir, error) from error
     try:
         write_json(
@@ -207,11 +218,20 @@ def _holder(log_dir):
     return f"process {process} on {host} ({command})"
 
 
-def _remove_holder(log_dir):
-    try:
-        os.remove(os.path.join(log_dir, _HOLDER))
-    except OSError:
-        pass  # Whoever removed the folder has removed this, too.
+def _unlock(log_dir, lock):
+    if lock.is_locked:
+        # Whoever removed the folder has removed this, too.
+        with contextlib.suppress(OSError):
+            os.remove(os.path.join(log_dir, _HOLDER))
+    lock.release()
+
+
+def _nothing_to_resume(log_dir):
+    return ValueError(
+        "--log_dir holds no run to resume. Leave --resume out to start a new "
+        "one there, or give --resume=auto to resume one if there is one. "
+        f"Received: --log_dir={log_dir}"
+    )
 
 
 def _cannot_be_written(log_dir, error):

@@ -32,9 +32,15 @@ class Unwritten:
         else:
             self.reasons.pop(what, None)
 
-    def add(self, what: str, error: OSError):
-        """Adds what has failed elsewhere, and tells it the first time."""
-        if what not in self.reasons:
+    def add(self, what: str, error: OSError, is_told: bool = False):
+        """Adds what has failed, and tells it the first time.
+
+        Args:
+            what: String, the name of what could not be written.
+            error: `OSError`, the reason.
+            is_told: Boolean, whether it is told already. Defaults to `False`.
+        """
+        if what not in self.reasons and not is_told:
             logging.warning(
                 "%s cannot be written: %s. The run continues.", what, error
             )

@@ -7,6 +7,7 @@ grows. Nothing in them is executed.
 """
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -25,6 +26,9 @@ _FORMAT = 2
 # journal, with its name.
 _ARRAY = "__array__"
 _LIST = "__list__"
+# What the system says of places in a file that are not there, and of a journal
+# that is not.
+_OF_DAMAGE = (None, errno.EINVAL, errno.ENOENT, errno.EISDIR)
 
 
 class CheckpointError(ValueError):
@@ -83,7 +87,7 @@ class Checkpoint:
     group_sizes: list[int]
     position: Position | None = None
 
-    def save(self, path: str, journal: Journal):
+    def save(self, path: str, journal: Journal, is_old_whole: bool = True):
         """Writes the file.
 
         At any instant there is the old file or the new one, whole. The old one
@@ -92,6 +96,8 @@ class Checkpoint:
         Args:
             path: String, the file.
             journal: `Journal` of the run, `journal_of(path)`.
+            is_old_whole: Boolean; `False` if the old file is damaged, and the
+                one before it shall be kept. Defaults to `True`.
         """
         arrays, lists = [], {}
         position = self.position and vars(self.position)
@@ -105,7 +111,9 @@ class Checkpoint:
             }
         )
         with (
-            atomic_write(path, previous=previous(path)) as temporary,
+            atomic_write(
+                path, previous=previous(path) if is_old_whole else None
+            ) as temporary,
             open(temporary, "wb") as file,
         ):
             np.savez(
@@ -124,7 +132,7 @@ def previous(path: str) -> pathlib.Path:
 def journal_of(path: str) -> Journal:
     """The `Journal` that belongs to a checkpoint."""
     path = pathlib.Path(path)
-    return Journal(path.with_name(f"{path.stem}.journal.jsonl"))
+    return Journal(path.with_name(f"{path.name}.journal.jsonl"))
 
 
 def files(path: str) -> list[str]:
@@ -218,7 +226,8 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         f"{name}: {there.get(name, missing)} there, "
         f"{here.get(name, missing)} here"
         for name in dict.fromkeys([*there, *here])
-        if there.get(name, missing) != here.get(name, missing)
+        # As text, in which NaN is like NaN.
+        if str(there.get(name, missing)) != str(here.get(name, missing))
     ]
 
 
@@ -227,10 +236,11 @@ def _read(path, journal):
         # Opened here: NumPy would leave a file that it cannot read open.
         with open(path, "rb") as file:
             return _checked(_read_content(file, journal))
-    except PermissionError:
-        raise
     except Exception as error:
         # Of any kind: a damaged archive may be anything to those who read it.
+        # What the disk fails to read now may be whole.
+        if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
+            raise
         raise CheckpointError(
             "The file is not a checkpoint of this version of "
             "`keras_plasticity`, or is damaged. Remove it to start afresh. "
@@ -274,10 +284,20 @@ def _checked(content):
     ):
         if not isinstance(content[name], kind):
             raise ValueError(f"{name}={content[name]!r}")
-    if not {"data", "variables", "model", "learners", "versions"} <= set(
-        result.identity
+    for name, kind in (
+        ("data", dict),
+        ("variables", list),
+        ("model", dict),
+        ("learners", list),
+        ("versions", dict),
     ):
-        raise ValueError(f"identity={result.identity!r}")
+        if not isinstance(result.identity.get(name), kind):
+            raise ValueError(f"identity[{name!r}] is no {kind.__name__}")
+    for each in result.results:
+        if not isinstance(each, dict):
+            raise ValueError("results hold what is no dict")
+        for values in each.values():
+            np.asarray(values, "float64")
     _check_arrays("state", result.state)
     if len(result.results) != result.tasks_done:
         raise ValueError(

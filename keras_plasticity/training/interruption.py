@@ -41,17 +41,24 @@ class Interruption:
         del frame
         self.signal = signal.Signals(number)
         self._restore()
-        # Not `print`, which the signal may have interrupted.
-        os.write(
-            2,
-            f"\n{self.signal.name}: stopping after the steps that are being "
-            "computed. Once more stops at once.\n".encode(),
-        )
+        # Not `print`, which the signal may have interrupted. The terminal may
+        # be gone, as the signal says.
+        with contextlib.suppress(OSError):
+            os.write(
+                2,
+                f"\n{self.signal.name}: stopping after the steps that are "
+                "being computed. Once more stops at once.\n".encode(),
+            )
 
     def _restore(self):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def only_remembers(handler) -> bool:
+    """Whether a handler of a signal is that of an `Interruption`."""
+    return isinstance(getattr(handler, "__self__", None), Interruption)
 
 
 @contextlib.contextmanager
@@ -84,7 +91,7 @@ def catch_signals(raises: bool = True) -> Iterator[Interruption]:
         caught._catch()
         yield caught
     finally:
-        caught._restore()
         _active = None
-    if raises and caught.signal not in (None, signal.SIGINT):
-        signal.raise_signal(caught.signal)
+        caught._restore()
+        if raises and caught.signal not in (None, signal.SIGINT):
+            signal.raise_signal(caught.signal)

@@ -19,6 +19,7 @@ from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.optimizers.unit_reset_optimizer import reset_optimizer
 from keras_plasticity.training import nests
 from keras_plasticity.training import program_settings
+from keras_plasticity.training.interruption import only_remembers
 
 # The most weights for which a CPU trains learners faster side by side, as most
 # of a step is overhead. Beyond, XLA's batched products of small matrices are
@@ -330,7 +331,7 @@ def _interrupted_afterwards():
     handler = signal.getsignal(signal.SIGINT)
     # Only the main thread receives signals, and only it may set handlers.
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(handler):
+    if not is_main or not callable(handler) or only_remembers(handler):
         yield
         return
     received = []

@@ -2,6 +2,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import inspect
+import json
 import math
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from keras_plasticity.training.journal import AppendOnly
 from keras_plasticity.training.learner_groups import LearnerGroups
 from keras_plasticity.training.learner_groups import Stopwatch
 from keras_plasticity.training.learner_groups import group_sizes
+from keras_plasticity.training.run_identity import ModelsIdentity
 from keras_plasticity.training.run_identity import RunIdentity
 from keras_plasticity.training.saver import Saver
 from keras_plasticity.training.task_callback import TaskCallback
@@ -168,6 +170,8 @@ class OnlineTrainer:
         self._prefetches = False
         self._stopwatch = Stopwatch()
         self._is_stopping = False
+        # What is compared when a run resumes, of models before any training.
+        self._models_identity = None
 
     @property
     def train_seconds(self) -> float:
@@ -275,6 +279,7 @@ class OnlineTrainer:
         self.interrupted = False
         self.checkpoint_error = None
         self.resumed_from = None
+        self._is_stopping = False
         self._stopwatch.forget()
         settings = {
             "backend": keras.backend.backend(),
@@ -287,7 +292,8 @@ class OnlineTrainer:
                 for callback in callbacks
             ],
         }
-        saver = Saver(checkpoint, settings)
+        # As a checkpoint has them: tuples are lists there.
+        saver = Saver(checkpoint, json.loads(json.dumps(settings)))
         saved = saver.load(resume)
         loader = TaskLoader(streams, batch_size, self._prepare)
         with catch_signals() as caught:
@@ -375,7 +381,7 @@ class OnlineTrainer:
                 )
         return streams
 
-    def _build(self, data, run, jit_compile, sizes=None):
+    def _build(self, data, run, jit_compile, sizes=None, is_resumed=False):
         """Builds the learners for a run, in groups of these sizes if given."""
         start = time.perf_counter()
         first = self._built_model(0, data, run)
@@ -401,7 +407,8 @@ class OnlineTrainer:
 
         steps_per_epoch = math.ceil(data.num_examples / data.batch_size)
         steps = len(run.tasks) * run.epochs * steps_per_epoch
-        if steps < _FEWEST_STEPS_TO_COMPILE and jit_compile == "auto":
+        is_short = steps < _FEWEST_STEPS_TO_COMPILE and not is_resumed
+        if is_short and jit_compile == "auto":
             if keras.backend.backend() != "jax":
                 jit_compile = False
         self._jit_compiles = jit_compile
@@ -439,11 +446,9 @@ class OnlineTrainer:
             coming = run.loader.load_ahead(tasks, background)
             try:
                 for task, data in coming:
+                    self._identify(run, task, data)
                     if self._learners is None:
-                        self._identify(run, task, data)
                         self._build(data, run, self.jit_compile)
-                    elif run.saver.identity is None:
-                        self._identify(run, task, data)
                     run.results.append(self._run_task(task, data, run))
                     if on_nan == "stop":
                         check_finite(
@@ -477,35 +482,40 @@ class OnlineTrainer:
 
     def _identify(self, run, task, data):
         """Finds out which run it is, for its checkpoints."""
-        if not run.saver.is_on:
+        if not run.saver.is_on or run.saver.identity is not None:
             return
         orders = run.loader.orders(
             task, 0, data.num_examples, range(self.num_learners)
         )
         run.saver.identity = RunIdentity(task, data, orders)
-        if self._learners is not None:
-            for learner in range(self.num_learners):
-                run.saver.identity.add_model(self.model(learner))
+        if self._models_identity is None:
+            self._models_identity = ModelsIdentity()
+            if self._learners is not None:  # There was no checkpoint so far.
+                for learner in range(self.num_learners):
+                    self._models_identity.add(self.model(learner))
+        run.saver.identity.models = self._models_identity
 
     def _save(self, run, position=None):
-        if not run.saver.is_on:
-            return
-        run.saver.save(
-            tasks_done=len(run.results),
-            results=AppendOnly(
-                {name: values.tolist() for name, values in result.items()}
-                for result in run.results
-            ),
-            state=self._learners.get_state(),
-            callbacks=[callback.get_state() for callback in run.callbacks],
-            train_seconds=self.train_seconds,
-            compile_seconds=self.compile_seconds,
-            jit_compile=self._jit_compiles,
-            group_sizes=[
-                len(group.learners) for group in self._learners.groups
-            ],
-            position=position,
-        )
+        def content():
+            for result in run.results[len(run.saved_results) :]:
+                run.saved_results.append(
+                    {name: values.tolist() for name, values in result.items()}
+                )
+            return dict(
+                tasks_done=len(run.results),
+                results=run.saved_results,
+                state=self._learners.get_state(),
+                callbacks=[callback.get_state() for callback in run.callbacks],
+                train_seconds=self.train_seconds,
+                compile_seconds=self.compile_seconds,
+                jit_compile=self._jit_compiles,
+                group_sizes=[
+                    len(group.learners) for group in self._learners.groups
+                ],
+                position=position,
+            )
+
+        run.saver.save(content)
 
     def _restore(self, saved, run):
         """Restores a checkpoint."""
@@ -523,8 +533,14 @@ class OnlineTrainer:
             jit_compile = self.jit_compile
             if jit_compile == "auto":
                 jit_compile = saved.jit_compile
+            elif bool(saved.jit_compile) != jit_compile:
+                raise CheckpointError(
+                    "The checkpoint belongs to a run whose steps were "
+                    f"{'' if saved.jit_compile else 'not '}compiled. "
+                    f"Received: jit_compile={jit_compile}"
+                )
             sizes = None if position is None else saved.group_sizes
-            self._build(data, run, jit_compile, sizes)
+            self._build(data, run, jit_compile, sizes, is_resumed=True)
         run.saver.check_models(saved)
         _check_like("variables", saved.state, self._learners.get_state())
         self._learners.set_state(saved.state)
@@ -535,6 +551,11 @@ class OnlineTrainer:
             )
         self._stopwatch.seconds = saved.train_seconds
         self.compile_seconds += saved.compile_seconds
+        if len(saved.callbacks) != len(run.callbacks):
+            raise CheckpointError(
+                f"The checkpoint has states of {len(saved.callbacks)} "
+                f"callbacks. Received: {len(run.callbacks)} callbacks"
+            )
         for callback, state in zip(run.callbacks, saved.callbacks):
             if state is not None:
                 _set_state(callback, state)
@@ -555,8 +576,8 @@ class OnlineTrainer:
                 f"Received for learner {learner}: {model!r}"
             )
         keras_compat.build_for_training(model, *data.first_batch(learner))
-        if run.saver.identity is not None:
-            run.saver.identity.add_model(model)
+        if run.saver.is_on:
+            self._models_identity.add(model)
         return model
 
     def _group_sizes(self, model, data):
@@ -597,6 +618,11 @@ class OnlineTrainer:
                 self._train_group(number, task, data, run, parts, position)
             )
             position = None
+        if any(part.keys() != parts[-1].keys() for part in parts):
+            raise CheckpointError(
+                "The checkpoint has other results of learners that have ended "
+                f"the task: {list(parts[0])}, not {list(parts[-1])}."
+            )
         results = {
             name: np.concatenate([part[name] for part in parts])
             for name in parts[0]
@@ -643,29 +669,29 @@ class OnlineTrainer:
                     f"{done} steps of an epoch that has {total}."
                 )
             for each in _from_step(batches, done):
+                self._stop_or_save(run, number, epoch, done, parts)
                 stopwatch.run(loop, on_device, each)
                 done += each.steps
                 share = number + (epoch + done / total) / run.epochs
                 for callback in run.callbacks:
                     callback.on_progress(task, share / num_groups)
-                is_end = done == total and epoch == run.epochs - 1
-                stops = self._stops(run) and not is_end
-                if stops or (not is_end and run.saver.is_due(within_task=True)):
-                    stopwatch.wait(loop)
-                    self._save(
-                        run,
-                        Position(
-                            number, epoch, done, loop.get_metrics(), parts
-                        ),
-                    )
-                if stops:
-                    raise _Stopped
             done = 0
         stopwatch.wait(loop)
         results = loop.results()
         if data.test is not None:
             results |= _evaluate(loop, data)
         return results
+
+    def _stop_or_save(self, run, number, epoch, done, parts):
+        """Ends a run that shall stop, and saves it if that is due."""
+        stops = self._stops(run)
+        if stops or run.saver.is_due(within_task=True):
+            loop = self._learners.groups[number].loop
+            self._stopwatch.wait(loop)
+            metrics = loop.get_metrics()
+            self._save(run, Position(number, epoch, done, metrics, parts))
+        if stops:
+            raise _Stopped
 
 
 class _Stopped(Exception):
@@ -684,6 +710,7 @@ class _Run:
         saver: `Saver`.
         caught: `Interruption`, which has the signal that was received.
         results: List with the results of each task that is done.
+        saved_results: The same as checkpoints have them, those of the last one.
         position: `Position` within the next task that was restored; `None` if
             it begins.
     """
@@ -697,6 +724,7 @@ class _Run:
     results: list[dict[str, np.ndarray]] = dataclasses.field(
         default_factory=list
     )
+    saved_results: AppendOnly = dataclasses.field(default_factory=AppendOnly)
     position: Position | None = None
 
 

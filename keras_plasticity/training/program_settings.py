@@ -35,25 +35,37 @@ def settings_of(model, with_values=False):
         model: Compiled `keras.Model`.
         with_values: Boolean, whether to keep seeds and learning rates, and to
             leave out the code of lambdas, which changes with the line that it
-            stands on. Defaults to `False`.
+            stands on. Parts without a config are left out, not all. Defaults
+            to `False`.
 
     Returns:
         Nest of dicts, lists and plain values; empty if a part of the model
         has no config.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of lambdas.
-            config = keras.saving.serialize_keras_object(model)
-            optimizer = keras.saving.serialize_keras_object(model.optimizer)
-    except Exception:  # Whatever the `get_config` of a user's class raises.
+    config = _config(lambda: keras.saving.serialize_keras_object(model))
+    optimizer = _config(
+        lambda: keras.saving.serialize_keras_object(model.optimizer)
+    )
+    if None in (config, optimizer) and not with_values:
         return {}
-    arguments = config.pop("compile_config", {})
+    if config is None:
+        config = {"compile_config": _config(model.get_compile_config)}
+    arguments = config.pop("compile_config", None) or {}
     settings = {"model": config, **arguments, "optimizer": optimizer}
     names = dict.fromkeys(_names(settings))
     return _cleaned(
         settings, {name: i for i, name in enumerate(names)}, with_values
     )
+
+
+def _config(get_config):
+    """A config; `None` where a part of it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of lambdas.
+            return get_config()
+    except Exception:  # Whatever the `get_config` of a user's class raises.
+        return None
 
 
 def surely_same_program(first, other):
@@ -134,9 +146,15 @@ def _cleaned(settings, numbers_of_names, with_values):
     if isinstance(settings, dict):
         if with_values and settings.get("class_name") == "__lambda__":
             return {"class_name": "function", "config": "a lambda"}
-        left_out = ("name",) if with_values else ("name", "seed")
+        left_out = ["name"] if with_values else ["name", "seed"]
+        if with_values and _draws_its_seed(settings):
+            config = _cleaned(settings["config"], numbers_of_names, False)
+            settings = {**settings, "config": config}
         return {
-            key: _cleaned_entry(key, value, numbers_of_names, with_values)
+            # Outputs have names, by which losses may go.
+            numbers_of_names.get(key, key): _cleaned_entry(
+                key, value, numbers_of_names, with_values
+            )
             for key, value in settings.items()
             if key not in left_out
         }
@@ -157,6 +175,15 @@ def _cleaned_entry(key, value, numbers_of_names, with_values):
     if is_rate and not with_values:
         return "a number"
     return _cleaned(value, numbers_of_names, with_values)
+
+
+def _draws_its_seed(settings):
+    """Whether an object without a seed has one in its config, a random one."""
+    if not isinstance(settings.get("config"), dict):
+        return False
+    name = str(settings.get("class_name"))
+    is_layer = settings.get("module") == "keras.layers"
+    return name == "SeedGenerator" or (is_layer and name.startswith("Random"))
 
 
 def _tells_all(settings):

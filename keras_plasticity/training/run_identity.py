@@ -18,27 +18,20 @@ _PARTS = ("x", "y", "sample_weight")
 _WHERE = " there", " here"
 
 
-class RunIdentity:
-    """What tells one run of an `OnlineTrainer` from another one.
+class ModelsIdentity:
+    """What tells the models of one run from those of another.
 
     The first learner's settings are kept as they are, so that an error can name
     those that differ; of the others what differs from it. A user's functions
     are compared by their names, not by their code.
-
-    Args:
-        task: Integer, the first task of the run.
-        data: Its `TaskData`.
-        orders: List with the order of the examples for each learner, in the
-            first epoch; `None` without any.
     """
 
-    def __init__(self, task, data, orders):
-        self.data = {"task": task, **_describe(data, orders)}
+    def __init__(self):
         self.variables = None
         self.model = None
         self.learners = []
 
-    def add_model(self, model):
+    def add(self, model):
         """Adds the model of the next learner, built and not yet trained."""
         settings = _settings(model)
         if self.model is None:
@@ -47,14 +40,31 @@ class RunIdentity:
             return
         self.learners.append(program_settings.differences(self.model, settings))
 
+
+class RunIdentity:
+    """What tells one run of an `OnlineTrainer` from another one.
+
+    Args:
+        task: Integer, the first task of the run.
+        data: Its `TaskData`.
+        orders: List with the order of the examples for each learner, in the
+            first epoch; `None` without any.
+
+    Attributes:
+        models: `ModelsIdentity`, set by the trainer.
+    """
+
+    def __init__(self, task, data, orders):
+        self.data = {"task": task, **_describe(data, orders)}
+        self.models = None
+        self._versions = versions()
+
     def to_dict(self):
         """All of it, as JSON has it."""
         return {
             "data": self.data,
-            "variables": self.variables,
-            "model": self.model,
-            "learners": self.learners,
-            "versions": versions(),
+            **vars(self.models),
+            "versions": self._versions,
         }
 
 
@@ -87,6 +97,7 @@ def differences_in_models(there, here):
     Returns:
         List with a string for each setting or variable that differs.
     """
+    here = here.models
     found = program_settings.differences(
         there["model"], here.model, where=_WHERE
     )

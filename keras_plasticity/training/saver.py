@@ -34,6 +34,7 @@ class Saver:
         self.identity = None
         self.error = None
         self._path = path
+        self._is_whole = True
         self._journal = None if path is None else checkpoints.journal_of(path)
         self._settings = settings
         self._last = time.perf_counter()
@@ -82,6 +83,7 @@ class Saver:
         saved, message = checkpoints.load(self._path, self._journal)
         if message is not None:
             logging.warning(message)
+            self._is_whole = False
         self._refuse(checkpoints.differences(saved.settings, self._settings))
         return saved
 
@@ -114,22 +116,23 @@ class Saver:
             return False
         return self._seconds <= _MAX_SHARE * waited
 
-    def save(self, **content):
+    def save(self, get_content):
         """Writes a checkpoint, if it can be written.
 
         Args:
-            **content: The attributes of a `Checkpoint` but for settings and
-                identity.
+            get_content: Function that returns a dict with the attributes of a
+                `Checkpoint` but for settings and identity.
         """
         if self._path is None:
             return
         start = time.perf_counter()
+        saved = checkpoints.Checkpoint(
+            settings=self._settings,
+            identity=self.identity.to_dict(),
+            **get_content(),
+        )
         try:
-            checkpoints.Checkpoint(
-                settings=self._settings,
-                identity=self.identity.to_dict(),
-                **content,
-            ).save(self._path, self._journal)
+            saved.save(self._path, self._journal, self._is_whole)
         except OSError as error:
             if self.error is None:
                 logging.warning(
@@ -141,6 +144,7 @@ class Saver:
             self.error = error
         else:
             self.error = None
+            self._is_whole = True
         self._last = time.perf_counter()
         self._seconds = self._last - start
 

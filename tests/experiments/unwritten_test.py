@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import pathlib
+import shlex
 import shutil
+import signal
 
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
@@ -160,18 +162,44 @@ def test_a_figure_that_cannot_be_drawn_to_a_file(
     assert not pathlib.Path(tmp_path, "run.lock.json").exists()
 
 
-def test_the_command_that_resumes(monkeypatch):
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "train.py",
-            "--method=bp,l2",
-            "--resume=auto",
-            "--title=a b",
-            "--log_dir=x",
-        ],
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "python3 train.py --method=bp,l2 --resume=auto --log_dir=x",
+            "python3 train.py --method=bp,l2",
+        ),
+        (
+            "python3 -m a.train --log_dir x --seed=1",
+            "python3 -m a.train --seed=1",
+        ),
+        ("./train.py -log_dir=x --overwrite --noresume", "./train.py"),
+        ("python3 train.py --title='a b'", "python3 train.py '--title=a b'"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["", "jax"])
+def test_the_command_that_resumes(monkeypatch, words, expected, backend):
+    monkeypatch.setattr("sys.orig_argv", shlex.split(words))
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    assert experiment._command_to_resume("logs/a run") == (
+        f"{'KERAS_BACKEND=jax ' * bool(backend)}{expected} "
+        "'--log_dir=logs/a run' --resume"
     )
-    command = experiment._command_to_resume("logs/a run")
-    assert command.endswith(
-        "train.py --method=bp,l2 '--title=a b' '--log_dir=logs/a run' --resume"
+
+
+def test_interrupted_with_a_full_disk_is_not_to_be_resumed(
+    trainer, tmp_path, monkeypatch, capsys
+):
+    def end():
+        full_disk(patch)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        after_task(patch, 1, end)
+        with pytest.raises(SystemExit) as error:
+            run(trainer, tmp_path, *_TINY)
+    assert error.value.code == 1
+    assert (
+        "Interrupted by SIGTERM in linear, after 2 of 5 tasks. The check"
+        in (capsys.readouterr().err)
     )

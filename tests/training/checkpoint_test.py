@@ -144,7 +144,7 @@ def test_checkpoints_take_a_small_part_of_the_time(path, monkeypatch):
     monkeypatch.setattr(
         checkpoints.Checkpoint,
         "save",
-        lambda self, path, journal: saved.append(self.tasks_done),
+        lambda self, path, journal, is_old_whole: saved.append(self.tasks_done),
     )
     fit(path)
     # The first tells what one costs; the last is always there.
@@ -175,8 +175,8 @@ def test_what_a_killed_save_left_is_removed(path):
         file.write(b"half of it" * 1000)
     fit(path, num_tasks=1)
     assert sorted(os.listdir(os.path.dirname(path))) == [
-        "checkpoint.journal.jsonl",
         "checkpoint.npz",
+        "checkpoint.npz.journal.jsonl",
     ]
     assert checkpoints.num_tasks_done(path) == 1
 

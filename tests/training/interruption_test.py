@@ -249,3 +249,61 @@ def test_fit_in_a_thread_can_be_stopped(path):
     assert ended[0][1].interrupted
     results, *_ = fit(path, resume=True)
     np.testing.assert_array_equal(results["loss"], expected["loss"])
+
+
+def test_signals_within_a_call_of_the_device(path, monkeypatch):
+    """On JAX a call delays Ctrl-C until its results are in their place."""
+    if not _IS_JAX:
+        pytest.skip("Elsewhere a call has nothing to put in place.")
+    from keras_plasticity.training import jax_loop
+
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    with catch_signals(raises=False) as caught:
+        with jax_loop._interrupted_afterwards():
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    for number, handler in before.items():
+        assert signal.getsignal(number) is handler
+
+
+def test_a_terminal_that_is_gone(monkeypatch):
+    def write(number, text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "write", write)
+    with catch_signals(raises=False) as caught:
+        signal.raise_signal(signal.SIGHUP)
+    assert caught.signal == signal.SIGHUP
+
+
+def test_a_signal_during_an_error_ends_the_process_too():
+    program = """
+        import os, signal
+        from keras_plasticity.training.interruption import catch_signals
+        try:
+            with catch_signals():
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise FloatingPointError
+        except FloatingPointError:
+            print("never")
+        """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert ended.stdout == "" and ended.returncode == -signal.SIGTERM
+
+
+def test_a_stop_that_comes_too_late_stops_nothing(path):
+    trainer = OnlineTrainer(build())
+    trainer.stop()
+    stream = AnyStream(num_tasks=2)
+    trainer.fit(stream)
+    assert not trainer.interrupted

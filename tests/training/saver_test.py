@@ -120,7 +120,7 @@ def test_what_only_grows_is_written_once(path, monkeypatch):
     history = History()
     fit(path, callbacks_before=[history, During(task_1=note, task_4=note)])
     assert sizes[1] - sizes[0] < 1000
-    journal = pathlib.Path(path).with_name("checkpoint.journal.jsonl")
+    journal = pathlib.Path(path).with_name("checkpoint.npz.journal.jsonl")
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert sum(name.endswith("/items") for name, _ in lines) == 5
     again = History()
