@@ -184,9 +184,8 @@ def test_what_a_killed_save_left_is_removed(path):
 def test_bfloat16_variables_are_kept(path):
     values = keras.ops.cast([0.1, 3.0], "bfloat16")
     arrays = [keras.ops.convert_to_numpy(values)]
-    identity = dict.fromkeys(
-        ("data", "variables", "model", "learners", "versions")
-    )
+    identity = {name: {} for name in ("data", "model", "versions")}
+    identity |= {name: [] for name in ("variables", "learners")}
     checkpoints.Checkpoint(
         settings={},
         identity=identity,

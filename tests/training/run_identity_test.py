@@ -202,15 +202,11 @@ def test_two_checkpoints_in_one_folder(tmp_path):
 
 def test_seeds_that_keras_draws_may_differ(path):
     def trainer():
-        model = keras.Sequential(
-            [
-                keras.Input((4,)),
-                keras.layers.Reshape((2, 2, 1)),
-                keras.layers.RandomCrop(2, 2),
-                keras.layers.Flatten(),
-                keras.layers.Dense(3, name=f"head_{np.random.randint(10**9)}"),
-            ]
-        )
+        inputs = keras.Input((4,))
+        x = keras.layers.Reshape((2, 2, 1))(inputs)
+        x = keras.layers.Flatten()(keras.layers.RandomCrop(2, 2)(x))
+        name = f"head_{np.random.randint(10**9)}"
+        model = keras.Model(inputs, keras.layers.Dense(3, name=name)(x))
         model.compile("sgd", {model.output_names[0]: "mse"})
         return OnlineTrainer(model)
 
