@@ -36,4 +36,5 @@ def test_it_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
         )
     with atomic_write(tmp_path / "file.txt") as temporary:
         temporary.write_text("new")
-    assert done == ["fsync", "replace"]
+    # The file, and then the folder that names it.
+    assert done == ["fsync", "replace", "fsync"]

@@ -109,6 +109,32 @@ def test_integers_beyond_what_is_counted():
         validation.check_positive_integer("steps", 10**5000)
 
 
+@pytest.mark.parametrize(
+    ("make", "largest"),
+    [
+        (lambda value: keras_plasticity.functional.num_age_bins(value), 2**24),
+        (lambda value: keras_plasticity.derived_seed(value), 2**64),
+        (
+            lambda value: keras_plasticity.optimizers.ContinualBackprop(
+                keras.optimizers.SGD(), maturity_threshold=value
+            ),
+            2**24 - 1,
+        ),
+        (
+            lambda value: keras_plasticity.optimizers.SelfNormalizedResets(
+                keras.optimizers.SGD(), max_threshold=value
+            ),
+            2**23,
+        ),
+    ],
+    ids=["max_age", "seed", "maturity_threshold", "max_threshold"],
+)
+def test_largest_integers(make, largest):
+    make(largest)
+    with pytest.raises(ValueError, match=str(largest + 1)):
+        make(largest + 1)
+
+
 def test_booleans():
     assert validation.check_boolean("flag", True) is True
     assert validation.check_boolean("flag", np.False_) is False

@@ -225,6 +225,8 @@ def _after_activation(call, consumers, outputs):
         return value, name
     while len(consumers[value]) == 1 and value not in outputs:
         (consumer,) = consumers[value]
+        if has_kernel(consumer.operation):
+            break  # Its non-linearity is its own.
         name = _activation_name(consumer.operation)
         if name is not None:
             return consumer.outputs[0], name

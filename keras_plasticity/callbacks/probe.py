@@ -14,7 +14,6 @@ _EXTREMES = {
     "hard_tanh": (-1.0, 1.0),
     "relu6": (0.0, 6.0),
     "sigmoid": (0.0, 1.0),
-    "soft_sign": (-1.0, 1.0),
     "softsign": (-1.0, 1.0),
     "tanh": (-1.0, 1.0),
 }

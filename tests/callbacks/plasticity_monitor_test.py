@@ -165,6 +165,62 @@ def test_gradient_norm_is_that_of_the_loss_on_the_probe(batch_size):
     assert "replaced_units" not in monitor.history[-1]
 
 
+def test_gradient_norm_has_regularizers_of_weights_and_activity():
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(
+                1,
+                use_bias=False,
+                kernel_initializer="ones",
+                kernel_regularizer=keras.regularizers.L2(0.5),
+                activity_regularizer=keras.regularizers.L2(3.0),
+                name="dense",
+            ),
+        ]
+    )
+    model.compile("sgd", "mse")
+    x = np.array([[1.0, 2.0]], "float32")
+    monitor = PlasticityMonitor((x, np.zeros((1, 1), "float32")))
+    model.fit(x, np.zeros((1, 1)), verbose=0, callbacks=[monitor])
+    # Of h**2, of 0.5 w**2, and of 3 h**2, with h = 3 and w = 1.
+    gradient = (1 + 3) * 2 * 3 * x[0] + 2 * 0.5
+    assert monitor.history[0]["gradient_norm"]["dense"] == pytest.approx(
+        np.linalg.norm(gradient), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("as_layer", [True, False])
+@pytest.mark.parametrize(
+    ("name", "middle"),
+    [
+        ("hard_sigmoid", 0),
+        ("hard_tanh", 0),
+        ("relu6", 3),
+        ("sigmoid", 0),
+        ("softsign", 0),
+        ("tanh", 0),
+    ],
+)
+def test_both_extremes_are_saturated(name, middle, as_layer):
+    function = getattr(ops, name)
+    dense = keras.layers.Dense(
+        3,
+        kernel_initializer="identity",
+        activation=name if as_layer else None,
+        name="hidden",
+    )
+    inputs = keras.Input((3,))
+    h = dense(inputs) if as_layer else function(dense(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(h))
+    model.compile("sgd", "mse")
+    x = np.array([[-100.0, middle, 100.0]], "float32")
+    monitor = PlasticityMonitor(x, measures=["saturated_fraction"])
+    model.fit(x, np.zeros((1, 1)), verbose=0, callbacks=[monitor])
+    (fraction, total) = monitor.history[0]["saturated_fraction"].values()
+    assert fraction == total == pytest.approx(2 / 3)
+
+
 def test_relu_layers():
     model = compiled(activation="relu")
     kernel, bias = model.layers[0].get_weights()[:2]

@@ -8,6 +8,7 @@ from keras_plasticity.callbacks import ShrinkAndPerturbTasks
 from keras_plasticity.callbacks import ZeroWeights
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
+from tests.helpers import to_numpy
 from tests.helpers import weights_of
 from tests.training.online_trainer_test import ArrayStream
 from tests.training.online_trainer_test import build
@@ -90,6 +91,39 @@ def test_zero_weights_of_learners_whose_layers_have_other_names():
     )
     for each in weights.begin[1]:
         assert not any(value.any() for value in each[0].values())
+
+
+def test_zero_weights_leaves_statistics():
+    class Note(TaskCallback):
+        begin, end = [], []
+
+        def _norm(self):
+            layer = self.trainer.model().get_layer("norm")
+            return {v.name: to_numpy(v) for v in layer.variables}
+
+        def on_task_begin(self, task, x, y):
+            self.begin.append(self._norm())
+
+        def on_task_end(self, task, results):
+            self.end.append(self._norm())
+
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile("sgd", "mse")
+    note = Note()
+    OnlineTrainer(model).fit(
+        ArrayStream(2), batch_size=5, callbacks=[ZeroWeights(["norm"]), note]
+    )
+    before, after = note.end[0], note.begin[1]
+    assert before["gamma"].any() and not after["gamma"].any()
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_array_equal(after[name], before[name])
+        assert after[name].any()
 
 
 def test_zero_weights_that_the_model_does_not_have():

@@ -401,6 +401,59 @@ def test_own_elementwise_activation():
     assert sorted(map(len, _find(model).values())) == [0, 1]
 
 
+def test_layer_that_is_never_called():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a = Dense(4, name="a")
+            self.b = Dense(3, name="b")
+            self.a.build((None, 5))
+
+        def call(self, x):
+            return self.b(x)
+
+    model = Model()
+    model(keras.ops.zeros((2, 5)))
+    found = graph.find_connections([model.a, model.b], model)
+    errors = {each.layer.name: each.error for each in found}
+    assert errors == {"a": "the model does not call it", "b": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"),
+    [
+        (lambda y: y * keras.ops.ones(2), False),
+        (lambda y: y @ keras.ops.ones((2, 2)), True),
+    ],
+    ids=["vector", "matrix"],
+)
+def test_output_after_a_softmax(change, is_refused):
+    """It may be scaled; weights would be a layer that is not plastic."""
+    inputs = keras.Input((5,))
+    outputs = change(keras.layers.Softmax()(Dense(2, name="last")(inputs)))
+    model = keras.Model(inputs, outputs)
+    (last,) = graph.find_connections(_plastic_layers(model), model)
+    assert (last.error is not None) == is_refused
+    if is_refused:
+        assert "`Softmax`" in last.error
+
+
+def test_concatenation_along_time():
+    inputs = keras.Input((3, 5))
+    a, b = Dense(4, name="a")(inputs), Dense(4, name="b")(inputs)
+    # The same units at more times; and units of two layers, one after another.
+    one = keras.layers.Concatenate(axis=1)([a, keras.ops.relu(a)])
+    two = keras.ops.concatenate([keras.ops.tanh(b), inputs[:, :, :4]], axis=1)
+    outputs = [Dense(2, name="c")(one), Dense(2, name="d")(two)]
+    model = keras.Model(inputs, outputs)
+    found = graph.find_connections(_plastic_layers(model), model)
+    found = {each.layer.name: each for each in found}
+    assert [each.name for each in found["a"].consumers] == ["c"]
+    assert found["a"].error is found["a"].skip_reason is None
+    assert not found["b"].consumers and found["b"].error is None
+    assert "merged with others" in found["b"].skip_reason
+
+
 def test_layer_that_is_not_replaceable():
     layer = Dense(4, name="hidden")
     model = _sequential(layer, keras.layers.Dense(2))

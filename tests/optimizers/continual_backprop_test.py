@@ -140,6 +140,48 @@ class TestGenerate:
             atol=1e-6,
         )
 
+    def test_a_mean_moves_through_a_separable_convolution(self):
+        """By the weights that the same step has trained."""
+
+        def trained(replacement_rate):
+            model = keras.Sequential(
+                [
+                    keras.Input((6, 1)),
+                    keras_plasticity.layers.Conv1D(
+                        2, 1, activation=lambda x: 0.0 * x + 0.5, name="conv"
+                    ),
+                    keras_plasticity.layers.SeparableConv1D(
+                        3, 2, depth_multiplier=2, name="reader"
+                    ),
+                ]
+            )
+            rng = np.random.default_rng(0)
+            reader = model.get_layer("reader")
+            for kernel in (reader.depthwise_kernel, reader.pointwise_kernel):
+                kernel.assign(rng.normal(0, 1, kernel.shape))
+            wrapper = ContinualBackprop(
+                keras.optimizers.SGD(0.1),
+                # One unit in the third step.
+                replacement_rate=replacement_rate,
+                maturity_threshold=2,
+                transfer_mean=True,
+            )
+            x = rng.normal(0, 1, (12, 6, 1)).astype("float32")
+            y = rng.normal(0, 1, (12, 5, 3)).astype("float32")
+            train(model, wrapper, (x, y))
+            return model
+
+        before, after = trained(0.0), trained(0.5)
+        (unit,) = np.flatnonzero(to_numpy(after.get_layer("conv").age) == 0)
+        reader = before.get_layer("reader")
+        depthwise = to_numpy(reader.depthwise_kernel)[:, unit].sum(0)
+        pointwise = to_numpy(reader.pointwise_kernel).reshape(2, 2, 3)[unit]
+        np.testing.assert_allclose(
+            to_numpy(after.get_layer("reader").bias) - to_numpy(reader.bias),
+            0.5 * depthwise @ pointwise,
+            rtol=1e-4,
+        )
+
     def test_least_useful_unit_goes_and_the_others_stay(self):
         model, start, x = self._step_up_to_one_replacement(False)
         hidden = np.tanh(x @ start["layer_0/kernel"] + start["layer_0/bias"])

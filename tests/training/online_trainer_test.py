@@ -11,6 +11,7 @@ from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import online_trainer
 from keras_plasticity.training.learner_groups import group_sizes
+from keras_plasticity.training.tasks import TaskData
 from keras_plasticity.training.training_loop import TrainingLoop
 from tests.helpers import assert_same_weights
 from tests.helpers import make_model
@@ -119,6 +120,66 @@ def test_each_of_many_learners_equals_one_alone(method, most, monkeypatch):
     for learner in range(3):
         alone = OnlineTrainer(build(seed=learner, method=method))
         expected = alone.fit(ArrayStream(seed=learner))
+        np.testing.assert_allclose(
+            results["loss"][:, learner], expected["loss"][:, 0], rtol=1e-4
+        )
+        assert_same_weights(
+            together.model(learner), alone.model(), rtol=1e-3, atol=1e-5
+        )
+
+
+class ImageStream:
+    """Tasks of small images, with or without an order of its own."""
+
+    def __init__(self, seed, in_order):
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(0, 1, (2, 6, 4, 4, 1)).astype("float32")
+        self.y = rng.normal(0, 1, (2, 6, 1)).astype("float32")
+        if in_order:
+            self.order = lambda index, epoch: rng.permutation(6)
+
+    def __len__(self):
+        return 2
+
+    def task(self, index):
+        return self.x[index], self.y[index]
+
+
+def build_convolutional(learner):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Conv2D(
+                2,
+                3,
+                activation="tanh",
+                kernel_initializer=keras.initializers.HeNormal(learner),
+                name="convolution",
+            ),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1, kernel_initializer="ones", name="last"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+# On JAX, a CPU makes the steps of convolutions one by one.
+@pytest.mark.parametrize("most", [3000, 0] if _IS_JAX else [None])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_each_of_many_convolutional_learners_equals_one_alone(
+    most, in_order, monkeypatch
+):
+    if _IS_JAX:
+        from keras_plasticity.training import jax_loop
+
+        monkeypatch.setattr(jax_loop, "_MOST_WEIGHTS_SIDE_BY_SIDE", most)
+    # As many learners as steps and examples of one: no axis may be mistaken.
+    together = OnlineTrainer(build_convolutional, num_learners=3)
+    results = together.fit(lambda i: ImageStream(i, in_order), batch_size=2)
+    for learner in range(3):
+        alone = OnlineTrainer(build_convolutional(learner))
+        expected = alone.fit(ImageStream(learner, in_order), batch_size=2)
         np.testing.assert_allclose(
             results["loss"][:, learner], expected["loss"][:, 0], rtol=1e-4
         )
@@ -522,6 +583,34 @@ def test_the_sizes_of_groups():
     assert sizes(1, number=1) == [1]
     with pytest.raises(MemoryError, match="even if they train one after"):
         sizes(39)
+
+
+@pytest.mark.parametrize(
+    ("platform", "for_each", "for_active"),
+    # Beside the learner's state, in bytes of a task's data.
+    [("cpu", 2, 1), ("gpu", 0, 2)],
+)
+def test_the_memory_of_a_tasks_data_counts(
+    platform, for_each, for_active, monkeypatch
+):
+    monkeypatch.setattr(backend, "platform", lambda: platform)
+    monkeypatch.setattr(backend, "free_memory", lambda: 5)
+    monkeypatch.setattr(online_trainer, "group_sizes", lambda *args: args)
+    model = build(method="bp")
+    model.optimizer.build(model.trainable_variables)
+    variables = model.variables + model.optimizer.variables
+    state = 4 * sum(np.prod(v.shape, dtype=int) for v in variables)
+    data = TaskData(
+        (np.zeros((3, 10, 4), "float32"), np.zeros((3, 10, 2), "float64")),
+        batch_size=1,
+    )
+    size = 10 * 4 * 4 + 10 * 2 * 8
+    number, each, active, free = OnlineTrainer(build, 3)._group_sizes(
+        model, data
+    )
+    assert (number, free) == (3, 5)
+    assert each == state + for_each * size
+    assert active == 2 * state + for_active * size
 
 
 def test_unknown_memory_is_not_checked(monkeypatch):

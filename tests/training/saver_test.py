@@ -128,6 +128,39 @@ def test_what_only_grows_is_written_once(path, monkeypatch):
     assert again.items == history.items
 
 
+@pytest.mark.parametrize(
+    ("seconds", "within_task", "expected"),
+    [
+        # The last one took 2 seconds, so the next comes after 100.
+        (99, False, False),
+        (101, False, True),
+        (99, True, False),
+        (101, True, True),
+    ],
+)
+def test_checkpoints_take_a_fiftieth_of_the_time(
+    monkeypatch, seconds, within_task, expected
+):
+    now = 1000.0
+    monkeypatch.setattr(saver.time, "perf_counter", lambda: now)
+    each = saver.Saver("checkpoint.npz", {})
+    each._seconds = 2.0
+    now += seconds
+    assert each.is_due(within_task) == expected
+
+
+def test_checkpoints_within_a_task_are_a_minute_apart(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(saver.time, "perf_counter", lambda: now)
+    each = saver.Saver("checkpoint.npz", {})
+    assert each.is_due() and not each.is_due(within_task=True)
+    now += 59.0
+    assert not each.is_due(within_task=True)
+    now += 2.0
+    assert each.is_due(within_task=True)
+    assert not saver.Saver(None, {}).is_due()
+
+
 class TestJournal:
     def test_a_later_append_overwrites_what_was_not_finished(self, tmp_path):
         path = tmp_path / "journal"

@@ -1,0 +1,4 @@
+"""Mutants that change nothing that anybody sees; see `mutants.py`."""
+
+# Dict from path, old and new text to the reason.
+EQUIVALENT = {}
