@@ -287,12 +287,16 @@ def after_compile(note):
     """Lets a function see all models after they are compiled.
 
     An optimizer is built before its model is called where Keras loads or clones
-    the model (tested with Keras 3.15.1), and knows the variables only.
+    the model (tested with Keras 3.15.1 and 3.16.0.dev), and knows the variables
+    only.
 
     Args:
         note: Function of a `keras.Model`.
     """
-    trainer = keras.src.trainers.trainer.Trainer
+    # Not `keras.Model`: Keras compares a model's method with this one.
+    trainer = next(
+        base for base in keras.Model.__mro__ if "compile" in vars(base)
+    )
     compile = trainer.compile
 
     @functools.wraps(compile)
@@ -300,7 +304,6 @@ def after_compile(note):
         compile(model, *args, **kwargs)
         note(model)
 
-    # Not of `keras.Model`: Keras compares a model's method with this one.
     trainer.compile = compile_and_note
 
 

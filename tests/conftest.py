@@ -33,7 +33,7 @@ hypothesis.settings.register_profile(
     deadline=None,
     database=None,
     # Not to explain failures, which takes minutes.
-    phases=["explicit", "reuse", "generate", "target", "shrink"],
+    phases=[p for p in hypothesis.Phase if p is not hypothesis.Phase.explain],
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("keras_plasticity")

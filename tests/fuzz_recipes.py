@@ -152,7 +152,7 @@ def _measure(monitor):
 
 
 def _monitor_state():
-    return {"history": [], "diverged": []}
+    return {"history": [], "last": [], "diverged": [], "before": {}}
 
 
 RECIPES |= {
@@ -1045,6 +1045,8 @@ NOT_FUZZED = {
     "optimizers.UnitResetOptimizer.update_statistics": _HOOK,
     "streams.Stream": "a protocol",
     "streams.Stream.task": "a protocol",
+    "training.AppendOnly": "a list",
+    "training.CheckpointError": "an exception",
     "training.TaskCallback": "takes no argument",
     "training.TaskCallback.on_progress": _HOOK,
     "training.TaskCallback.on_task_begin": _HOOK,

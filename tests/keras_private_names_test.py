@@ -66,7 +66,6 @@ _PLACES = (
     "keras.src.ops.core.Cast",
     "keras.src.optimizers.base_optimizer.BaseOptimizer",
     "keras.src.quantizers.utils.should_quantize_layer",
-    "keras.src.trainers.trainer.Trainer",
 )
 
 

@@ -11,6 +11,15 @@ marked `slow`. With `--all` or `--backend` it runs all tests. It prints each
 command before it runs, and one line for each backend that says how many tests
 ran.
 
+    python3 tests/run.py --versions=oldest
+    python3 tests/run.py --versions=newest
+
+test other versions than pip would take, each in an environment of its own: the
+oldest ones that are stated, and the newest ones, Keras' nightly build and
+others' pre-releases among them. With `--backend` only that backend is
+installed, but for TensorFlow, which reads data sets. PyTorch brings several GB
+of CUDA packages with it then.
+
 The tests of the trainers read data sets from the `tensorflow_datasets` folder
 that the environment variable `KERAS_PLASTICITY_DATA_DIR` names, and are
 skipped, with the reason, where there is none.
@@ -37,6 +46,13 @@ _WHICH = {
 # The CPU build where there is one to be had; plain `torch` would bring several
 # GB of CUDA packages with it.
 TORCH = "torch==2.13.0"
+OLDEST = "tests/oldest_versions.txt"
+# Other versions warn of other things: no error.
+_WARNINGS = [
+    "-Wdefault::DeprecationWarning",
+    "-Wdefault::FutureWarning",
+    "-Wdefault::PendingDeprecationWarning",
+]
 
 
 def run(*command, **environment):
@@ -73,6 +89,23 @@ def install(python, *packages):
         print("Failed; once more in 10 seconds.", flush=True)
         time.sleep(10)
     require(*command)
+
+
+def install_project(python, versions, backends):
+    if versions is None:
+        install(python, TORCH)
+        install(python, "-e", ".[jax,torch,figures,test]")
+        return
+    extras = [name for name in backends if name != "tensorflow"]
+    project = f".[{','.join([*extras, 'figures', 'test'])}]"
+    if versions == "oldest":
+        install(python, "-c", OLDEST, "-e", project)
+        return
+    latest = ("--pre", "--upgrade", "--upgrade-strategy", "eager")
+    install(python, *latest, "-e", project)
+    # It has the same files as `keras`, but pip does not take it for that.
+    require(python, "-m", "pip", "uninstall", "-q", "-y", "keras")
+    install(python, "--pre", "--no-deps", "--force-reinstall", "keras-nightly")
 
 
 def test(python, backend, arguments, which, cache):
@@ -114,11 +147,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--environment",
-        default=".venv-tests",
-        help="folder of the virtual environment, made if it is not there",
+        help="folder of the virtual environment, made if it is not there; "
+        "default: .venv-tests, or .venv-oldest, or .venv-newest",
     )
     parser.add_argument(
         "--backend", choices=BACKENDS, help="only this backend; default: all"
+    )
+    parser.add_argument(
+        "--versions",
+        choices=("oldest", "newest"),
+        help="versions of other packages; default: those that pip takes",
     )
     parser.add_argument(
         "--all",
@@ -130,26 +168,28 @@ def main():
     )
     arguments = parser.parse_args()
 
-    environment = ROOT / arguments.environment
+    name = arguments.environment or f".venv-{arguments.versions or 'tests'}"
+    environment = ROOT / name
     if not (environment / "bin" / "python").exists():
-        print(f"$ python3 -m venv {arguments.environment}", flush=True)
+        print(f"$ python3 -m venv {name}", flush=True)
         venv.create(environment, with_pip=True)
     python = str(environment / "bin" / "python")
-    install(python, TORCH)
-    install(python, "-e", ".[jax,torch,figures,test]")
+    backends = [arguments.backend] if arguments.backend else BACKENDS
+    install_project(python, arguments.versions, backends)
     require(python, "-m", "ruff", "check", ".")
     require(python, "-m", "ruff", "format", "--check", ".")
 
+    rest = arguments.pytest_arguments
+    if arguments.versions:
+        rest = [*_WARNINGS, *rest]
     passed = True
     lines = []
-    for backend in [arguments.backend] if arguments.backend else BACKENDS:
+    for backend in backends:
         which = []
         if not arguments.all and not arguments.backend:
             which = _WHICH[backend]
         with tempfile.TemporaryDirectory() as cache:
-            ok, line = test(
-                python, backend, arguments.pytest_arguments, which, cache
-            )
+            ok, line = test(python, backend, rest, which, cache)
         passed = passed and ok
         lines.append(line)
     print("\n".join(lines))

@@ -57,6 +57,8 @@ def make_summary(settings, **entries):
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    # A nightly build is a package of another name.
+    versions["keras"] = keras.__version__
     return {
         **entries,
         "backend": keras.backend.backend(),

@@ -1,7 +1,7 @@
 """Which run a checkpoint is of: its models, its data, and its versions."""
 
 import hashlib
-import importlib.metadata
+import importlib
 import inspect
 import json
 import platform
@@ -141,11 +141,9 @@ def versions():
         "keras_plasticity": __version__,
         "python": platform.python_version(),
     }
-    for package in ("keras", keras.backend.backend(), "numpy"):
-        try:
-            result[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            result[package] = None
+    # Their own word: a nightly build is a package of another name.
+    for name in ("keras", keras.backend.backend(), "numpy"):
+        result[name] = str(importlib.import_module(name).__version__)
     return result
 
 
