@@ -56,7 +56,7 @@ _KEPT = ("path", "line", "text", "old", "new")
 
 # Tests in other places that check what is computed in a folder.
 _MORE_TESTS = {
-    "": ["tests/optimizers/observations_test.py", "tests/layers"],
+    "": ["tests/training/saver_test.py", "tests/layers"],
     "backend": ["tests/graph/modules_test.py", "tests/optimizers"],
     "callbacks": ["tests/docstrings_test.py"],
     "datasets": ["tests/examples"],
