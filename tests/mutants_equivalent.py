@@ -8,4 +8,28 @@ EQUIVALENT = {
         "value > maximum",
         "(value >= maximum)",
     ): "The maximum itself was accepted before.",
+    (
+        "keras_plasticity/functional/replacement.py",
+        "if validation.shape_of(mature) != shape[1:]:",
+        "1",
+        "(0)",
+    ): "What follows compares the shapes again.",
+    (
+        "keras_plasticity/backend/slices.py",
+        "return _FEWEST_TO_SLICE <= shape[0] * shape[1] <= _MOST_TO_SLICE",
+        "0",
+        "(1)",
+    ): "It chooses the faster of two ways to the same sum.",
+    (
+        "keras_plasticity/graph/rules.py",
+        "is_unit = _sizes_agree(value, output) and (",
+        "_sizes_agree(value, output)",
+        "(_sizes_agree(output, value))",
+    ): "Either agrees with the other.",
+    (
+        "keras_plasticity/optimizers/continual_backprop.py",
+        "now = ops.minimum(due, ops.minimum(ops.sum(mature), most))",
+        "ops.minimum(due, ops.minimum(ops.sum(mature), most))",
+        "(ops.minimum(ops.minimum(ops.sum(mature), most), due))",
+    ): "A minimum has no order.",
 }
