@@ -32,4 +32,10 @@ EQUIVALENT = {
         "ops.minimum(due, ops.minimum(ops.sum(mature), most))",
         "(ops.minimum(ops.minimum(ops.sum(mature), most), due))",
     ): "A minimum has no order.",
+    (
+        "keras_plasticity/functional/age_histogram.py",
+        "if len(shape) != 2 or shape[1] is None or shape[1] < 2:",
+        "1",
+        "(0)",
+    ): "Symbolic tensors are refused before, so no size is unknown.",
 }
