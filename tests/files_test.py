@@ -1,7 +1,10 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
+from keras_plasticity import files
 from keras_plasticity.files import atomic_write
 
 
@@ -38,3 +41,10 @@ def test_it_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
         temporary.write_text("new")
     # The file, and then the folder that names it.
     assert done == ["fsync", "replace", "fsync"]
+
+
+def test_which_processes_are_alive():
+    assert files.is_alive(os.getpid())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not files.is_alive(ended.pid)

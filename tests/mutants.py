@@ -56,8 +56,12 @@ _KEPT = ("path", "line", "text", "old", "new")
 
 # Tests in other places that check what is computed in a folder.
 _MORE_TESTS = {
-    "": ["tests/optimizers/observations_test.py", "tests/layers"],
-    "backend": ["tests/graph/modules_test.py", "tests/optimizers"],
+    "": ["tests/training/saver_test.py", "tests/layers"],
+    "backend": [
+        "tests/optimizers/observations_test.py",
+        "tests/graph/modules_test.py",
+        "tests/optimizers",
+    ],
     "callbacks": ["tests/docstrings_test.py"],
     "datasets": ["tests/examples"],
     "diagnostics": ["tests/callbacks"],
@@ -142,6 +146,7 @@ def tests_of(path: str) -> list[str]:
     """The test files for a module, those nearest to it first."""
     folder, stem = _folder(path), pathlib.Path(path).stem
     places = [f"tests/{folder}/" if folder else "tests/*", *_MORE_TESTS[folder]]
+    places.append("tests/signatures_test.py")
     found = []
     for place in places:
         pattern = place if place.endswith((".py", "*")) else f"{place}/**/*"

@@ -1,4 +1,41 @@
 """Mutants that change nothing that anybody sees; see `mutants.py`."""
 
-# Dict from path, old and new text to the reason.
-EQUIVALENT = {}
+# Dict to the reason from a mutant: its path, line, old and new text.
+EQUIVALENT = {
+    (
+        "keras_plasticity/validation.py",
+        "is_above = is_integer(value) and value > maximum",
+        "value > maximum",
+        "(value >= maximum)",
+    ): "The maximum itself was accepted before.",
+    (
+        "keras_plasticity/functional/replacement.py",
+        "if validation.shape_of(mature) != shape[1:]:",
+        "1",
+        "(0)",
+    ): "What follows compares the shapes again.",
+    (
+        "keras_plasticity/backend/slices.py",
+        "return _FEWEST_TO_SLICE <= shape[0] * shape[1] <= _MOST_TO_SLICE",
+        "0",
+        "(1)",
+    ): "It chooses the faster of two ways to the same sum.",
+    (
+        "keras_plasticity/graph/rules.py",
+        "is_unit = _sizes_agree(value, output) and (",
+        "_sizes_agree(value, output)",
+        "(_sizes_agree(output, value))",
+    ): "Either agrees with the other.",
+    (
+        "keras_plasticity/optimizers/continual_backprop.py",
+        "now = ops.minimum(due, ops.minimum(ops.sum(mature), most))",
+        "ops.minimum(due, ops.minimum(ops.sum(mature), most))",
+        "(ops.minimum(ops.minimum(ops.sum(mature), most), due))",
+    ): "A minimum has no order.",
+    (
+        "keras_plasticity/functional/age_histogram.py",
+        "if len(shape) != 2 or shape[1] is None or shape[1] < 2:",
+        "1",
+        "(0)",
+    ): "Symbolic tensors are refused before, so no size is unknown.",
+}

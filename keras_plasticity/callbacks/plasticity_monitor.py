@@ -489,6 +489,8 @@ def _kernels(model):
 def _gradients(model, x, y, batch_size):
     """Dict from layer to its gradients of the loss on a probe, as arrays."""
     variables = weights_of(model)
+    if not variables:
+        return {}
     num_examples = len(keras.tree.flatten(x)[0])
     sums = {}
     for start in range(0, num_examples, batch_size):

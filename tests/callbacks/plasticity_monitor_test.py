@@ -826,6 +826,20 @@ def test_chosen_layers_and_measures():
     assert "second" in first["weight_magnitude"]
 
 
+def test_a_model_without_weights_has_nothing_to_measure():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Rescaling(2.0)])
+    model.compile("sgd", "mse")
+    x = np.ones((4, 3), "float32")
+    monitor = PlasticityMonitor((x, x))
+    monitor.set_model(model)
+    monitor.on_epoch_begin(0)
+    monitor.on_epoch_end(0)
+    assert monitor.history == [
+        {"step": 0, "per_learner": {}},
+        {"step": 1, "per_learner": {}},
+    ]
+
+
 def test_a_linear_model_has_weights_only():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile("sgd", "mse")

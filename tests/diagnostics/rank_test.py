@@ -56,6 +56,11 @@ def test_one_direction_has_rank_one(rank):
     assert rank(features.T) == pytest.approx(1)
 
 
+def test_singular_values_too_small_for_their_share():
+    values = np.array([1e308, 1e-20])
+    assert rank_module._effective_rank(values) == 1.0
+
+
 def test_effective_rank_is_the_exponential_of_the_entropy():
     p = np.array([0.5, 0.25, 0.25])
     expected = np.exp(-np.sum(p * np.log(p)))

@@ -227,3 +227,11 @@ def test_a_summary_that_is_whole(tmp_path):
     assert summary_file.read_summary(str(tmp_path)) == _SUMMARY
     with pytest.raises(FileNotFoundError, match="There is no `summary.json`"):
         summary_file.read_summary(str(tmp_path / "elsewhere"))
+
+
+def test_a_number_that_json_does_not_have_is_not_written(tmp_path):
+    path = tmp_path / "content.json"
+    run_folder.write_json(path, {"loss": 1.0})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        run_folder.write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text()) == {"loss": 1.0}
