@@ -18,6 +18,7 @@ from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import online_trainer
 from keras_plasticity.training.interruption import catch_signals
 from tests.helpers import assert_same_weights
+from tests.helpers import mostly_slow
 from tests.training.checkpoint_test import AnyStream
 from tests.training.online_trainer_test import build
 
@@ -95,9 +96,18 @@ def in_groups(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize(
-    "at", [(2,), (4,), (6, 16), (8,), (3, 4, 5, 9)], ids=str
+    ("at", "grouped"),
+    mostly_slow(
+        [
+            (at, grouped)
+            for at in ((2,), (4,), (6, 16), (8,), (3, 4, 5, 9))
+            for grouped in (False, True)
+        ],
+        ((6, 16), False),
+        ((4,), True),
+    ),
+    ids=str,
 )
 def test_resumed_equals_uninterrupted(path, monkeypatch, at, grouped):
     """Within an epoch, between epochs and tasks, more than once."""
@@ -130,6 +140,7 @@ def test_learners_in_turn_resume(path, monkeypatch):
     test_resumed_equals_uninterrupted(path, monkeypatch, (4,), False)
 
 
+@pytest.mark.slow
 def test_groups_stay_as_they_were_within_a_task(path, monkeypatch):
     with monkeypatch.context() as patch:
         in_groups(patch)
@@ -152,6 +163,7 @@ def test_shorter_calls_after_the_interruption(path, monkeypatch):
         np.testing.assert_allclose(results[name], expected[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_within_a_task_from_time_to_time(path, monkeypatch):
     from keras_plasticity.training import saver
 
@@ -170,6 +182,7 @@ def test_a_checkpoint_within_a_task_from_time_to_time(path, monkeypatch):
         np.testing.assert_array_equal(results[name], expected[name])
 
 
+@pytest.mark.slow
 def test_stopped_in_the_last_call_a_run_is_finished(path):
     expected, _, stopper, _ = fit()
     last = len(stopper.calls) - 1

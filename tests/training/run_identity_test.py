@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from keras_plasticity.training import TaskCallback
 from keras_plasticity.training import checkpoint as checkpoints
 from keras_plasticity.training import run_identity
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.training.checkpoint_test import AnyStream
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -79,67 +81,71 @@ def huber(delta):
     return lambda: keras.losses.Huber(delta=delta)
 
 
+_OTHER_RUNS = [
+    (
+        {},
+        {"optimizer": lambda: cbp(keras.optimizers.RMSprop(0.02))},
+        r"optimizer\.\S*learning_rate=0.01 there and 0.02 here",
+    ),
+    (
+        {},
+        {"optimizer": lambda: cbp(keras.optimizers.RMSprop(0.01, rho=0.5))},
+        "rho=0.9 there and 0.5 here",
+    ),
+    (
+        {"optimizer": lambda: keras.optimizers.RMSprop(0.01)},
+        {"optimizer": lambda: keras.optimizers.SGD(0.01, momentum=0.9)},
+        "optimizer='?RMSprop'? there and '?SGD'? here",
+    ),
+    (
+        {"optimizer": lambda: keras.optimizers.Adam(0.01)},
+        {"optimizer": lambda: keras.optimizers.AdamW(0.01)},
+        "optimizer='?Adam'? there and '?AdamW'? here",
+    ),
+    (
+        {},
+        {"optimizer": lambda: cbp(replacement_rate=0.2)},
+        "replacement_rate=0.1 there and 0.2 here",
+    ),
+    ({}, {"optimizer": lambda: cbp(seed=2)}, "seed=1 there and 2 here"),
+    ({}, {"activation": "tanh"}, "activation='relu' there and 'tanh' here"),
+    ({}, {"loss": lambda: "mae"}, "loss='mse' there and 'mae' here"),
+    ({"loss": huber(1.0)}, {"loss": huber(0.5)}, "delta=1.0 there and 0.5"),
+    (
+        {"loss": lambda: Scaled(1.0)},
+        {"loss": lambda: Scaled(2.0)},
+        "scale=1.0 there and 2.0 here",
+    ),
+    ({}, {"metrics": lambda: ["mae"]}, "metrics"),
+    ({"seed": 1}, {"seed": 2}, "kernel_initializer.seed=1 there and 2 h"),
+    ({}, {"stream": AnyStream(num_tasks=2, seed=1)}, "x of task 0: .*chec"),
+    (
+        {},
+        {"stream": AnyStream(num_tasks=2, examples=12)},
+        r"x of task 0: float32 \(1, 10, 4\) .*, float32 \(1, 12, 4\)",
+    ),
+    (
+        {"learners": [{}, {}]},
+        {"learners": [{}, {"optimizer": lambda: cbp(seed=3)}]},
+        "learner 1 differs from learner 0 by .*seed",
+    ),
+    (
+        {"callbacks": [ZeroWeights(["layer_0"])]},
+        {"callbacks": [ZeroWeights(["layer_1"])]},
+        "callbacks: .*layer_0.* there, .*layer_1.* here",
+    ),
+    (
+        {"callbacks": [ShrinkAndPerturbTasks(lambda a, b: build())]},
+        {"callbacks": [ShrinkAndPerturbTasks(lambda a, b: build(), 0.3)]},
+        "callbacks: .*0.2.* there, .*0.3.* here",
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
-    [
-        (
-            {},
-            {"optimizer": lambda: cbp(keras.optimizers.RMSprop(0.02))},
-            r"optimizer\.\S*learning_rate=0.01 there and 0.02 here",
-        ),
-        (
-            {},
-            {"optimizer": lambda: cbp(keras.optimizers.RMSprop(0.01, rho=0.5))},
-            "rho=0.9 there and 0.5 here",
-        ),
-        (
-            {"optimizer": lambda: keras.optimizers.RMSprop(0.01)},
-            {"optimizer": lambda: keras.optimizers.SGD(0.01, momentum=0.9)},
-            "optimizer='?RMSprop'? there and '?SGD'? here",
-        ),
-        (
-            {"optimizer": lambda: keras.optimizers.Adam(0.01)},
-            {"optimizer": lambda: keras.optimizers.AdamW(0.01)},
-            "optimizer='?Adam'? there and '?AdamW'? here",
-        ),
-        (
-            {},
-            {"optimizer": lambda: cbp(replacement_rate=0.2)},
-            "replacement_rate=0.1 there and 0.2 here",
-        ),
-        ({}, {"optimizer": lambda: cbp(seed=2)}, "seed=1 there and 2 here"),
-        ({}, {"activation": "tanh"}, "activation='relu' there and 'tanh' here"),
-        ({}, {"loss": lambda: "mae"}, "loss='mse' there and 'mae' here"),
-        ({"loss": huber(1.0)}, {"loss": huber(0.5)}, "delta=1.0 there and 0.5"),
-        (
-            {"loss": lambda: Scaled(1.0)},
-            {"loss": lambda: Scaled(2.0)},
-            "scale=1.0 there and 2.0 here",
-        ),
-        ({}, {"metrics": lambda: ["mae"]}, "metrics"),
-        ({"seed": 1}, {"seed": 2}, "kernel_initializer.seed=1 there and 2 h"),
-        ({}, {"stream": AnyStream(num_tasks=2, seed=1)}, "x of task 0: .*chec"),
-        (
-            {},
-            {"stream": AnyStream(num_tasks=2, examples=12)},
-            r"x of task 0: float32 \(1, 10, 4\) .*, float32 \(1, 12, 4\)",
-        ),
-        (
-            {"learners": [{}, {}]},
-            {"learners": [{}, {"optimizer": lambda: cbp(seed=3)}]},
-            "learner 1 differs from learner 0 by .*seed",
-        ),
-        (
-            {"callbacks": [ZeroWeights(["layer_0"])]},
-            {"callbacks": [ZeroWeights(["layer_1"])]},
-            "callbacks: .*layer_0.* there, .*layer_1.* here",
-        ),
-        (
-            {"callbacks": [ShrinkAndPerturbTasks(lambda a, b: build())]},
-            {"callbacks": [ShrinkAndPerturbTasks(lambda a, b: build(), 0.3)]},
-            "callbacks: .*0.2.* there, .*0.3.* here",
-        ),
-    ],
+    # What differs does not depend on the backend.
+    mostly_slow(_OTHER_RUNS, _OTHER_RUNS[0], _OTHER_RUNS[14]),
 )
 def test_another_run_is_refused(path, before, after, message, monkeypatch):
     if "callbacks" in before:  # The names of layers.
@@ -265,6 +271,20 @@ def test_other_versions_are_a_warning(path, monkeypatch, caplog):
     assert f"keras {versions['keras']} there, 4.0 here" in said
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a checkpoint."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(str(folder / "checkpoint.npz"))
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copied")
+    return str(folder / "checkpoint.npz")
+
+
 def rewrite(path, change):
     """Rewrites a checkpoint with another header."""
     with np.load(path) as arrays:
@@ -335,8 +355,8 @@ def changed(*where, value):
         lambda header: None,
     ],
 )
-def test_a_doctored_header_is_one_clear_error(path, change):
-    fit(path)
+def test_a_doctored_header_is_one_clear_error(copied, change):
+    path = copied
     rewrite(path, change)
     with pytest.raises(
         CheckpointError, match=r"checkpoint=\S*npz|checkpoint has"
@@ -353,8 +373,8 @@ def test_a_doctored_header_is_one_clear_error(path, change):
         {"group": 0, "epoch": 0, "steps": -1, "parts": [], "metrics": []},
     ],
 )
-def test_a_position_that_cannot_be(path, position):
-    fit(path)
+def test_a_position_that_cannot_be(copied, position):
+    path = copied
     rewrite(path, changed("content", "position", value=position))
     with pytest.raises(CheckpointError):
         fit(path, resume=True)
