@@ -39,8 +39,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("keras_plasticity")
 
 
-# With `--half`, what depends on the backend most runs on all three of them: of
-# all other tests JAX and TensorFlow, which compile, take a half each, and
+# With `--quarter`, what depends on the backend most runs on all three of them:
+# of all other tests JAX and TensorFlow, which compile, take a quarter each, and
 # PyTorch takes all. What hardly depends on the backend runs on PyTorch only.
 _ON_ALL = (
     "tests/backend/",
@@ -73,17 +73,17 @@ _ON_ONE = (
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--half",
+        "--quarter",
         type=int,
-        choices=(0, 1),
-        help="run only this half of the tests that need not run on all "
+        choices=range(4),
+        help="run only this quarter of the tests that need not run on all "
         "backends; default: all tests",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    half = config.getoption("--half")
-    if half is None:
+    quarter = config.getoption("--quarter")
+    if quarter is None:
         return
 
     def is_chosen(item):
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config, items):
             return True
         if item.nodeid.startswith(_ON_ONE):
             return False
-        return zlib.crc32(item.nodeid.encode()) % 2 == half
+        return zlib.crc32(item.nodeid.encode()) % 4 == quarter
 
     chosen = [item for item in items if is_chosen(item)]
     rest = [item for item in items if not is_chosen(item)]
@@ -107,9 +107,9 @@ def fast_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_compilation_of_a_half(request):
-    is_half = request.config.getoption("--half") is not None
-    if is_half and not request.node.nodeid.startswith(_ON_ALL):
+def _fast_compilation_of_a_quarter(request):
+    is_part = request.config.getoption("--quarter") is not None
+    if is_part and not request.node.nodeid.startswith(_ON_ALL):
         with _fast_compilation():
             yield
     else:
