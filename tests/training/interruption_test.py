@@ -27,6 +27,23 @@ _IS_JAX = keras.backend.backend() == "jax"
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
+@pytest.fixture(autouse=True)
+def _default_handlers():
+    """Those of a program on a terminal, even if a batch job runs the tests."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in defaults.items()
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Stopper(TaskCallback):
     """Stops training at some of its calls of `on_progress`."""
 
@@ -217,6 +234,7 @@ def test_other_signals_end_the_process_after_fit(number):
     program = """
         import os, signal
         from keras_plasticity.training.interruption import catch_signals
+        signal.signal(NUMBER, signal.SIG_DFL)
         with catch_signals() as caught:
             with catch_signals() as inner:
                 os.kill(os.getpid(), NUMBER)
