@@ -379,7 +379,7 @@ def files(rng, folder, number):
         print(f"files, {file}: {counts} of {number}")
 
 
-def _fail_to_write(run, rng):
+def _fail_to_write(run):
     """Lets no file of a process grow, as on a full disk."""
     limits = resource.prlimit(run.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
@@ -405,7 +405,7 @@ def disks(rng, folder, number, wanted):
                 time.sleep(0.005)
             if run.sleep(rng.uniform(0, seconds)):
                 if rng.random() < 0.5:
-                    mend = _fail_to_write(run, rng)
+                    mend = _fail_to_write(run)
                     if rng.random() < 0.5 and run.sleep(
                         rng.uniform(0, seconds)
                     ):

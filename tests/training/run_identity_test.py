@@ -61,6 +61,7 @@ def fit(path, resume=False, stream=None, learners=None, callbacks=(), **kwargs):
         checkpoint=path,
         resume=resume,
     )
+    return trainer
 
 
 @pytest.fixture
@@ -171,11 +172,12 @@ def test_names_and_functions_may_differ(path):
     """Keras numbers names, and a lambda may stand on another line."""
     fit(path, metrics=lambda: [lambda a, b: keras.ops.mean(a - b)])
     build()
-    fit(
+    resumed = fit(
         path,
         resume=True,
         metrics=lambda: [lambda a, b: keras.ops.mean(a - b)],
     )
+    assert resumed.resumed_from == 1
 
 
 def test_the_same_trainer_resumes(path):
