@@ -488,7 +488,8 @@ class OnlineTrainer:
             task, 0, data.num_examples, range(self.num_learners)
         )
         run.saver.identity = RunIdentity(task, data, orders)
-        if self._models_identity is None:
+        # Without learners those of a build that has failed are of no use.
+        if self._models_identity is None or self._learners is None:
             self._models_identity = ModelsIdentity()
             if self._learners is not None:  # There was no checkpoint so far.
                 for learner in range(self.num_learners):

@@ -200,6 +200,28 @@ def test_the_same_trainer_resumes(path):
     assert trainer.resumed_from == 1
 
 
+def test_after_a_build_that_has_failed(path):
+    """What it has noted of the first models is forgotten."""
+    fails = [True]
+
+    def build_model(learner):
+        if learner == 1 and fails:
+            raise ZeroDivisionError
+        return build(optimizer=lambda: cbp(seed=learner))
+
+    def stream(learner):
+        return AnyStream(num_tasks=2, seed=learner)
+
+    trainer = OnlineTrainer(build_model, 2)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(stream, num_tasks=1, checkpoint=path)
+    fails.clear()
+    trainer.fit(stream, num_tasks=1, checkpoint=path)
+    again = OnlineTrainer(build_model, 2)
+    again.fit(stream, checkpoint=path, resume=True)
+    assert again.resumed_from == 1
+
+
 def test_two_checkpoints_in_one_folder(tmp_path):
     paths = [str(tmp_path / name) for name in ("rate-0.01", "rate-0.001")]
     for path in paths:
