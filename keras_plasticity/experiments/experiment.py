@@ -273,12 +273,18 @@ def _report(plan, chosen, records, used_device):
         tasks_per_bin=problem.tasks_per_bin,
         runs=records,
     )
-    path = os.path.join(folder.path, run_folder.SUMMARY)
-    with plan.unwritten.attempt(path):
-        folder.keep()
-        run_folder.write_json(path, summary)
+    _write_summary(plan, summary)
     report.report(problem, summary, folder.path, plan.unwritten)
+    # A figure takes a while, in which somebody may remove the folder.
+    _write_summary(plan, summary)
     return summary
+
+
+def _write_summary(plan, summary):
+    path = os.path.join(plan.folder.path, run_folder.SUMMARY)
+    with plan.unwritten.attempt(path):
+        plan.folder.keep()
+        run_folder.write_json(path, summary)
 
 
 def _end(plan, records):

@@ -147,6 +147,24 @@ def test_a_folder_that_vanishes(trainer, tmp_path, monkeypatch):
     assert [t["task"] for t in summary["per_task"]] == list(range(6))
 
 
+def test_files_that_vanish_while_the_figure_is_drawn(
+    trainer, tmp_path, monkeypatch
+):
+    draw = figures.draw
+
+    def remove_and_draw(*args):
+        for name in ("settings.json", "summary.json"):
+            (tmp_path / name).unlink()
+        return draw(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "draw", remove_and_draw)
+        run(trainer, tmp_path, *_TINY)
+    assert json.loads((tmp_path / "summary.json").read_text())["runs"]
+    summary = run(trainer, tmp_path, *_TINY, "--resume", "--num_examples=1200")
+    assert [t["task"] for t in summary["per_task"]] == list(range(6))
+
+
 def test_a_figure_that_cannot_be_drawn_to_a_file(
     trainer, tmp_path, monkeypatch, capsys
 ):
