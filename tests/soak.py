@@ -219,13 +219,15 @@ def kills(rng, folder, number, wanted):
             runs += 1
             was_ended = False
             while True:
+                before = set(log_dir.glob("*/*tfevents*"))
                 run = Run(name, log_dir, ["--resume=auto"])
                 ends = {0}
                 if run.sleep(rng.uniform(0, 1.2 * seconds)):
                     one = rng.choice(_SIGNALS)
                     was_ended = True
                     counts[one.name] += 1
-                    has_begun = list(log_dir.glob("*/*tfevents*"))
+                    # A run that catches signals opens a file of its own.
+                    has_begun = set(log_dir.glob("*/*tfevents*")) - before
                     run.kill(one)
                     ends = _ENDS
                     if rng.random() < 0.2 and run.sleep(rng.uniform(0, 0.3)):
