@@ -46,7 +46,7 @@ _ON_ALL = (
     "tests/backend/",
     "tests/functional/",
     "tests/golden_traces_test.py",
-    "tests/method_traces_test.py",
+    "tests/method_traces/",
     "tests/optimizers/continual_backprop_oracle_test.py",
     "tests/optimizers/unit_resets_oracle_test.py",
     "tests/optimizers/without_branches_test.py",

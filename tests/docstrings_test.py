@@ -31,6 +31,7 @@ _NOT_RUN = {
     "graph.connections.connect": "needs a subclassed model",
     "optimizers.optimizer_wrapper.OptimizerWrapper": "run by its tests",
     "optimizers.unit_reset_optimizer.UnitResetOptimizer": "run by its tests",
+    "optimizers.weight_optimizer.WeightOptimizer": "run by its tests",
     "streams.binary_class_pairs.BinaryClassPairs": "takes hours",
     "streams.online_permuted_images.OnlinePermutedImages": "takes hours",
     "training.online_trainer.OnlineTrainer": "takes hours",

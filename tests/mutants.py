@@ -79,7 +79,7 @@ _MORE_TESTS = {
     ],
     "models": ["tests/docstrings_test.py", "tests/nested_models_test.py"],
     "optimizers": [
-        "tests/method_traces_test.py",
+        "tests/method_traces",
         "tests/seeds_test.py",
         "tests/nested_models_test.py",
     ],

@@ -22,6 +22,9 @@ from keras_plasticity.optimizers.shrink_and_perturb import (
 from keras_plasticity.optimizers.unit_reset_optimizer import (
     UnitResetOptimizer as UnitResetOptimizer,
 )
+from keras_plasticity.optimizers.weight_optimizer import (
+    WeightOptimizer as WeightOptimizer,
+)
 
 __all__ = [
     "ContinualBackprop",
@@ -34,4 +37,5 @@ __all__ = [
     "ShrinkAndPerturb",
     "ShrinkAndPerturbByInitializer",
     "UnitResetOptimizer",
+    "WeightOptimizer",
 ]

@@ -42,7 +42,7 @@ import step_time
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 BACKENDS = ("jax", "torch", "tensorflow")
 _PACKAGES = ("keras", "numpy", "jax", "jaxlib", "torch", "tensorflow")
-TRACES = ("tests/golden_traces_test.py", "tests/method_traces_test.py")
+TRACES = ("tests/golden_traces_test.py", "tests/method_traces")
 # What a GPU may compute otherwise than a CPU, or in another place.
 SUITE = (
     "tests/backend",

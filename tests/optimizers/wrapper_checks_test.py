@@ -24,6 +24,7 @@ from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
 from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.optimizers import WeightOptimizer
 from keras_plasticity.training import OnlineTrainer
 from tests.gradients import compiled_step
 from tests.gradients import loss_and_gradients
@@ -164,6 +165,10 @@ ROWS = [
         needs_plastic=True,
     ),
     _CONTINUAL_BACKPROP._replace(name="ContinualBackprop_L2", inside=_L2),
+    # Penalties and projections.
+    # Noise, clipping and gates of single weights.
+    # Resets of units, or of parts of them.
+    # Other optimizers.
     # Methods of a user's own, as the base classes' docstrings have them.
     Row(
         "L2Init",
@@ -171,6 +176,13 @@ ROWS = [
         {"strength": 0.1},
         {"strength": 0.0},
         {"strength": 0.5},
+    ),
+    Row(
+        "Bound",
+        docstring_example(WeightOptimizer)["Bound"],
+        {"bound": 0.9},
+        {"bound": 1e9},
+        {"bound": 0.5, "exclude": ["bias"]},
     ),
     Row(
         "ReplaceSilent",

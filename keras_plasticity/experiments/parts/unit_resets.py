@@ -1,0 +1,149 @@
+"""Parts that replace units."""
+
+from keras_plasticity import optimizers
+from keras_plasticity.experiments.parts.part import Flag
+from keras_plasticity.experiments.parts.part import Part
+
+
+def _continual_backprop(optimizer, settings, seed, initializer):
+    return optimizers.ContinualBackprop(
+        optimizer,
+        replacement_rate=settings["replacement_rate"],
+        maturity_threshold=settings["maturity_threshold"],
+        decay_rate=settings["decay_rate"],
+        utility=settings["utility"],
+        seed=seed,
+    )
+
+
+def _redo(optimizer, settings, seed, initializer):
+    return optimizers.ReDo(
+        optimizer,
+        threshold=settings["redo_threshold"],
+        period=settings["redo_period"],
+        score_updates=min(
+            settings["redo_score_updates"], settings["redo_period"]
+        ),
+        seed=seed,
+    )
+
+
+def _self_normalized_resets(optimizer, settings, seed, initializer):
+    return optimizers.SelfNormalizedResets(
+        optimizer,
+        quantile=settings["resets_quantile"],
+        min_threshold=settings["resets_min_threshold"],
+        max_threshold=settings["resets_max_threshold"],
+        initial_threshold=settings["resets_initial_threshold"],
+        threshold_period=settings["resets_threshold_period"],
+        seed=seed,
+    )
+
+
+def _examples(name, about, default):
+    """A flag of `self_normalized_resets` that counts examples."""
+    return Flag(
+        f"resets_{name}_threshold",
+        f"{about} number of examples for which a unit may be silent",
+        default,
+        "[1, 8388608]",
+        type=int,
+    )
+
+
+PARTS = (
+    Part(
+        "cbp",
+        "continual backpropagation",
+        "`optimizers.ContinualBackprop`",
+        flags=(
+            Flag(
+                "replacement_rate",
+                "part of the mature units that is replaced in each update",
+                1e-4,
+                "[0, 1]",
+            ),
+            Flag(
+                "maturity_threshold",
+                "updates for which a new unit is not replaced",
+                100,
+                "[0, inf)",
+                type=int,
+            ),
+            Flag("decay_rate", "decay of the running means", 0.99, "[0, 1)"),
+            Flag(
+                "utility",
+                "how useful a unit is",
+                "overall",
+                choices=(
+                    "contribution",
+                    "mean_corrected_contribution",
+                    "adaptation",
+                    "overall",
+                    "weight_magnitude",
+                    "random",
+                ),
+            ),
+        ),
+        wrap=_continual_backprop,
+        plastic_layers=True,
+    ),
+    Part(
+        "redo",
+        "recycles dormant units "
+        "([Sokar et al.](https://arxiv.org/abs/2302.12902))",
+        "`optimizers.ReDo`",
+        flags=(
+            Flag(
+                "redo_threshold",
+                "largest score of a dormant unit",
+                0.025,
+                "[0, inf)",
+            ),
+            Flag(
+                "redo_period",
+                "updates between two checks",
+                1000,
+                "[1, inf)",
+                type=int,
+            ),
+            Flag(
+                "redo_score_updates",
+                "updates that a score is the mean of; at most the period",
+                256,
+                "[1, inf)",
+                type=int,
+            ),
+        ),
+        excludes=("cbp",),
+        wrap=_redo,
+        plastic_layers=True,
+    ),
+    Part(
+        "self_normalized_resets",
+        "replaces units that are silent for unusually long "
+        "([Farias and Jozefiak](https://arxiv.org/abs/2410.20098))",
+        "`optimizers.SelfNormalizedResets`",
+        flags=(
+            Flag(
+                "resets_quantile",
+                "quantile of a unit's silences beyond which it is replaced",
+                0.9,
+                "(0, 1)",
+            ),
+            _examples("min", "smallest", 100),
+            _examples("max", "largest", 20_000),
+            _examples("initial", "first", 10_000),
+            Flag(
+                "resets_threshold_period",
+                "updates between two changes of that number",
+                1000,
+                "[1, inf)",
+                type=int,
+            ),
+        ),
+        excludes=("cbp", "redo"),
+        wrap=_self_normalized_resets,
+        plastic_layers=True,
+    ),
+)

@@ -1,0 +1,86 @@
+"""Step by step against runs of the authors' code: unit resets."""
+
+import numpy as np
+import pytest
+
+import keras_plasticity
+from tests.helpers import to_numpy
+from tests.method_traces.trace import Trace
+from tests.method_traces.trace import inner_optimizer
+from tests.method_traces.trace import traces
+
+
+@pytest.mark.parametrize("name", traces("redo"))
+def test_redo(name):
+    trace = Trace(name)
+    optimizer = keras_plasticity.optimizers.ReDo(
+        inner_optimizer(trace.config["optimizer"]),
+        threshold=trace.settings["dead_neurons_threshold"],
+        # Its own checks, on the batches trained on, are not what is recorded.
+        period=10**6,
+    )
+    checks = []
+
+    def check(step):
+        if not trace.data["check"][step]:
+            return
+        optimizer.recycle(trace.model, trace.data["x_statistics"][len(checks)])
+        checks.append(step)
+        for i, layer in enumerate(trace.layers[:-1]):
+            reset = trace.data[f"reset_{i}"][step]
+            score = to_numpy(layer.utility)
+            np.testing.assert_array_equal(score == 0, reset | (score == 0))
+            np.testing.assert_allclose(
+                score[~reset],
+                trace.data[f"score_{i}"][step][~reset],
+                rtol=1e-3,
+                atol=1e-5,
+            )
+            age = to_numpy(layer.age)
+            np.testing.assert_array_equal(age == 0, reset, f"step {step}")
+
+    trace.train(optimizer, check)
+    assert len(checks) == trace.data["check"].sum() > 0
+    total = sum(
+        int(trace.data[f"reset_{i}"].sum()) for i in range(trace.num_layers - 1)
+    )
+    assert sum(optimizer.num_replaced().values()) == total > 0
+
+
+@pytest.mark.parametrize("name", traces("snr"))
+def test_self_normalized_resets(name):
+    trace = Trace(name)
+    settings = trace.settings
+    optimizer = keras_plasticity.optimizers.SelfNormalizedResets(
+        inner_optimizer(trace.config["optimizer"]),
+        quantile=settings["eta"],
+        min_threshold=settings["smallest_threshold"],
+        max_threshold=settings["tau_max"],
+        initial_threshold=settings["initial_threshold"],
+        threshold_period=settings["threshold_update_every_updates"],
+    )
+
+    def compare(step):
+        variables = {v.name: to_numpy(v) for v in optimizer.variables}
+        for i, layer in enumerate(trace.layers[:-1]):
+            path = layer.path.replace("/", "_")
+            for name, key in (
+                ("silence", f"age_{i}"),
+                ("threshold", f"threshold_after_{i}"),
+            ):
+                np.testing.assert_array_equal(
+                    variables[f"{path}_{name}"],
+                    trace.data[key][step],
+                    f"{name} {i}, step {step}",
+                )
+            np.testing.assert_array_equal(
+                to_numpy(layer.age) == 0,
+                trace.data[f"reset_{i}"][step],
+                f"step {step}",
+            )
+
+    trace.train(optimizer, compare)
+    total = sum(
+        int(trace.data[f"reset_{i}"].sum()) for i in range(trace.num_layers - 1)
+    )
+    assert sum(optimizer.num_replaced().values()) == total > 0
