@@ -58,22 +58,22 @@ class WeightOptimizer(OptimizerWrapper):
 
     ```python
     @keras.saving.register_keras_serializable(package="my_package")
-    class Bound(keras_plasticity.optimizers.WeightOptimizer):
-        # Keeps the entries of all kernels within bounds.
+    class DecayKernels(keras_plasticity.optimizers.WeightOptimizer):
+        # Shrinks kernels, and nothing else, after each update.
 
-        def __init__(self, inner_optimizer, bound=1.0, **kwargs):
+        def __init__(self, inner_optimizer, rate=1e-4, **kwargs):
             super().__init__(inner_optimizer, **kwargs)
-            self.bound = bound
+            self.rate = rate
 
         def acts_on(self, variable):
             return len(variable.shape) > 1
 
         def after_update(self, weights, gradients, before):
             for weight in weights:
-                weight.assign(ops.clip(weight.value, -self.bound, self.bound))
+                weight.assign((1 - self.rate) * weight.value)
 
         def get_config(self):
-            return {**super().get_config(), "bound": self.bound}
+            return {**super().get_config(), "rate": self.rate}
     ```
     """
 

@@ -178,11 +178,11 @@ ROWS = [
         {"strength": 0.5},
     ),
     Row(
-        "Bound",
-        docstring_example(WeightOptimizer)["Bound"],
-        {"bound": 0.9},
-        {"bound": 1e9},
-        {"bound": 0.5, "exclude": ["bias"]},
+        "DecayKernels",
+        docstring_example(WeightOptimizer)["DecayKernels"],
+        {"rate": 0.01},
+        {"rate": 0.0},
+        {"rate": 0.5, "exclude": ["bias"]},
     ),
     Row(
         "ReplaceSilent",
