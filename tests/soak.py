@@ -193,6 +193,17 @@ def results(log_dir):
     ]
 
 
+def check_same(found, expected, what):
+    """Results of two runs are equal, to the last bit."""
+    different = [
+        f"{run['method']} {key}: {run[key]} expected {other[key]}"
+        for run, other in zip(found, expected)
+        for key in run
+        if run[key] != other[key]
+    ]
+    check(found == expected, f"{what}: other results: {different}")
+
+
 def whole(name, folder):
     """The results of a run that nobody ended, and its seconds."""
     run = Run(name, folder / "whole")
@@ -243,10 +254,7 @@ def kills(rng, folder, number, wanted):
             if not was_ended:
                 # Faster than the first one, whose programs were compiled.
                 seconds = min(seconds, run.seconds)
-            check(
-                results(log_dir) == expected,
-                f"{log_dir}: other results\n{run.text()}",
-            )
+            check_same(results(log_dir), expected, f"{log_dir}\n{run.text()}")
             shutil.rmtree(log_dir)
         print(
             f"kills, {name}: {counts} in {runs} runs, ended in order "
@@ -431,7 +439,7 @@ def disks(rng, folder, number, wanted):
                 again = Run(name, log_dir, ["--resume=auto"])
                 check(again.wait() == 0, again.text())
                 counts["resumed"] += 1
-            check(results(log_dir) == expected, f"{log_dir}: other results")
+            check_same(results(log_dir), expected, log_dir)
             shutil.rmtree(log_dir)
         print(f"disks, {name}: {counts} of {number}")
 
@@ -457,7 +465,7 @@ def clocks(rng, folder, number):
         log_dir = folder / name / f"clock-{i}"
         run = Run(name, log_dir, before=jump)
         check(run.wait() == 0, run.text())
-        check(results(log_dir) == expected, "other results")
+        check_same(results(log_dir), expected, log_dir)
         shutil.rmtree(log_dir)
     print(f"clocks: {number} runs, all as with a steady clock")
 
@@ -520,7 +528,7 @@ def folders(rng, folder, number):
         if ends[1][0] == 2:
             refused += 1
             check("written to by another run" in ends[1][1], ends[1][1])
-        check(results(log_dir) == expected, "other results")
+        check_same(results(log_dir), expected, log_dir)
         shutil.rmtree(log_dir)
     print(f"folders: {number} pairs, {refused} times one was refused")
 
