@@ -49,7 +49,11 @@ class TensorFlowLoop(models_loop.ModelsLoop):
         # XLA compiles at the first run, so there has to be one: it trains on
         # the data, and all that it changed is put back.
         for learner, model in enumerate(self._models):
-            variables = model.variables + model.optimizer.variables
+            variables = [
+                *model.variables,
+                *model.optimizer.variables,
+                *model.metrics_variables,
+            ]
             values = [tf.identity(v.value) for v in variables]
             try:
                 self._compile_learner(learner, data[learner], batches)

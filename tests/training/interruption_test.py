@@ -122,7 +122,8 @@ def in_groups(monkeypatch):
             for grouped in (False, True)
         ],
         ((6, 16), False),
-        ((4,), True),
+        # In the last epoch, of which the results are.
+        ((8,), True),
     ),
     ids=str,
 )
