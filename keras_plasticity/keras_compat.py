@@ -80,15 +80,18 @@ def children(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def note_caller(layer):
-    """Notes the outermost layer whose call has led to `layer`'s call."""
+def note_caller(layer, callers):
+    """Notes the outermost layer whose call has led to `layer`'s call.
+
+    Args:
+        layer: The layer that is being called.
+        callers: Mapping whose keys are the layers noted so far, the one that
+            called last at its end.
+    """
     context = global_state.get_global_attribute("current_call_ctx")
-    statistics = getattr(layer, "statistics", None)
-    if statistics is None or context is None:
-        return
-    if context.entry_layer is not layer:
-        statistics.callers.pop(context.entry_layer, None)
-        statistics.callers[context.entry_layer] = None
+    if context is not None and context.entry_layer is not layer:
+        callers.pop(context.entry_layer, None)
+        callers[context.entry_layer] = None
 
 
 def has_value(variable):

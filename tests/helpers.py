@@ -21,14 +21,15 @@ def make_model(
     layer=keras_plasticity.layers.Dense,
     activation="tanh",
     seed=0,
+    before=(),
     **kwargs,
 ):
-    """A chain of dense layers, the last one linear.
+    """A chain of dense layers, the last one linear, with some layers `before`.
 
     The weights are those of a NumPy generator: the same for every kind of
     layer and on every backend.
     """
-    layers = [keras.Input((dims[0],))]
+    layers = [keras.Input((dims[0],)), *before]
     for i, units in enumerate(dims[1:]):
         is_last = i == len(dims) - 2
         layers.append(
@@ -41,7 +42,7 @@ def make_model(
         )
     model = keras.Sequential(layers)
     rng = np.random.default_rng(seed)
-    for dense in model.layers:
+    for dense in model.layers[len(before) :]:
         shape = dense.kernel.shape
         dense.kernel.assign(rng.normal(0, shape[0] ** -0.5, shape))
         if dense.bias is not None:

@@ -11,9 +11,9 @@ from keras_plasticity import backend
 from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
-from keras_plasticity.callbacks import activations
 from keras_plasticity.callbacks import probe
 from keras_plasticity.diagnostics.rank import several_ranks
+from keras_plasticity.graph import activations
 from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.optimizers import inner_optimizers
 from keras_plasticity.training import AppendOnly

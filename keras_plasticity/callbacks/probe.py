@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 from keras_plasticity import keras_compat
-from keras_plasticity.callbacks import activations
 from keras_plasticity.diagnostics.units import UnitActivity
+from keras_plasticity.graph import activations
 from keras_plasticity.graph import trace
 
 # The bounds of bounded non-linearities.

@@ -7,6 +7,9 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.age_histogram import (
     num_age_bins as num_age_bins,
 )
+from keras_plasticity.functional.effective_rank import (
+    effective_rank as effective_rank,
+)
 from keras_plasticity.functional.replacement import (
     advance_count as advance_count,
 )
@@ -38,6 +41,7 @@ __all__ = [
     "contribution",
     "count_digits",
     "dormancy_score",
+    "effective_rank",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",

@@ -11,6 +11,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.graph import rules
 from keras_plasticity.graph import trace
+from keras_plasticity.graph.trace import callers_of
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 from keras_plasticity.units.feature_map import FeatureMap
 
@@ -194,7 +195,7 @@ def find_model(layers, variables, optimizer=None):
     compiled = _compiled_with(optimizer)
     if compiled is not None and has_all(compiled):
         return compiled
-    callers = {id(c): c for layer in layers for c in layer.statistics.callers}
+    callers = {id(c): c for layer in layers for c in callers_of(layer)}
     callers = [caller for caller in callers.values() if has_all(caller)]
     for caller in callers:
         if any(each is optimizer for each in _optimizers(caller)):
@@ -210,7 +211,7 @@ def find_model(layers, variables, optimizer=None):
 
 def was_called(model, layers):
     """Whether a model was seen to call one of its plastic layers."""
-    return any(model in layer.statistics.callers for layer in layers)
+    return any(model in callers_of(layer) for layer in layers)
 
 
 def _optimizers(model):

@@ -463,7 +463,8 @@ _LAYER_RULES = {
             "ReLU",
             "Rescaling",
         )
-        + _for_dimensions("SpatialDropout"),
+        + _for_dimensions("SpatialDropout")
+        + [layers.RecentInputs],
         _elementwise,
     ),
     keras.layers.Activation: _activation,

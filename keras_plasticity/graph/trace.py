@@ -9,6 +9,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
+from keras_plasticity.layers.recent_inputs import RecentInputs
 
 # Batch size of symbolic inputs that have none.
 _BATCH_SIZE = 2
@@ -392,7 +393,8 @@ def _has_calls_to_see(operation):
     if isinstance(operation, PlasticLayer):
         return False
     if isinstance(
-        operation, (keras.layers.TimeDistributed, OnlineNormalization)
+        operation,
+        (keras.layers.TimeDistributed, OnlineNormalization, RecentInputs),
     ):
         return False  # Has a rule.
     if any(
@@ -444,7 +446,7 @@ def _graphs_around(layers):
     seen = set()
     for layer in layers:
         calls = keras_compat.calls(layer)
-        for caller in layer.statistics.callers:
+        for caller in callers_of(layer):
             calls += keras_compat.calls(caller)
         for node in reversed(calls):
             if id(node) not in seen:
@@ -466,6 +468,15 @@ def _graphs_around(layers):
                 f"its units cannot be found. {_REMEDY}"
             )
     return chosen
+
+
+def callers_of(layer):
+    """The models, or other layers, that were seen to call a layer.
+
+    Args:
+        layer: A plastic layer, or a `RecentInputs`.
+    """
+    return getattr(layer, "statistics", layer).callers
 
 
 def _parts(graph):

@@ -30,6 +30,7 @@ from keras_plasticity.layers.online_normalization import (
     OnlineNormalization as OnlineNormalization,
 )
 from keras_plasticity.layers.plastic_layer import PlasticLayer as PlasticLayer
+from keras_plasticity.layers.recent_inputs import RecentInputs as RecentInputs
 
 __all__ = [
     "Conv1D",
@@ -43,6 +44,7 @@ __all__ = [
     "DepthwiseConv2D",
     "EinsumDense",
     "OnlineNormalization",
+    "RecentInputs",
     "SeparableConv1D",
     "SeparableConv2D",
 ]

@@ -61,13 +61,15 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
     def call(self, inputs, *args, **kwargs):
         statistics = getattr(self, "statistics", None)
         if statistics is not None:  # `None` while `make_plastic` traces.
-            keras_compat.note_caller(self)
+            keras_compat.note_caller(self, statistics.callers)
             if statistics.observes_inference or not keras_compat.is_inference():
                 inputs = statistics.observe(inputs, self.feature_axis(inputs))
         return super().call(inputs, *args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
-        keras_compat.note_caller(self)
+        statistics = getattr(self, "statistics", None)
+        if statistics is not None:
+            keras_compat.note_caller(self, statistics.callers)
         return super().compute_output_spec(*args, **kwargs)
 
     def unit_view(self) -> WeightView:

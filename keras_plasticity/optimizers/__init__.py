@@ -3,6 +3,9 @@
 from keras_plasticity.optimizers.continual_backprop import (
     ContinualBackprop as ContinualBackprop,
 )
+from keras_plasticity.optimizers.effective_rank import (
+    EffectiveRank as EffectiveRank,
+)
 from keras_plasticity.optimizers.hidden_units import HiddenUnits as HiddenUnits
 from keras_plasticity.optimizers.hidden_units import Outgoing as Outgoing
 from keras_plasticity.optimizers.l2 import L2 as L2
@@ -28,6 +31,7 @@ from keras_plasticity.optimizers.weight_optimizer import (
 
 __all__ = [
     "ContinualBackprop",
+    "EffectiveRank",
     "HiddenUnits",
     "L2",
     "OptimizerWrapper",

@@ -237,7 +237,7 @@ class WeightOptimizer(OptimizerWrapper):
             backend.run_if(
                 is_update,
                 lambda: self.after_update(weights, gradients, before),
-                [*weights, *self.own_variables()],
+                [*weights, *self.own_variables(), self.iterations],
             )
             for accumulator in self._accumulators.values():
                 value = ops.convert_to_tensor(accumulator)

@@ -48,9 +48,14 @@ class RecordedDraws(keras.initializers.Initializer):
 
 
 class Trace:
-    """One recorded run, and the same network and loss in Keras."""
+    """One recorded run, and the same network and loss in Keras.
 
-    def __init__(self, name):
+    Args:
+        name: String, the file.
+        before: List of Keras layers in front of the network.
+    """
+
+    def __init__(self, name, before=()):
         with np.load(os.path.join(_DATA, f"{name}.npz")) as data:
             self.data = {key: data[key] for key in data.files}
         self.config = json.loads(str(self.data["config"]))
@@ -59,8 +64,10 @@ class Trace:
             key.startswith("init_kernel_") for key in self.data
         )
         self.draws = [RecordedDraws() for _ in range(self.num_layers)]
-        self.model = self._build_model()
-        self.layers = [layer for layer in self.model.layers if layer.weights]
+        self.model = self._build_model(before)
+        self.layers = [
+            layer for layer in self.model.layers if hasattr(layer, "kernel")
+        ]
         for i, layer in enumerate(self.layers):
             layer.kernel.assign(self.data[f"init_kernel_{i}"])
             layer.bias.assign(self.data[f"init_bias_{i}"])
@@ -70,8 +77,8 @@ class Trace:
                 from_logits=True
             )
 
-    def _build_model(self):
-        layers = [keras.Input(self.data["x"].shape[2:])]
+    def _build_model(self, before):
+        layers = [keras.Input(self.data["x"].shape[2:]), *before]
         for i in range(self.num_layers):
             kernel = self.data[f"init_kernel_{i}"]
             is_last = i == self.num_layers - 1
@@ -96,8 +103,15 @@ class Trace:
         for i, draw in enumerate(self.draws[:-1]):
             draw.value = self.data[f"new_kernel_{i}"][step]
 
-    def train(self, optimizer, after_step):
-        """Trains on the recorded batches and compares the weights."""
+    def train(self, optimizer, after_step=lambda step: None, atol=1e-4):
+        """Trains on the recorded batches and compares the weights.
+
+        Args:
+            optimizer: Optimizer, not yet built.
+            after_step: Function of the index of a step, called after it.
+            atol: Float, by how much weights may differ. Defaults to `1e-4`,
+                for Adam, and where the authors' code is in JAX.
+        """
         model = self.model
         optimizer.build(model.trainable_variables)
         snapshots = self.data["snap_steps"].tolist()
@@ -118,11 +132,11 @@ class Trace:
             )
             after_step(step)
             if step + 1 in snapshots:
-                self._compare_weights(snapshots.index(step + 1))
+                self._compare_weights(atol, snapshots.index(step + 1))
         assert step + 1 == self.config["steps"]
-        self._compare_weights()
+        self._compare_weights(atol)
 
-    def _compare_weights(self, snapshot=None):
+    def _compare_weights(self, atol, snapshot=None):
         for i, layer in enumerate(self.layers):
             for name in ("kernel", "bias"):
                 expected = self.data[f"final_{name}_{i}"]
@@ -131,9 +145,8 @@ class Trace:
                 np.testing.assert_allclose(
                     to_numpy(getattr(layer, name)),
                     expected,
-                    # The authors' code of both is in JAX.
                     rtol=0,
-                    atol=1e-4,
+                    atol=atol,
                     err_msg=f"{name} {i}, snapshot {snapshot}",
                 )
 

@@ -18,6 +18,7 @@ from keras import ops
 import keras_plasticity
 from keras_plasticity.optimizers import L2
 from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers import EffectiveRank
 from keras_plasticity.optimizers import OptimizerWrapper
 from keras_plasticity.optimizers import ReDo
 from keras_plasticity.optimizers import SelfNormalizedResets
@@ -51,6 +52,7 @@ class Row(NamedTuple):
         nothing: Dict, settings under which it is the inner optimizer.
         config: Dict, a value other than the default for every setting.
         needs_plastic: Boolean, whether the model has to have plastic layers.
+        num_recent: Integer, how many examples it has to remember.
         inside: `Row` of a wrapper between this one and the inner optimizer.
     """
 
@@ -60,6 +62,7 @@ class Row(NamedTuple):
     nothing: dict
     config: dict
     needs_plastic: bool = False
+    num_recent: int = 0
     inside: "Row | None" = None
 
     def make(self, inner, **settings):
@@ -166,6 +169,19 @@ ROWS = [
     ),
     _CONTINUAL_BACKPROP._replace(name="ContinualBackprop_L2", inside=_L2),
     # Penalties and projections.
+    Row(
+        "EffectiveRank",
+        EffectiveRank,
+        {"rank_learning_rate": 0.1, "period": 1},
+        {"rank_learning_rate": 0},
+        {
+            "rank_learning_rate": 0.5,
+            "period": 7,
+            "steps": 2,
+            "layers": ["layer_0"],
+        },
+        num_recent=16,
+    ),
     # Noise, clipping and gates of single weights.
     # Resets of units, or of parts of them.
     # Other optimizers.
@@ -247,6 +263,21 @@ def _data(steps=_MANY):
     return x, (x @ weights).astype("float32")
 
 
+def _first_layers(row):
+    if row is None or not row.num_recent:
+        return []
+    return [keras_plasticity.layers.RecentInputs(row.num_recent)]
+
+
+def _layers(model):
+    """The layers of a model that compute something."""
+    return [
+        layer
+        for layer in model.layers
+        if not isinstance(layer, keras_plasticity.layers.RecentInputs)
+    ]
+
+
 def _make_model(row=None, seed=1, dims=_DIMS, **kwargs):
     """A chain of dense layers, of which a unit each is silent."""
     is_plastic = row is not None and row.needs_plastic
@@ -256,10 +287,11 @@ def _make_model(row=None, seed=1, dims=_DIMS, **kwargs):
         source.Dense,
         "relu",
         seed,
+        _first_layers(row),
         kernel_initializer="he_normal",
         **kwargs,
     )
-    for layer in model.layers[:-1]:
+    for layer in _layers(model)[:-1]:
         bias = to_numpy(layer.bias)
         bias[0] = -4.0
         layer.bias.assign(bias)
@@ -283,13 +315,21 @@ def _run(row, optimizer, steps=_FEW, model=None, **kwargs):
     return model
 
 
+def _both(outer, inner):
+    """A `Row` of models that suit both."""
+    return outer._replace(
+        needs_plastic=outer.needs_plastic or inner.needs_plastic,
+        num_recent=max(outer.num_recent, inner.num_recent),
+    )
+
+
 def _values(model):
     """All weights of a model, what it observed last excepted, by name."""
     return {
         variable.path[variable.path.rindex(f"{layer.name}/") :]: to_numpy(
             variable
         )
-        for layer in model.layers
+        for layer in _layers(model)
         for variable in layer.weights
         if "input_" not in variable.path and "num_ex" not in variable.path
     }
@@ -494,7 +534,7 @@ def test_strength_0_is_the_inner_optimizer(name, inner):
     if row.replaces_units:
         # Units have ages all the same.
         updates = 2 if inner == "accumulating" else 4
-        np.testing.assert_array_equal(model.layers[0].age, updates)
+        np.testing.assert_array_equal(_layers(model)[0].age, updates)
         assert not any(optimizer.num_replaced().values())
 
 
@@ -681,7 +721,9 @@ def test_exclude_from_weight_decay(row, by, place):
     argument = {"var_names": ["bias"]}
     if by == "var_list":
         excluded = {"layer_0/kernel", "layer_1/bias"}
-        argument = {"var_list": [model.layers[0].kernel, model.layers[1].bias]}
+        argument = {
+            "var_list": [_layers(model)[0].kernel, _layers(model)[1].bias]
+        }
     wrapper, whole = _PLACES[place](
         row.make_nothing, keras.optimizers.SGD(0.1, weight_decay=0.5)
     )
@@ -775,9 +817,13 @@ def test_several_inner_optimizers(row):
 @rows("ContinualBackprop")
 def test_frozen_layer_is_never_changed(row, frozen):
     model = _make_model(row, dims=(4, 6, 5, 5, 3))
-    model.layers[frozen].trainable = False
+    _layers(model)[frozen].trainable = False
     start = weights_of(model)
     optimizer = row.make(_sgd())
+    if row.num_recent and frozen < 3:
+        with pytest.raises(ValueError, match="freeze no layer"):
+            _run(row, optimizer, model=model)
+        return
     _run(row, optimizer, model=model)
     end = weights_of(model)
     for key in start:
@@ -794,10 +840,12 @@ def test_frozen_layer_is_never_changed(row, frozen):
 def _two_branches(row):
     """Two networks that have nothing but their inputs in common."""
     source = keras_plasticity.layers if row.needs_plastic else keras.layers
-    inputs = keras.Input((4,))
+    inputs = x = keras.Input((4,))
+    for layer in _first_layers(row):
+        x = layer(x)
     outputs = []
     for name in "ab":
-        hidden = source.Dense(5, activation="relu", name=f"{name}_0")(inputs)
+        hidden = source.Dense(5, activation="relu", name=f"{name}_0")(x)
         outputs.append(source.Dense(1, name=f"{name}_1")(hidden))
     return keras.Model(inputs, outputs)
 
@@ -850,13 +898,13 @@ def test_dtypes_are_kept(row, policy):
     finally:
         keras.config.set_dtype_policy(before)
     expected = keras.DTypePolicy(policy).variable_dtype
-    weights = [v for v in model.weights if "statistics" not in v.path]
+    weights = [v for v in model.weights if not OptimizerWrapper.is_statistic(v)]
     assert {v.dtype for v in weights} == {expected}
     for variable in weights:
         value = to_numpy(variable).astype("float64")
         assert np.all(np.isfinite(value)), variable.path
         assert np.any(value), variable.path
-    statistics = [v for v in model.weights if "statistics" in v.path]
+    statistics = [v for v in model.weights if OptimizerWrapper.is_statistic(v)]
     assert {v.dtype for v in statistics} <= {"float32"}
     if row.replaces_units:
         optimizer = _resetting(optimizer)
@@ -1076,14 +1124,14 @@ def test_torch_state_dict(row):
     assert state.keys() == before.keys()
     state = {key: value.clone() for key, value in state.items()}
     expected = {
-        name: [to_numpy(getattr(layer, name)) for layer in model.layers]
+        name: [to_numpy(getattr(layer, name)) for layer in _layers(model)]
         for name in ("kernel", "bias", "utility", "age", "mean_activation")
     }
     assert all(np.any(value) for value in expected["age"][:-1])
     _fit(model, 0, 1)
     model.load_state_dict(state)
     for name, values in expected.items():
-        for layer, value in zip(model.layers, values):
+        for layer, value in zip(_layers(model), values):
             variable = getattr(layer, name)
             np.testing.assert_array_equal(to_numpy(variable), value)
             # Of a layer as part of a user's own `torch.nn.Module`, too.
@@ -1164,7 +1212,7 @@ def test_nested(outer, inner, active):
         row, optimizer = outer, outer.make(inner.make_nothing(_sgd()))
     else:
         row, optimizer = inner, outer.make_nothing(inner.make(_sgd()))
-    model = _make_model(outer if outer.needs_plastic else inner)
+    model = _make_model(_both(outer, inner))
     _run(None, optimizer, model=model)
     reference = _reference(row.name)
     assert _num_replaced(row, optimizer) == reference.short_replaced
@@ -1203,7 +1251,7 @@ def _train_until_replaced(row, model, optimizer):
     for i in range(_MANY):
         part = slice(i * _BATCH, (i + 1) * _BATCH)
         model.train_on_batch(x[part], y[part])
-        if i > 0 and np.any(to_numpy(model.layers[-2].age) == 0):
+        if i > 0 and np.any(to_numpy(_layers(model)[-2].age) == 0):
             return
     raise AssertionError("No unit was replaced.")
 
@@ -1224,7 +1272,7 @@ def test_slots_of_replaced_units_begin_anew(row, inner):
     model = _make_model(row)
     inner = _INNER[inner]()
     _train_until_replaced(row, model, row.make(inner))
-    _, layer, reader = model.layers
+    _, layer, reader = _layers(model)
     new = to_numpy(layer.age) == 0
     assert 0 < new.sum() < len(new)
     for slot in _slots(inner, layer.kernel):
@@ -1248,18 +1296,22 @@ def _make_kind(kind, row):
     hidden = {"activation": "relu", "bias_initializer": "ones"}
     if kind == "convolutional":
         inputs = x = keras.Input((6, 6, 2))
+        for layer in _first_layers(row):
+            x = layer(x)
         x = source.Conv2D(4, 3, name="first", **hidden)(x)
         x = keras.layers.MaxPooling2D()(x)
         x = source.Conv2D(5, 2, name="second", **hidden)(x)
         x = keras.layers.Flatten()(x)
     else:
         inputs = x = keras.Input((4,))
+        for layer in _first_layers(row):
+            x = layer(x)
         x = skip = source.Dense(6, name="stem")(x)
         x = source.Dense(5, name="first", **hidden)(x)
         x = source.Dense(6, name="second")(x)
         x = keras.layers.Add()([x, skip])
     model = keras.Model(inputs, source.Dense(3, name="output")(x))
-    for layer in model.layers:
+    for layer in _layers(model):
         if layer.name in ("stem", "second") and kind == "residual":
             layer.replaceable = False  # `Add` merges their units.
         if getattr(layer, "activation", None) is keras.activations.relu:

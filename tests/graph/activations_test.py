@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from keras_plasticity.callbacks import activations
+from keras_plasticity.graph import activations
 from keras_plasticity.graph import trace
 from keras_plasticity.layers import OnlineNormalization
 

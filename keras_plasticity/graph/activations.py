@@ -89,7 +89,7 @@ def find_activations(model, traced, names=None) -> list[Activation]:
     last. Of a layer that is called more than once, the first call counts.
 
     Args:
-        model: A built `keras.Model`.
+        model: A built `keras.Model`; `None` if it is not known.
         traced: Its `trace.Trace`, with whole leaves.
         names: List of the names of layers. By default all layers with a
             kernel whose outputs lead to another such layer.
@@ -112,8 +112,8 @@ def find_activations(model, traced, names=None) -> list[Activation]:
     unknown = [name for name in names if name not in calls]
     if unknown:
         raise ValueError(
-            "`layers` must be names of layers that the model "
-            f"'{model.name}' calls. Received: {unknown}. Known: {list(calls)}"
+            "`layers` must be names of layers that the model calls. Received: "
+            f"{unknown}. Known: {list(calls)}"
         )
     chosen = {name: call for name, call in calls.items() if name in set(names)}
     return _find(chosen, traced)
@@ -121,7 +121,7 @@ def find_activations(model, traced, names=None) -> list[Activation]:
 
 def _first_calls(model, traced):
     """Dict from the name of each layer that is called to its first call."""
-    names = layer_names(model)
+    names = {} if model is None else layer_names(model)
     calls = {}
     for call in traced.calls:
         if isinstance(call.operation, keras.Layer):
@@ -169,29 +169,41 @@ def run(traced, inputs, wanted, take):
         wanted: Set of `trace.Value`s.
         take: Function that is called with each of them and its tensor.
     """
-    calls = _calls_up_to(traced.calls, wanted)
-    uses = collections.Counter(v for call in calls for v in set(call.inputs))
     with keras.StatelessScope(), backend.no_gradient():
         tensors = {
             value: keras.ops.convert_to_tensor(array)
             for value, array in zip(traced.inputs, inputs)
         }
-        for call in calls:
-            args, kwargs = keras.tree.map_structure(
-                lambda x: tensors[x] if isinstance(x, trace.Value) else x,
-                (call.args, call.kwargs),
-            )
-            if "training" in kwargs:
-                kwargs["training"] = False
-            outputs = call.operation(*args, **kwargs)
-            for value, tensor in zip(call.outputs, keras.tree.flatten(outputs)):
-                if value in wanted:
-                    take(value, tensor)
-                tensors[value] = tensor
-            for value in set(call.inputs):
-                uses[value] -= 1
-                if not uses[value]:
-                    del tensors[value]  # It may be large.
+        compute(calls_up_to(traced.calls, wanted), tensors, wanted, take)
+
+
+def compute(calls, tensors, wanted, take):
+    """Makes the calls of a trace, as a model does in inference.
+
+    Args:
+        calls: List of `trace.Call`s.
+        tensors: Dict from each `trace.Value` that is known to its tensor.
+        wanted: Set of `trace.Value`s.
+        take: Function that is called with each of them and its tensor.
+    """
+    tensors = dict(tensors)
+    uses = collections.Counter(v for call in calls for v in set(call.inputs))
+    for call in calls:
+        args, kwargs = keras.tree.map_structure(
+            lambda x: tensors[x] if isinstance(x, trace.Value) else x,
+            (call.args, call.kwargs),
+        )
+        if "training" in kwargs:
+            kwargs["training"] = False
+        outputs = call.operation(*args, **kwargs)
+        for value, tensor in zip(call.outputs, keras.tree.flatten(outputs)):
+            if value in wanted:
+                take(value, tensor)
+            tensors[value] = tensor
+        for value in set(call.inputs):
+            uses[value] -= 1
+            if not uses[value]:
+                del tensors[value]  # It may be large.
 
 
 def has_kernel(layer) -> bool:
@@ -274,12 +286,21 @@ def _unit_axis(value, producers):
     return rank - 1
 
 
-def _calls_up_to(calls, wanted):
-    """The calls that are needed for some values."""
+def calls_up_to(calls, wanted, known=()):
+    """The calls that are needed for some values.
+
+    Args:
+        calls: List of `trace.Call`s.
+        wanted: Set of `trace.Value`s.
+        known: Set of `trace.Value`s that need not be computed.
+
+    Returns:
+        List of `trace.Call`s.
+    """
     needed = []
-    values = set(wanted)
+    values = set(wanted) - set(known)
     for call in reversed(calls):
         if not values.isdisjoint(call.outputs):
             needed.append(call)
-            values.update(call.inputs)
+            values.update(set(call.inputs) - set(known))
     return needed[::-1]
