@@ -101,7 +101,8 @@ class Trace:
 
     def set_draws(self, step):
         for i, draw in enumerate(self.draws[:-1]):
-            draw.value = self.data[f"new_kernel_{i}"][step]
+            if f"new_kernel_{i}" in self.data:
+                draw.value = self.data[f"new_kernel_{i}"][step]
 
     def train(self, optimizer, after_step=lambda step: None, atol=1e-4):
         """Trains on the recorded batches and compares the weights.
