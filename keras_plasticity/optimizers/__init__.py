@@ -1,5 +1,8 @@
 """Optimizer wrappers that keep a network plastic."""
 
+from keras_plasticity.optimizers.churn_regularization import (
+    ChurnRegularization as ChurnRegularization,
+)
 from keras_plasticity.optimizers.continual_backprop import (
     ContinualBackprop as ContinualBackprop,
 )
@@ -30,6 +33,7 @@ from keras_plasticity.optimizers.weight_optimizer import (
 )
 
 __all__ = [
+    "ChurnRegularization",
     "ContinualBackprop",
     "EffectiveRank",
     "HiddenUnits",

@@ -6,13 +6,9 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
-from keras_plasticity import graph
 from keras_plasticity.graph import activations
-from keras_plasticity.graph import trace
-from keras_plasticity.layers.plastic_layer import PlasticLayer
-from keras_plasticity.optimizers.inner_optimizers import loss_scaler
-from keras_plasticity.optimizers.inner_optimizers import wrapped
-from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.replay import ReplayOptimizer
+from keras_plasticity.optimizers.replay import along_examples
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
@@ -30,7 +26,7 @@ def _check_layers(name, value):
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
-class EffectiveRank(OptimizerWrapper):
+class EffectiveRank(ReplayOptimizer):
     """Optimizer wrapper that raises the effective rank of hidden features.
 
     After every `period` updates by the inner optimizer, weights descend
@@ -120,20 +116,17 @@ class EffectiveRank(OptimizerWrapper):
         self.period = period
         self.steps = steps
         self.layers = layers
-        self._network = None
+        self._axes = []
 
-    def _prepare_build(self, variables):
-        if not self.built:
-            self._network = _HiddenFeatures(self, variables)
+    def find_values(self, model, traced):
+        found = activations.find_activations(model, traced, self.layers)
+        self._axes = [each.unit_axis for each in found]
+        return [each.value for each in found]
 
     def make_step(self, grads, variables):
-        pairs = list(zip(grads, variables))
-        carriers = [pair for pair in pairs if _is_carrier(pair[1])]
+        self.remember(grads, variables)
         weights = [v for v in variables if not is_statistic(v)]
-        self._remember(carriers, grads)
-        pairs = [pair for pair in pairs if self._is_for_inner(pair[1])]
-        grads = [gradient for gradient, _ in pairs]
-        variables = [variable for _, variable in pairs]
+        grads, variables = self.for_inner(grads, variables)
         if self.always_updates:
             self.apply_inner(grads, variables)
             is_due = True
@@ -148,52 +141,34 @@ class EffectiveRank(OptimizerWrapper):
                 lambda: self._raise_rank(weights),
                 [
                     *weights,
-                    *(variable for _, variable in carriers),
+                    *self.replay.carriers,
                     *self.hyperparameter_variables(),
                     self.iterations,
                 ],
             )
 
-    def _remember(self, carriers, grads):
-        """Keeps the examples of a step, unless loss scaling skips it."""
-        scaler = loss_scaler(self.inner_optimizer)
-        with backend.no_gradient():
-            finite = None if scaler is None else scaler.check_finite(grads)
-            for value, variable in carriers:
-                if value is None:
-                    continue
-                if finite is not None:
-                    before = ops.convert_to_tensor(variable)
-                    value = ops.where(finite, value, before)
-                variable.assign(value)
-
-    def build_inner(self, variables):
-        super().build_inner([v for v in variables if self._is_for_inner(v)])
-
-    def _is_for_inner(self, variable):
-        """Whether the inner optimizer has to know of a variable."""
-        return not _is_carrier(variable) or any(
-            isinstance(each, EffectiveRank)
-            for each in wrapped(self.inner_optimizer)
-        )
-
-    def finalize_variable_values(self, var_list):
-        super().finalize_variable_values(
-            [v for v in var_list if self._is_for_inner(v)]
-        )
-
     def _raise_rank(self, weights):
         step_size = self.now("rank_learning_rate")
         # Not within the function: on JAX it knows of the weights only.
-        examples, mask = self._network.recent_examples()
+        examples, mask = self.replay.recent_examples()
         for _ in range(self.steps):
             gradients = backend.gradients(
-                lambda: self._network.mean_rank(examples, mask), weights
+                lambda: self._mean_rank(examples, mask), weights
             )
             for weight, gradient in zip(weights, gradients):
                 if gradient is not None:
                     change = ops.cast(step_size, weight.dtype) * gradient
                     weight.assign(weight.value + change)
+
+    def _mean_rank(self, examples, mask):
+        ranks = []
+        for rows, axis in zip(self.replay.compute(examples), self._axes):
+            rows = rows * along_examples(mask, rows)
+            if axis != len(rows.shape) - 1:
+                rows = ops.moveaxis(rows, axis, -1)
+            rows = ops.reshape(rows, (-1, rows.shape[-1]))
+            ranks.append(functional.effective_rank(rows))
+        return sum(ranks) / len(ranks)
 
     def get_config(self) -> dict[str, Any]:
         names = ("rank_learning_rate", "period", "steps")
@@ -203,162 +178,3 @@ class EffectiveRank(OptimizerWrapper):
             **self.settings(*names),
             "layers": layers,
         }
-
-
-class _HiddenFeatures:
-    """The features of a model's hidden layers, computed anew.
-
-    An object of its own: a Keras optimizer takes every variable it finds in
-    its attributes for one of its own.
-
-    Args:
-        optimizer: The `EffectiveRank`.
-        variables: List of the trainable variables of one model.
-
-    Raises:
-        NotCalledError: If the model has to be called or compiled first.
-        ValueError: If its features cannot be computed.
-    """
-
-    def __init__(self, optimizer, variables):
-        recent = {
-            id(layer): layer
-            for layer in (
-                v.recent_inputs() for v in variables if _is_carrier(v)
-            )
-        }
-        name = type(optimizer).__name__
-        if not recent:
-            raise ValueError(
-                f"`{name}` looks at recent examples again, which a layer has "
-                "to remember. Let `keras_plasticity.layers.RecentInputs` be "
-                "the first layer of the model. Received the variables: "
-                f"{[v.path for v in variables]}"
-            )
-        layers = list(recent.values())
-        model = graph.find_model(layers, variables, optimizer)
-        try:
-            if model is None:
-                weights = [v for v in variables if not is_statistic(v)]
-                traced = trace.trace_around(layers, weights)
-            else:
-                traced = trace.trace_model(model, whole_leaves=True)
-        except trace.NotTraceableError as error:
-            raise ValueError(
-                f"`{name}` computes the model's features, for which its `call` "
-                f"is traced with symbolic inputs: {error.reason}"
-            ) from error
-        found = activations.find_activations(model, traced, optimizer.layers)
-        if not found:
-            raise ValueError(
-                f"`{name}` raises the rank of the features of hidden layers. "
-                "Received: a model with the weights "
-                f"{[v.path for v in variables if not is_statistic(v)]}"
-            )
-        self._axes = {each.value: each.unit_axis for each in found}
-        self._examples = {
-            call.outputs[0]: call.operation
-            for call in traced.calls
-            if id(call.operation) in recent
-        }
-        self._calls = activations.calls_up_to(
-            traced.calls, self._axes, self._examples
-        )
-        self._check(name)
-        self._forward = _Inference(self._compute, autocast=False)
-
-    def _check(self, name):
-        known = {value for call in self._calls for value in call.outputs}
-        known |= set(self._examples)
-        missing = [
-            value.shape
-            for call in self._calls
-            for value in call.inputs
-            if value not in known
-        ]
-        if missing:
-            raise ValueError(
-                f"`{name}` needs all inputs of hidden layers. Put a "
-                "`keras_plasticity.layers.RecentInputs` behind each input of "
-                f"the model. Received: inputs of the shapes {missing} without"
-            )
-        for call in self._calls:
-            layer = call.operation
-            if not isinstance(layer, keras.Layer):
-                continue
-            state = [
-                v.path
-                for v in layer.non_trainable_variables
-                # What only draws random numbers is not needed.
-                if "seed_generator" not in v.path
-            ]
-            if state and not (
-                isinstance(layer, PlasticLayer) and layer.trainable
-            ):
-                raise ValueError(
-                    f"`{name}` computes hidden features within a training "
-                    "step, which on JAX gives an optimizer trainable weights "
-                    "only. Use a layer without a state of its own, such as "
-                    "`keras.layers.LayerNormalization`, in place of a "
-                    "`BatchNormalization`, and freeze no layer. Received: "
-                    f"layer '{layer.name}' with {state}"
-                )
-
-    def recent_examples(self):
-        """The examples that are remembered.
-
-        Returns:
-            Tuple of a dict from `trace.Value` to a tensor, and of the float32
-            tensor that is 1 for each row that is an example, else 0.
-        """
-        examples = {}
-        masks = []
-        for value, layer in self._examples.items():
-            rows, is_example = layer.recent()
-            examples[value] = ops.cast(rows, layer.compute_dtype)
-            masks.append(is_example)
-        return examples, ops.cast(ops.all(ops.stack(masks), axis=0), "float32")
-
-    def mean_rank(self, examples, mask):
-        """Mean over the layers of the effective rank of their features.
-
-        Args:
-            examples: Dict, see `recent_examples`.
-            mask: Tensor, likewise.
-
-        Returns:
-            Scalar tensor.
-        """
-        ranks = []
-        features = self._forward(list(examples.values()), training=False)
-        for rows, axis in zip(features, self._axes.values()):
-            rows = ops.cast(rows, "float32")
-            shape = (-1, *[1] * (len(rows.shape) - 1))
-            rows = rows * ops.reshape(mask, shape)
-            if axis != len(rows.shape) - 1:
-                rows = ops.moveaxis(rows, axis, -1)
-            rows = ops.reshape(rows, (-1, rows.shape[-1]))
-            ranks.append(functional.effective_rank(rows))
-        return sum(ranks) / len(ranks)
-
-    def _compute(self, examples):
-        found = {}
-        tensors = dict(zip(self._examples, examples))
-        wanted = set(self._axes)
-        activations.compute(self._calls, tensors, wanted, found.__setitem__)
-        return [found[value] for value in self._axes]
-
-
-class _Inference(keras.layers.Layer):
-    """Calls a function, and the layers in it with `training=False`."""
-
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self._function = function
-
-    def call(self, inputs, training=None):
-        return self._function(inputs)
-
-
-def _is_carrier(variable):
-    return hasattr(variable, "recent_inputs")

@@ -133,11 +133,11 @@ class Trace:
             )
             after_step(step)
             if step + 1 in snapshots:
-                self._compare_weights(atol, snapshots.index(step + 1))
+                self.compare_weights(atol, snapshots.index(step + 1))
         assert step + 1 == self.config["steps"]
-        self._compare_weights(atol)
+        self.compare_weights(atol)
 
-    def _compare_weights(self, atol, snapshot=None):
+    def compare_weights(self, atol, snapshot=None):
         for i, layer in enumerate(self.layers):
             for name in ("kernel", "bias"):
                 expected = self.data[f"final_{name}_{i}"]

@@ -230,7 +230,7 @@ def test_an_input_that_is_not_remembered():
     x = keras.layers.Concatenate()([RecentInputs(4)(a), b])
     x = keras.layers.Dense(4, activation="relu")(x)
     model = keras.Model([a, b], keras.layers.Dense(1)(x))
-    message = r"behind each input of the model. .* shapes \[\(None, 2\)\]"
+    message = r"behind each of them. .* shapes \[\(None, 2\)\]"
     with pytest.raises(ValueError, match=message):
         EffectiveRank(keras.optimizers.SGD()).build(model.trainable_variables)
 
@@ -239,7 +239,7 @@ def test_no_hidden_layer():
     model = keras.Sequential(
         [keras.Input((3,)), RecentInputs(4), keras.layers.Dense(1)]
     )
-    with pytest.raises(ValueError, match="features of hidden layers. Received"):
+    with pytest.raises(ValueError, match="what hidden layers make. Received"):
         EffectiveRank(keras.optimizers.SGD()).build(model.trainable_variables)
 
 
