@@ -50,7 +50,6 @@ _ON_ALL = (
     "tests/optimizers/continual_backprop_oracle_test.py",
     "tests/optimizers/unit_resets_oracle_test.py",
     "tests/optimizers/without_branches_test.py",
-    "tests/optimizers/wrapper_checks_test.py",
     "tests/training/compiled_steps_test.py",
     "tests/training/interruption_test.py",
 )

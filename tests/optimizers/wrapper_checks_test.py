@@ -1219,6 +1219,8 @@ _QUICK_NESTED = {
         else pytest.param(*case, marks=pytest.mark.slow)
         for case in itertools.product(_PLAIN, _PLAIN, ("outer", "inner"))
         if not all(_ROWS[name].replaces_units for name in case[:2])
+        # Each with one of each kind.
+        and not {*_KINDS, "EffectiveRank"}.isdisjoint(case[:2])
     ],
 )
 def test_nested(outer, inner, active):
