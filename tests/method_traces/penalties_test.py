@@ -85,10 +85,10 @@ def test_weight_clipping(name):
         assert relative.max() < 1 + 1e-6
         # Some that were clipped before are there, and did not move.
         at_bound = np.mean(relative > 1 - 1e-6)
-        assert at_bound >= trace.data["clipped_fraction"][step] - 1e-9
+        assert at_bound >= trace.data["clipped_fraction"][step] - 1e-6
 
     trace.train(optimizer, compare)
-    assert trace.data["clipped_fraction"].min() > 0
+    assert trace.data["clipped_fraction"].max() > 0.1
 
 
 @pytest.mark.parametrize("name", traces("spectral"))
