@@ -71,6 +71,7 @@ def orthogonality_gradient(matrix: Tensor, scale: float = 1.0) -> Tensor:
            [ 0.,  0.]], dtype=float32)
     """
     matrix, scale = _check_matrix(matrix, scale=scale)
+    validation.check_scalar("scale", scale)
     rows, columns = matrix.shape
     transposed = ops.transpose(matrix)
     # Of the two matrices of inner products, the smaller one.

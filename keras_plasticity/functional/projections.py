@@ -47,6 +47,7 @@ def project_to_norm(tensors: Sequence[Tensor], norm: Tensor) -> list[Tensor]:
     """
     tensors = _check_tensors(tensors)
     (norm,) = validation.check_tensors(norm=norm)
+    validation.check_scalar("norm", norm)
     present = joint_norm(tensors)
     norm = ops.cast(norm, present.dtype)
     is_zero = (present <= 0.0) | (norm <= 0.0)

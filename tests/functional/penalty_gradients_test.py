@@ -100,6 +100,10 @@ def test_what_is_zero_is_not_projected(value, norm):
             r"`matrix` must have two axes.*matrix.shape=\(2, 3, 4\)",
         ),
         (
+            lambda: functional.orthogonality_gradient(np.eye(3), np.ones(3)),
+            r"`scale` must be one number. Received: scale.shape=\(3,\)",
+        ),
+        (
             lambda: functional.spectral_norm_and_gradient(
                 np.ones((2, 3)), np.ones(2)
             ),
