@@ -41,10 +41,10 @@ class TestL2Init:
     def test_returns_to_the_start(self):
         model = make_plain_model()
         start = weights_of(model)
-        optimizer = optimizers.L2Init(keras.optimizers.SGD(0.1), strength=1.0)
+        optimizer = optimizers.L2Init(keras.optimizers.SGD(0.1), strength=3.0)
         train(model, optimizer, make_data(24))
         away = weights_of(model)
-        _descend(optimizer, model, steps=100)
+        _descend(optimizer, model, steps=25)
         for key, value in weights_of(model).items():
             np.testing.assert_allclose(value, start[key], atol=1e-4)
             assert np.abs(away[key] - start[key]).max() > 1e-3
@@ -130,14 +130,14 @@ class TestL2Init:
 
 
 class TestParsevalRegularization:
-    @pytest.mark.parametrize("scale", [1.0, 0.25])
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
     def test_leads_to_orthogonal_weights(self, scale):
         model = make_plain_model()
         optimizer = optimizers.ParsevalRegularization(
-            keras.optimizers.SGD(0.02), strength=1.0, scale=scale
+            keras.optimizers.SGD(0.05), strength=1.0, scale=scale
         )
         biases = [to_numpy(layer.bias) for layer in model.layers]
-        _descend(optimizer, model, steps=400)
+        _descend(optimizer, model, steps=100)
         for layer, bias in zip(model.layers, biases):
             np.testing.assert_allclose(
                 _singular_values(layer), np.sqrt(scale), rtol=1e-3
@@ -159,18 +159,18 @@ class TestParsevalRegularization:
 
 
 class TestSpectralRegularization:
-    @pytest.mark.parametrize(("exponent", "target"), [(2.0, 1.0), (4.0, 3.0)])
+    @pytest.mark.parametrize(("exponent", "target"), [(2.0, 1.0), (1.0, 2.0)])
     def test_leads_to_the_target(self, exponent, target):
         model = make_plain_model()
         optimizer = optimizers.SpectralRegularization(
-            keras.optimizers.SGD(0.02), 0.5, exponent, target, num_iterations=30
+            keras.optimizers.SGD(0.1), 0.5, exponent, target
         )
-        _descend(optimizer, model, steps=600)
+        _descend(optimizer, model, steps=60)
         starts = [v for v in optimizer.variables if "start" in v.path]
         for layer, start in zip(model.layers, starts, strict=True):
             # As the iteration sees it: the second singular value is near.
             norm, _ = functional.spectral_norm_and_gradient(
-                layer.kernel.value, start.value, 30
+                layer.kernel.value, start.value
             )
             expected = target ** (1 / exponent)
             np.testing.assert_allclose(to_numpy(norm), expected, rtol=1e-3)
@@ -209,9 +209,9 @@ class TestDecoupledOrthogonality:
         # Adam's steps for gradients of zero are zero.
         model = make_plain_model()
         optimizer = optimizers.DecoupledOrthogonality(
-            keras.optimizers.Adam(0.02), strength=1.0
+            keras.optimizers.Adam(0.05), strength=1.0
         )
-        _descend(optimizer, model, steps=400)
+        _descend(optimizer, model, steps=80)
         for layer in model.layers:
             np.testing.assert_allclose(_singular_values(layer), 1.0, rtol=1e-3)
 
