@@ -126,14 +126,21 @@ class NormalizeAndProject(WeightOptimizer):
                 )
         return chosen
 
+    def before_update(self, weights):
+        if self.period == 1:
+            return None
+        # The number of this update. (What is run where there is an update may
+        # not read the inner optimizer's.)
+        return ops.equal((self.iterations + 1) % self.period, 0)
+
     def after_update(self, weights, gradients, before):
         if self.period == 1:
             self._project(weights)
             return
         backend.run_if(
-            ops.equal(self.iterations % self.period, 0),
+            before,
             lambda: self._project(weights),
-            weights,
+            [*weights, *self.own_variables()],
         )
 
     def _project(self, weights):

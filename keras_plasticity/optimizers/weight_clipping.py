@@ -83,10 +83,13 @@ class WeightClipping(WeightOptimizer):
                 chosen.append(weight)
         return chosen
 
+    def before_update(self, weights):
+        # As of this update, if it is a schedule.
+        return self.now("kappa")
+
     def after_update(self, weights, gradients, before):
-        kappa = self.now("kappa")
         for weight in weights:
-            bound = kappa / math.sqrt(self._fan_in[id(weight)])
+            bound = before / math.sqrt(self._fan_in[id(weight)])
             bound = ops.cast(bound, weight.dtype)
             weight.assign(ops.clip(weight.value, -bound, bound))
 

@@ -161,6 +161,10 @@ class WeightOptimizer(OptimizerWrapper):
     ):
         """Called after an update of the weights.
 
+        It may read and assign `weights` and the optimizer's own variables, and
+        none of the inner optimizer's, such as `iterations`. Schedules depend
+        on that: what `now` says of them is known in `before_update`.
+
         Args:
             weights: List of variables.
             gradients: List of tensors, with which the update was made;

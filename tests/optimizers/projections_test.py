@@ -175,3 +175,53 @@ class TestNormalizeAndProject:
         message = f"`period` must be a positive integer.*period={period}"
         with pytest.raises(ValueError, match=message):
             optimizers.NormalizeAndProject(keras.optimizers.SGD(), period)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: keras.optimizers.SGD(0.01, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.01), initial_scale=2.0
+        ),
+    ],
+    ids=["accumulating", "loss_scale"],
+)
+class TestNotEveryStepIsAnUpdate:
+    def test_bound_by_a_schedule(self, inner):
+        kappa = keras.optimizers.schedules.ExponentialDecay(1.0, 1, 0.1)
+        model = make_plain_model()
+        optimizer = optimizers.WeightClipping(inner(), kappa)
+        x, y = make_data(24)
+        model.compile(optimizer, "mse")
+        updates = 0
+        for step in range(4):
+            model.train_on_batch(x[4 * step :][:4], y[4 * step :][:4])
+            if int(optimizer.iterations) == updates:
+                continue
+            for layer in model.layers:
+                bound = 0.1**updates / np.sqrt(layer.kernel.shape[0])
+                largest = np.abs(to_numpy(layer.kernel)).max()
+                np.testing.assert_allclose(largest, bound, rtol=1e-5)
+            updates += 1
+        assert updates in (2, 4)
+
+    def test_projection_now_and_then(self, inner):
+        model = _normalized_model()
+        optimizer = optimizers.NormalizeAndProject(inner(), period=2)
+        kernel = model.get_layer("hidden").kernel
+        start = np.linalg.norm(to_numpy(kernel))
+        model.compile(optimizer, "mse")
+        x, y = make_data(48)
+        before = 0
+        for step in range(12):
+            model.train_on_batch(x[4 * step :][:4], y[4 * step :][:4])
+            number = int(optimizer.iterations)
+            if number == before:
+                continue
+            before = number
+            is_kept = np.isclose(
+                np.linalg.norm(to_numpy(kernel)), start, rtol=3e-7
+            )
+            assert is_kept == (number % 2 == 0), number
+        assert number in (6, 12)
