@@ -112,7 +112,7 @@ def build_model(image_shape, method, seed):
             )
     layers.append(
         method.layers.Dense(
-            NUM_CLASSES, kernel_initializer=initializer(), name="head"
+            NUM_CLASSES, kernel_initializer=initializer(), name="output"
         )
     )
     model = keras.Sequential(layers)
@@ -208,7 +208,7 @@ def run(flag_values):
         num_tasks=flag_values.num_tasks,
         batch_size=flag_values.batch_size,
         epochs=flag_values.epochs,
-        task_callbacks=[callbacks.ZeroWeights(["head"])],
+        task_callbacks=[callbacks.ZeroWeights(["output"])],
     )
 
 

@@ -290,6 +290,16 @@ def check_tensors(**tensors: Any) -> list[Tensor]:
     return result
 
 
+def check_scalar(name: str, value: Any) -> Any:
+    """Checks that an argument, a number or a tensor, is one number."""
+    if shape_of(value):
+        raise ValueError(
+            f"`{name}` must be one number. Received: "
+            f"{name}.shape={shape_of(value)}"
+        )
+    return value
+
+
 def check_integer_tensor(name: str, value: Any) -> Tensor:
     """Checks that an argument is a tensor of integers."""
     if isinstance(value, keras.Variable):

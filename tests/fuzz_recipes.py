@@ -264,6 +264,7 @@ def _formula(name, words=None, **arguments):
 
 
 _UNITS = _tensor(0.5, 2.0, 1.0)
+_MATRIX = _tensor([0.5, 2.0, 1.0], [0.0, 1.0, -1.0])
 
 _formula("adaptation", incoming_magnitude=_UNITS)
 _formula(
@@ -280,7 +281,9 @@ _formula(
 )
 _formula("contribution", activation_magnitude=_UNITS, outgoing_magnitude=_UNITS)
 _formula("count_digits", replacement_rate=_is(1e-4), units=_is(100))
+_formula("distance_gradient", difference=_UNITS, distance=_is("huber"))
 _formula("dormancy_score", activation_magnitude=_UNITS)
+_formula("joint_norm", tensors=lambda: [_UNITS(), _MATRIX()])
 _formula(
     "least_useful_unit",
     utility=_UNITS,
@@ -305,7 +308,17 @@ _formula(
     outgoing_magnitude=_UNITS,
     incoming_magnitude=_UNITS,
 )
+_formula("orthogonality_gradient", matrix=_MATRIX, scale=_is(0.5))
+_formula(
+    "project_to_norm", tensors=lambda: [_UNITS(), _MATRIX()], norm=_is(2.0)
+)
 _formula("running_mean", mean=_UNITS, value=_UNITS, step_size=_UNITS)
+_formula(
+    "spectral_norm_and_gradient",
+    matrix=_MATRIX,
+    start=_UNITS,
+    num_iterations=_is(3),
+)
 _formula("step_size", age=_tensor(1.0, 2.0, 3.0), decay_rate=_is(0.9))
 _formula("weight_magnitude", outgoing_magnitude=_UNITS)
 
@@ -420,7 +433,25 @@ _optimizer(
     reset_optimizer_state=True,
     seed=0,
 )
+_optimizer(
+    "DecoupledOrthogonality", strength=0.1, step_size=0.01, exclude=("layer_2",)
+)
 _optimizer("L2", l2=1e-3)
+_optimizer("L2Init", strength=0.1, distance="l1", exclude=("bias",))
+_optimizer("NormalizeAndProject", period=2, exclude=("layer_2",))
+_optimizer(
+    "ParsevalRegularization", strength=0.1, scale=0.5, exclude=("layer_2",)
+)
+_optimizer(
+    "SpectralRegularization",
+    strength=0.1,
+    exponent=2.0,
+    target=1.0,
+    num_iterations=3,
+    exclude=("layer_2",),
+)
+_optimizer("WeightClipping", kappa=1.0, exclude=("layer_2",))
+_optimizer("WeightOptimizer", exclude=("layer_2",))
 _optimizer("OptimizerWrapper", use=_build_optimizer)
 _optimizer(
     "ReDo",
@@ -1043,6 +1074,12 @@ NOT_FUZZED = {
     "optimizers.UnitResetOptimizer.room": _HOOK,
     "optimizers.UnitResetOptimizer.replace_due": _HOOK,
     "optimizers.UnitResetOptimizer.update_statistics": _HOOK,
+    "optimizers.WeightOptimizer.acts_on": _HOOK,
+    "optimizers.WeightOptimizer.add_state": _HOOK,
+    "optimizers.WeightOptimizer.after_update": _HOOK,
+    "optimizers.WeightOptimizer.before_update": _HOOK,
+    "optimizers.WeightOptimizer.change_gradients": _HOOK,
+    "optimizers.WeightOptimizer.choose": _HOOK,
     "streams.Stream": "a protocol",
     "streams.Stream.task": "a protocol",
     "training.AppendOnly": "a list",

@@ -10,6 +10,19 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.effective_rank import (
     effective_rank as effective_rank,
 )
+from keras_plasticity.functional.penalties import (
+    distance_gradient as distance_gradient,
+)
+from keras_plasticity.functional.penalties import (
+    orthogonality_gradient as orthogonality_gradient,
+)
+from keras_plasticity.functional.penalties import (
+    spectral_norm_and_gradient as spectral_norm_and_gradient,
+)
+from keras_plasticity.functional.projections import joint_norm as joint_norm
+from keras_plasticity.functional.projections import (
+    project_to_norm as project_to_norm,
+)
 from keras_plasticity.functional.replacement import (
     advance_count as advance_count,
 )
@@ -40,14 +53,19 @@ __all__ = [
     "age_quantile",
     "contribution",
     "count_digits",
+    "distance_gradient",
     "dormancy_score",
     "effective_rank",
+    "joint_norm",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",
     "num_age_bins",
+    "orthogonality_gradient",
     "overall",
+    "project_to_norm",
     "running_mean",
+    "spectral_norm_and_gradient",
     "step_size",
     "weight_magnitude",
 ]

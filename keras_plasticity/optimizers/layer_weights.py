@@ -6,11 +6,15 @@ path, of which only the last part differs: `"sequential/dense/kernel"`.
 
 import math
 
+import keras
 from keras import ops
 
 _BIAS = "bias"
-# The scale of a normalization layer.
+# The scale and the offset of a normalization layer.
 _GAINS = ("gamma", "scale")
+_OFFSET = "beta"
+# Weights that may have several axes, and connect no inputs with units.
+_NO_KERNELS = ("embeddings", "alpha", *_GAINS, _OFFSET)
 
 
 def is_kernel(variable):
@@ -18,9 +22,14 @@ def is_kernel(variable):
 
     As Keras' initializers see it, the last axis counts units, and all others
     together count what a unit reads. An embedding, of which a row is no unit's
-    input but one of many, is no kernel.
+    input but one of many, is no kernel, and neither is what normalization
+    layers and `PReLU` multiply by, nor the bias of several heads.
     """
-    return len(variable.shape) > 1 and variable.name != "embeddings"
+    return (
+        len(variable.shape) > 1
+        and variable.name not in _NO_KERNELS
+        and not is_bias(variable)
+    )
 
 
 def is_bias(variable):
@@ -30,7 +39,17 @@ def is_bias(variable):
 
 def is_gain(variable):
     """Whether a weight is the scale of a normalization layer."""
-    return variable.name in _GAINS and len(variable.shape) == 1
+    return variable.name in _GAINS
+
+
+def is_offset(variable):
+    """Whether a weight is the offset of a normalization layer."""
+    return variable.name == _OFFSET
+
+
+def is_embedding(variable):
+    """Whether a weight holds a vector for each of many tokens."""
+    return variable.name == "embeddings"
 
 
 def num_inputs(kernel):
@@ -46,6 +65,15 @@ def num_outputs(kernel):
 def as_matrix(tensor):
     """A kernel, or what has its shape, as `(inputs, units)`."""
     return ops.reshape(tensor, (-1, tensor.shape[-1]))
+
+
+def precise(tensor):
+    """A tensor with which sums of many products can be computed: float32.
+
+    Or float64, if that is its dtype.
+    """
+    dtype = keras.backend.result_type(tensor.dtype, "float32")
+    return ops.cast(tensor, dtype)
 
 
 def by_layer(variables):

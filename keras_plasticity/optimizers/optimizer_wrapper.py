@@ -63,7 +63,7 @@ class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
 
     ```python
     @keras.saving.register_keras_serializable(package="my_package")
-    class L2Init(keras_plasticity.optimizers.OptimizerWrapper):
+    class PullBack(keras_plasticity.optimizers.OptimizerWrapper):
         # Pulls all weights towards their initial values.
 
         def __init__(self, inner_optimizer, strength=1e-3, **kwargs):

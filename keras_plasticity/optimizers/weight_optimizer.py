@@ -104,6 +104,20 @@ class WeightOptimizer(OptimizerWrapper):
         """
         return True
 
+    def choose(self, weights: list[keras.Variable]) -> list[keras.Variable]:
+        """The weights that the method acts on, if the user excludes none.
+
+        To be overridden where that depends on the other weights of a layer,
+        else `acts_on`.
+
+        Args:
+            weights: List of the variables of the model that are weights.
+
+        Returns:
+            List of some of them. Defaults to those that `acts_on` accepts.
+        """
+        return [variable for variable in weights if self.acts_on(variable)]
+
     def add_state(self, weights: list[keras.Variable]):
         """Adds the method's variables.
 
@@ -146,6 +160,10 @@ class WeightOptimizer(OptimizerWrapper):
         before: Any,
     ):
         """Called after an update of the weights.
+
+        It may read and assign `weights` and the optimizer's own variables, and
+        none of the inner optimizer's, such as `iterations`. Schedules depend
+        on that: what `now` says of them is known in `before_update`.
 
         Args:
             weights: List of variables.
@@ -190,9 +208,8 @@ class WeightOptimizer(OptimizerWrapper):
                 )
         chosen = [
             variable
-            for variable in weights
-            if self.acts_on(variable)
-            and not any(part in variable.path for part in self.exclude)
+            for variable in self.choose(weights)
+            if not any(part in variable.path for part in self.exclude)
         ]
         if not chosen:
             raise ValueError(

@@ -96,7 +96,7 @@ def test_the_head_is_zero_when_a_task_begins(
         heads = []
 
         def on_task_begin(self, task, x, y):
-            head = self.trainer.model(0).get_layer("head")
+            head = self.trainer.model(0).get_layer("output")
             self.heads += [to_numpy(head.kernel), to_numpy(head.bias)]
 
     class Trainer(training.OnlineTrainer):

@@ -271,6 +271,32 @@ def test_weight_decay_is_the_decoupled_one():
     assert isinstance(method.optimizer(0, "he_uniform"), keras.optimizers.Adam)
 
 
+def test_normalize_and_project_normalizes_and_leaves_the_output_free(trainer):
+    flag_values = parse(
+        trainer, "--method=normalize_and_project", "--projection_period=3"
+    )
+    [method] = experiments.choose_methods(flag_values, {}, [])
+    model = trainer.build_model(flag_values, method, 0)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds == ["Dense", "LayerNormalization", "Activation", "Dense"]
+    assert model.optimizer.period == 3
+    start = [to_numpy(v) for v in model.trainable_variables]
+    model.fit(np.ones((24, 20)), np.ones((24, 1)), batch_size=8, verbose=0)
+    for variable, before in zip(model.trainable_variables, start):
+        if variable.name == "kernel":
+            norms = np.linalg.norm(to_numpy(variable)), np.linalg.norm(before)
+            is_kept = np.isclose(*norms, rtol=1e-5)
+            assert is_kept == ("output" not in variable.path)
+
+
+def test_adamo_is_adam_inside():
+    [method] = choose("--method=adamo", "--orthogonality_strength=0.5")
+    optimizer = method.optimizer(0, "he_uniform")
+    assert optimizer.strength == 0.5
+    assert isinstance(optimizer.inner_optimizer, keras.optimizers.Adam)
+    assert optimizer.inner_optimizer.epsilon == 1e-8
+
+
 def test_new_networks_of_tasks_are_of_the_learner_s_seed(trainer):
     flag_values = parse(trainer, "--method=shrink_and_perturb_tasks")
     [method] = experiments.choose_methods(flag_values, {}, [])

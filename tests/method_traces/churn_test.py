@@ -75,5 +75,5 @@ def test_c_chain():
         if (9950 + step + 1) % 20 == 0:
             target = values_of_weights()
         if step + 1 in snapshots:
-            trace.compare_weights(1e-4, snapshots.index(step + 1))
-    trace.compare_weights(1e-4)
+            trace.compare_weights(snapshots.index(step + 1))
+    trace.compare_weights()

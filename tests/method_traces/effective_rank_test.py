@@ -20,4 +20,4 @@ def test_l2_er():
         rank_learning_rate=0.02,
         period=5,
     )
-    trace.train(optimizer, atol=2e-5)
+    trace.train(optimizer)

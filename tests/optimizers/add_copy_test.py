@@ -125,8 +125,8 @@ def test_slot_returns_to_its_own_beginning(name):
 
 
 def test_copy_starts_again_as_the_new_weights():
-    L2Init = docstring_example(OptimizerWrapper)["L2Init"]
-    wrapper = L2Init(keras.optimizers.SGD(0.1), strength=0.1)
+    PullBack = docstring_example(OptimizerWrapper)["PullBack"]
+    wrapper = PullBack(keras.optimizers.SGD(0.1), strength=0.1)
     model, unit = _replace_one_unit(wrapper)
     start = make_model(_DIMS)
     pairs = zip(_entries(model, unit), _entries(start, unit))
@@ -141,9 +141,9 @@ def test_copy_starts_again_as_the_new_weights():
 
 def test_copy_is_of_its_own():
     # What trains the weight must leave the copy.
-    L2Init = docstring_example(OptimizerWrapper)["L2Init"]
+    PullBack = docstring_example(OptimizerWrapper)["PullBack"]
     model = make_model(_DIMS, layer=keras.layers.Dense)
-    wrapper = L2Init(keras.optimizers.SGD(0.1))
+    wrapper = PullBack(keras.optimizers.SGD(0.1))
     start = [to_numpy(v) for v in model.trainable_variables]
     model.compile(wrapper, "mse")
     for _ in range(2):  # On JAX, the arrays of the first are given away.

@@ -19,13 +19,19 @@ import keras_plasticity
 from keras_plasticity.optimizers import L2
 from keras_plasticity.optimizers import ChurnRegularization
 from keras_plasticity.optimizers import ContinualBackprop
+from keras_plasticity.optimizers import DecoupledOrthogonality
 from keras_plasticity.optimizers import EffectiveRank
+from keras_plasticity.optimizers import L2Init
+from keras_plasticity.optimizers import NormalizeAndProject
 from keras_plasticity.optimizers import OptimizerWrapper
+from keras_plasticity.optimizers import ParsevalRegularization
 from keras_plasticity.optimizers import ReDo
 from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
+from keras_plasticity.optimizers import SpectralRegularization
 from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.optimizers import WeightClipping
 from keras_plasticity.optimizers import WeightOptimizer
 from keras_plasticity.training import OnlineTrainer
 from tests.gradients import compiled_step
@@ -191,13 +197,61 @@ ROWS = [
         },
         num_recent=16,
     ),
+    Row(
+        "L2Init",
+        L2Init,
+        {"strength": 0.1},
+        {"strength": 0},
+        {"strength": 0.5, "distance": "huber", "exclude": ["bias"]},
+    ),
+    Row(
+        "ParsevalRegularization",
+        ParsevalRegularization,
+        {"strength": 0.01},
+        {"strength": 0},
+        {"strength": 0.5, "scale": 2.0, "exclude": ["layer_2"]},
+    ),
+    Row(
+        "SpectralRegularization",
+        SpectralRegularization,
+        {"strength": 0.01},
+        {"strength": 0},
+        {
+            "strength": 0.5,
+            "exponent": 3.0,
+            "target": 2.0,
+            "num_iterations": 4,
+            "exclude": ["layer_2"],
+        },
+    ),
+    Row(
+        "DecoupledOrthogonality",
+        DecoupledOrthogonality,
+        {"strength": 0.1},
+        {"strength": 0},
+        {"strength": 0.5, "step_size": 0.25, "exclude": ["layer_2"]},
+    ),
+    Row(
+        "WeightClipping",
+        WeightClipping,
+        {"kappa": 1.5},
+        {"kappa": 1e9},
+        {"kappa": 3.0, "exclude": ["layer_2"]},
+    ),
+    Row(
+        "NormalizeAndProject",
+        NormalizeAndProject,
+        {"period": 2},
+        {"period": 10**6},
+        {"period": 7, "exclude": ["layer_2"]},
+    ),
     # Noise, clipping and gates of single weights.
     # Resets of units, or of parts of them.
     # Other optimizers.
     # Methods of a user's own, as the base classes' docstrings have them.
     Row(
-        "L2Init",
-        docstring_example(OptimizerWrapper)["L2Init"],
+        "PullBack",
+        docstring_example(OptimizerWrapper)["PullBack"],
         {"strength": 0.1},
         {"strength": 0.0},
         {"strength": 0.5},
@@ -959,7 +1013,7 @@ def test_other_seed_other_run(row):
 # Loops.
 
 
-@rows("ContinualBackprop", *(["L2Init"] if _BACKEND == "tensorflow" else []))
+@rows("ContinualBackprop", *(["PullBack"] if _BACKEND == "tensorflow" else []))
 def test_run_eagerly(row):
     if _BACKEND == "torch":
         pytest.skip("PyTorch compiles nothing.")

@@ -14,8 +14,8 @@ def sgd(settings: Settings) -> keras.optimizers.Optimizer:
     )
 
 
-def _adam(settings):
-    # As PyTorch; Keras has 1e-7.
+def adam(settings: Settings) -> keras.optimizers.Optimizer:
+    """Adam as in PyTorch, with its epsilon: Keras has 1e-7."""
     return keras.optimizers.Adam(settings["learning_rate"], epsilon=1e-8)
 
 
@@ -36,7 +36,7 @@ PARTS = (
         "Adam",
         "`keras.optimizers.Adam`",
         omits=("momentum",),
-        optimizer=_adam,
+        optimizer=adam,
     ),
     Part(
         "weight_decay",

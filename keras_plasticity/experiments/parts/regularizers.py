@@ -1,6 +1,7 @@
-"""Parts that add a penalty to the loss."""
+"""Parts that add a penalty to the loss, or take steps along its gradient."""
 
 from keras_plasticity import optimizers
+from keras_plasticity.experiments.parts.base_optimizers import adam
 from keras_plasticity.experiments.parts.part import Flag
 from keras_plasticity.experiments.parts.part import Part
 
@@ -12,6 +13,34 @@ def _add_l2(optimizer, settings, seed, initializer):
     return optimizers.L2(optimizer, settings["l2"])
 
 
+def _l2_init(optimizer, settings, seed, initializer):
+    return optimizers.L2Init(
+        optimizer, settings["l2_init_strength"], settings["l2_init_distance"]
+    )
+
+
+def _parseval(optimizer, settings, seed, initializer):
+    return optimizers.ParsevalRegularization(
+        optimizer, settings["parseval_strength"], settings["parseval_scale"]
+    )
+
+
+def _spectral(optimizer, settings, seed, initializer):
+    return optimizers.SpectralRegularization(
+        optimizer,
+        strength=settings["spectral_strength"],
+        exponent=settings["spectral_exponent"],
+        target=settings["spectral_target"],
+        num_iterations=settings["spectral_iterations"],
+    )
+
+
+def _decoupled_orthogonality(optimizer, settings, seed, initializer):
+    return optimizers.DecoupledOrthogonality(
+        optimizer, settings["orthogonality_strength"]
+    )
+
+
 PARTS = (
     Part(
         "l2",
@@ -20,5 +49,85 @@ PARTS = (
         flags=(L2,),
         excludes=("weight_decay",),
         wrap=_add_l2,
+    ),
+    Part(
+        "l2_init",
+        "a pull towards the initial weights "
+        "([Kumar et al.](https://arxiv.org/abs/2308.11958))",
+        "`optimizers.L2Init`",
+        flags=(
+            Flag("l2_init_strength", "weight of the penalty", 0.01, "[0, inf)"),
+            Flag(
+                "l2_init_distance",
+                "half the square, the absolute value or Huber's function",
+                "l2",
+                choices=("l2", "l1", "huber"),
+            ),
+        ),
+        excludes=("weight_decay", "l2"),
+        wrap=_l2_init,
+    ),
+    Part(
+        "parseval",
+        "a penalty on weights of units that are not orthogonal "
+        "([Chung et al.](https://arxiv.org/abs/2412.07224))",
+        "`optimizers.ParsevalRegularization`",
+        flags=(
+            Flag(
+                "parseval_strength", "weight of the penalty", 0.001, "[0, inf)"
+            ),
+            Flag(
+                "parseval_scale",
+                "squared length that a unit's weights are to have",
+                1.0,
+                "(0, inf)",
+            ),
+        ),
+        wrap=_parseval,
+    ),
+    Part(
+        "spectral",
+        "a penalty on the largest singular values "
+        "([Lewandowski et al.](https://arxiv.org/abs/2406.06811))",
+        "`optimizers.SpectralRegularization`",
+        flags=(
+            Flag(
+                "spectral_strength", "weight of the penalty", 0.001, "[0, inf)"
+            ),
+            Flag(
+                "spectral_exponent",
+                "power of the singular value that is pulled to the target",
+                2.0,
+                "[1, inf)",
+            ),
+            Flag("spectral_target", "where it is pulled", 1.0, "[0, inf)"),
+            Flag(
+                "spectral_iterations",
+                "power iterations in each update",
+                10,
+                "[1, inf)",
+                type=int,
+            ),
+        ),
+        excludes=("parseval",),
+        wrap=_spectral,
+    ),
+    Part(
+        "adamo",
+        "Adam, and a step towards orthogonal kernels after its own "
+        "([AdamO](https://arxiv.org/abs/2606.09762))",
+        "`optimizers.DecoupledOrthogonality`",
+        flags=(
+            Flag(
+                "orthogonality_strength",
+                "weight of the penalty that the step descends",
+                0.001,
+                "[0, inf)",
+            ),
+        ),
+        omits=("momentum",),
+        excludes=("parseval", "spectral"),
+        optimizer=adam,
+        wrap=_decoupled_orthogonality,
     ),
 )

@@ -1,5 +1,7 @@
 """Parts that change weights after each step."""
 
+import keras
+
 from keras_plasticity import optimizers
 from keras_plasticity.experiments.parts.part import Flag
 from keras_plasticity.experiments.parts.part import Part
@@ -24,6 +26,16 @@ def _shrink_and_perturb_by_initializer(optimizer, settings, seed, initializer):
         settings["perturb"],
         initializer,
         seed=seed,
+    )
+
+
+def _weight_clipping(optimizer, settings, seed, initializer):
+    return optimizers.WeightClipping(optimizer, settings["clipping_kappa"])
+
+
+def _normalize_and_project(optimizer, settings, seed, initializer):
+    return optimizers.NormalizeAndProject(
+        optimizer, settings["projection_period"], exclude=["output"]
     )
 
 
@@ -52,5 +64,38 @@ PARTS = (
         flags=(SHRINK, PERTURB),
         excludes=("weight_decay", "l2", "shrink_and_perturb"),
         wrap=_shrink_and_perturb_by_initializer,
+    ),
+    Part(
+        "weight_clipping",
+        "weights clipped to `kappa / sqrt(fan_in)` "
+        "([Elsayed et al.](https://arxiv.org/abs/2407.01704))",
+        "`optimizers.WeightClipping`",
+        flags=(
+            Flag(
+                "clipping_kappa",
+                "largest weight, times the root of the number of inputs",
+                1.0,
+                "(0, inf)",
+            ),
+        ),
+        wrap=_weight_clipping,
+    ),
+    Part(
+        "normalize_and_project",
+        "layer normalization, and kernels that keep their initial norm "
+        "([Lyle et al.](https://arxiv.org/abs/2407.01800))",
+        "`optimizers.NormalizeAndProject`",
+        flags=(
+            Flag(
+                "projection_period",
+                "updates between two projections",
+                1,
+                "[1, inf)",
+                type=int,
+            ),
+        ),
+        excludes=("weight_clipping",),
+        normalization=lambda settings: keras.layers.LayerNormalization(),
+        wrap=_normalize_and_project,
     ),
 )
