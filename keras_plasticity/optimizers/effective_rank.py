@@ -136,19 +136,15 @@ class EffectiveRank(ReplayOptimizer):
             iterations = ops.convert_to_tensor(self.iterations)
             period = ops.cast(self.now("period"), iterations.dtype)
             is_due = ops.logical_and(is_due, ops.equal(iterations % period, 0))
+            # Not within: a schedule reads what the inner optimizer counts.
+            step_size = self.now("rank_learning_rate")
             backend.run_if(
                 is_due,
-                lambda: self._raise_rank(weights),
-                [
-                    *weights,
-                    *self.replay.carriers,
-                    *self.hyperparameter_variables(),
-                    self.iterations,
-                ],
+                lambda: self._raise_rank(weights, step_size),
+                [*weights, *self.replay.carriers],
             )
 
-    def _raise_rank(self, weights):
-        step_size = self.now("rank_learning_rate")
+    def _raise_rank(self, weights, step_size):
         # Not within the function: on JAX it knows of the weights only.
         examples, mask = self.replay.recent_examples()
         for _ in range(self.steps):

@@ -147,15 +147,22 @@ class _PerturbingOptimizer(OptimizerWrapper):
         if self.always_updates:
             self.apply_inner(grads, variables)
             with backend.no_gradient():
-                self._change_weights(weights)
+                self._change_weights(weights, *self._factors())
             return
         is_update = self.apply_inner_and_tell(grads, variables)
         with backend.no_gradient():
+            # Not within: a schedule reads what the inner optimizer counts.
+            factors = self._factors()
             backend.run_if(
                 is_update,
-                lambda: self._change_weights(weights),
+                lambda: self._change_weights(weights, *factors),
                 weights + self._noise_variables(),
             )
+
+    def _factors(self):
+        """What weights and noise are multiplied by; `None` for no shrinking."""
+        shrink = None if self._shrink is None else self.now(self._shrink)
+        return shrink, self.now(self._perturb)
 
     def _noise_variables(self):
         result = [self._seed_generator.state, *self.hyperparameter_variables()]
@@ -163,9 +170,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
             result += [self._table, self._signs, self._position, self._sign]
         return result
 
-    def _change_weights(self, weights):
-        shrink = None if self._shrink is None else self.now(self._shrink)
-        scale = self.now(self._perturb)
+    def _change_weights(self, weights, shrink, scale):
         position = None
         if self._table is not None:
             position = ops.convert_to_tensor(self._position)

@@ -254,7 +254,7 @@ class WeightOptimizer(OptimizerWrapper):
             backend.run_if(
                 is_update,
                 lambda: self.after_update(weights, gradients, before),
-                [*weights, *self.own_variables(), self.iterations],
+                [*weights, *self.own_variables()],
             )
             for accumulator in self._accumulators.values():
                 value = ops.convert_to_tensor(accumulator)

@@ -434,3 +434,26 @@ class TestBadInput:
             ShrinkAndPerturbByInitializer(
                 keras.optimizers.SGD(), initializer=initializer
             )
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_noise_by_a_schedule(accumulates):
+    """It counts updates, also where not every step makes one."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [1], [0.0, 1.0]
+    )
+    inner = keras.optimizers.SGD(
+        0.0, gradient_accumulation_steps=2 if accumulates else None
+    )
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    optimizer = ShrinkAndPerturb(inner, l2=0.0, noise_stddev=schedule, seed=0)
+    model.compile(optimizer, "mse")
+    start = to_numpy(model.layers[0].kernel)
+    changed = []
+    for _ in range(8):
+        model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))
+        changed.append(np.any(to_numpy(model.layers[0].kernel) != start))
+    # `iterations` is 1 already, after the first update, and 2 in the second.
+    first = changed.index(True)
+    assert first == (3 if accumulates else 1)
+    assert all(changed[first:])
