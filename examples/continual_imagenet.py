@@ -90,7 +90,7 @@ def build_model(image_shape, method, seed):
     """The paper's network, with the initial weights of PyTorch."""
     rng = np.random.default_rng(derived_seed(seed, "initial weights"))
     initializer = functools.partial(experiments.pytorch_initializer, rng)
-    layers = [keras.Input(image_shape)]
+    layers = [keras.Input(image_shape), *method.input_layers()]
     if method.has_hidden_layers:
         for number, (filters, size) in enumerate(CONVOLUTIONS, start=1):
             layers += method.hidden(

@@ -143,7 +143,11 @@ def is_unit_parameter_layer(operation):
     """Whether a layer between units and consumer has parameters per unit."""
     if isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
-    return type(operation) in _NORMALIZATIONS + (keras.layers.PReLU,)
+    return type(operation) in (
+        *_NORMALIZATIONS,
+        keras.layers.PReLU,
+        layers.AdaLin,
+    )
 
 
 def unit_parameters(operation, units, rank):
@@ -166,6 +170,10 @@ def unit_parameters(operation, units, rank):
         if operation.alpha.shape[axis] != len(units.unit):
             return []  # One slope for all units.
         return [(operation.alpha, operation.alpha_initializer, axis)]
+    if isinstance(operation, layers.AdaLin):
+        if operation.axis % rank != units.axis:
+            return []  # One slope for all units.
+        return [(operation.alpha, operation.alpha_initializer, 0)]
     ones = keras.initializers.Ones()
     zeros = keras.initializers.Zeros()
     result = []
@@ -344,6 +352,25 @@ def _concatenate(call, units):
     return _merge(call, units)
 
 
+def _concatenated_activation(call, units):
+    """Two activations of the same features, side by side."""
+    (value,) = units
+    (output,) = call.outputs
+    each = units[value]
+    if call.operation.axis % len(value.shape) != each.axis:
+        return {output: each}  # Twice as many positions.
+    return {output: Units(each.axis, np.tile(each.unit, 2))}
+
+
+def _moments_of_the_past(call, units):
+    raise Refusal(
+        f"{describe(call.operation)} normalizes by the moments of all "
+        "examples seen so far, which a new unit would take over from the old "
+        "one. It is meant for the inputs of a model; for hidden units use "
+        "`keras_plasticity.layers.OnlineNormalization`"
+    )
+
+
 def _merge(call, units):
     """Several inputs are merged element by element: a sum, a maximum.
 
@@ -463,7 +490,8 @@ _LAYER_RULES = {
             "ReLU",
             "Rescaling",
         )
-        + _for_dimensions("SpatialDropout"),
+        + _for_dimensions("SpatialDropout")
+        + [layers.AdaLin, layers.Rational, layers.SmoothLeaky],
         _elementwise,
     ),
     keras.layers.Activation: _activation,
@@ -484,6 +512,11 @@ _LAYER_RULES = {
         _layers("Flatten", "Permute", "RepeatVector", "Reshape"), _movement
     ),
     keras.layers.Concatenate: _concatenate,
+    **dict.fromkeys(
+        [layers.ConcatenatedELU, layers.CReLU, layers.DeepFourier],
+        _concatenated_activation,
+    ),
+    layers.InputNormalization: _moments_of_the_past,
     **dict.fromkeys(
         _layers("Add", "Average", "Maximum", "Minimum", "Subtract"), _merge
     ),

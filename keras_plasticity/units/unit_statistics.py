@@ -47,7 +47,9 @@ class UnitStatistics(keras.layers.Layer):
     - `activation_sum`, `magnitude_sum`: of `h` and of `|h|`;
     - `deviation_sum`: of `|h - c|`, where `c` is the centre, see below;
     - `firing_sum`: of whether the unit behind the feature fires, which is
-        where its pre-activation is positive.
+        where its pre-activation is positive. Where a unit has two features
+        with activations of their own (`keras_plasticity.layers.CReLU`), each
+        is looked at alone, and fires where it is positive.
 
     And `count`, shape `(2,)`: the number of examples, and of calls of the
     layer. These weights only carry sums from the backward pass to the
