@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_plasticity import validation
@@ -36,6 +37,9 @@ class ConcatenatedActivation(keras.layers.Layer):
             Tuple of two tensors of the shape of `x`.
         """
         raise NotImplementedError
+
+    def build(self, input_shape):
+        axes.resolve(self.axis, input_shape)
 
     def call(self, inputs):
         return ops.concatenate(self.activate(inputs), axis=self.axis)
@@ -501,7 +505,8 @@ class Rational(keras.layers.Layer):
 
     def _add_coefficients(self, name, values):
         def initializer(shape, dtype=None):
-            return ops.convert_to_tensor(values, dtype=dtype)
+            # An array: of a list, backends make float32 first.
+            return ops.convert_to_tensor(np.array(values, "float64"), dtype)
 
         return self.add_weight(
             name=name,
@@ -511,7 +516,8 @@ class Rational(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        is_half = self.compute_dtype in ("float16", "bfloat16")
+        dtype = "float32" if is_half else self.compute_dtype
         x = ops.cast(inputs, dtype)
         numerator = ops.unstack(ops.cast(self.numerator, dtype))
         denominator = ops.unstack(ops.cast(self.denominator, dtype))

@@ -394,6 +394,54 @@ _ELEMENTWISE = [
         shape=_SEQUENCE,
         parameters=("slope",),
     ),
+    *(
+        _after_dense(
+            kind.__name__,
+            lambda kind=kind: [kind()],
+            shape=_SEQUENCE,
+        )
+        for kind in (
+            layers.ConcatenatedELU,
+            layers.CReLU,
+            layers.DeepFourier,
+            layers.Rational,
+            layers.SmoothLeaky,
+        )
+    ),
+    _after_dense(
+        "CReLU_of_another_axis",
+        lambda: [layers.CReLU(axis=1), keras.layers.Flatten()],
+        shape=_SEQUENCE,
+    ),
+    _after_dense(
+        "CReLU-BatchNormalization",
+        lambda: [
+            layers.CReLU(),
+            keras.layers.BatchNormalization(name="norm"),
+        ],
+        parameters=("norm",),
+    ),
+    _after_dense("CReLU-CReLU", lambda: [layers.CReLU(), layers.DeepFourier()]),
+    _after_dense(
+        "AdaLin",
+        lambda: [layers.AdaLin(name="slope")],
+        shape=_SEQUENCE,
+        parameters=("slope",),
+    ),
+    _after_dense(
+        "AdaLin_of_another_axis",
+        lambda: [layers.AdaLin(axis=1)],
+        shape=_SEQUENCE,
+    ),
+    _after_dense(
+        "TimeDistributed_AdaLin",
+        lambda: [
+            keras.layers.TimeDistributed(layers.AdaLin(), name="slope"),
+            keras.layers.TimeDistributed(layers.SmoothLeaky()),
+        ],
+        shape=_SEQUENCE,
+        parameters=("slope",),
+    ),
     _after_dense(
         "Identity_and_the_like",
         lambda: [
@@ -538,6 +586,29 @@ _NORMALIZATIONS = [
             )
         ],
         parameters=("slope",),
+    ),
+    *_after_conv(
+        "AdaLin",
+        lambda f: [
+            layers.AdaLin(axis=1 if f == "channels_first" else -1, name="slope")
+        ],
+        parameters=("slope",),
+    ),
+    *_after_conv(
+        "CReLU-SmoothLeaky-Rational",
+        lambda f: [
+            layers.CReLU(axis=1 if f == "channels_first" else -1),
+            layers.SmoothLeaky(),
+            layers.Rational(),
+        ],
+    ),
+    *_images(
+        "conv2d-CReLU-Flatten",
+        2,
+        lambda f: [
+            Conv2D(4, 2, data_format=f, name="producer"),
+            layers.CReLU(axis=1 if f == "channels_first" else -1),
+        ],
     ),
 ]
 
