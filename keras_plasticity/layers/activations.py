@@ -75,8 +75,10 @@ class CReLU(ConcatenatedActivation):
 
     Units in front of it can be replaced: both features belong to the unit, as
     with a `keras.layers.Concatenate` of two activations, which is followed in
-    the same way. All that an optimizer observes of a unit is the mean over
-    both. For `keras_plasticity.optimizers.SelfNormalizedResets` a unit fires
+    the same way. What an optimizer observes of a unit is the mean over both,
+    and so is the mean activation of which mean-corrected utilities, and
+    `transfer_mean` of `keras_plasticity.optimizers.ContinualBackprop`, take the
+    deviation: a unit that never changes still counts for something. For `keras_plasticity.optimizers.SelfNormalizedResets` a unit fires
     where one of the two is active, which is almost always, so that optimizer
     has nothing to replace here. Diagnostics count the features, one by one: a
     unit of one sign has one dead feature.
@@ -174,8 +176,9 @@ class DeepFourier(ConcatenatedActivation):
     of spectral norms. For about equal size it halves the number of units; the
     trainers of this library keep the width.
 
-    Units in front of it can be replaced: both features belong to the unit, and
-    all that an optimizer observes of a unit is the mean over both. For
+    Units in front of it can be replaced as with
+    `keras_plasticity.layers.CReLU`: both features belong to the unit, of which
+    optimizers observe the mean over both. For
     `keras_plasticity.optimizers.SelfNormalizedResets` a unit fires where one
     of them is positive, which says little of a periodic function.
 

@@ -15,6 +15,7 @@ from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.training import OnlineTrainer
 from tests.gradients import loss_and_gradients
+from tests.helpers import mostly_on_torch
 from tests.helpers import observed_means
 from tests.helpers import to_numpy
 
@@ -302,7 +303,7 @@ def continual(rate=0.1, **kwargs):
     )
 
 
-@pytest.mark.parametrize("name", _ALL)
+@pytest.mark.parametrize("name", mostly_on_torch(_ALL, "CReLU", "Rational"))
 def test_a_saved_model_goes_on(name, tmp_path):
     model = make_model(getattr(layers, name)())
     model.compile(continual(), "mse")
@@ -325,7 +326,10 @@ def by_concatenate(x):
     return keras.layers.Concatenate()([relu(x), relu(-x)])
 
 
-@pytest.mark.parametrize("utility", ["overall", "mean_corrected_contribution"])
+@pytest.mark.parametrize(
+    "utility",
+    mostly_on_torch(["overall", "mean_corrected_contribution"], "overall"),
+)
 def test_units_before_crelu_are_replaced_as_before_a_concatenate(utility):
     models = [make_model(layer) for layer in (layers.CReLU(), by_concatenate)]
     x, y = data(80)
@@ -346,7 +350,7 @@ def test_units_before_crelu_are_replaced_as_before_a_concatenate(utility):
     np.testing.assert_array_equal(*ages)
 
 
-@pytest.mark.parametrize("name", _CONCATENATED)
+@pytest.mark.parametrize("name", mostly_on_torch(list(_CONCATENATED), "CReLU"))
 def test_both_outgoing_weights_of_a_new_unit_are_zero(name):
     model = make_model(getattr(layers, name)())
     model.compile(
@@ -474,7 +478,9 @@ class Stream:
         return data(24, 10 * self.seed + index)
 
 
-@pytest.mark.parametrize("name", ["CReLU", "AdaLin", "Rational"])
+@pytest.mark.parametrize(
+    "name", mostly_on_torch(["CReLU", "AdaLin", "Rational"], "AdaLin")
+)
 def test_learners_side_by_side(name):
     def build(learner):
         model = make_model(getattr(layers, name)(), seed=learner)
