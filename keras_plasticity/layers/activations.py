@@ -78,10 +78,12 @@ class CReLU(ConcatenatedActivation):
     the same way. What an optimizer observes of a unit is the mean over both,
     and so is the mean activation of which mean-corrected utilities, and
     `transfer_mean` of `keras_plasticity.optimizers.ContinualBackprop`, take the
-    deviation: a unit that never changes still counts for something. For `keras_plasticity.optimizers.SelfNormalizedResets` a unit fires
-    where one of the two is active, which is almost always, so that optimizer
-    has nothing to replace here. Diagnostics count the features, one by one: a
-    unit of one sign has one dead feature.
+    deviation: a unit that never changes still counts for something.
+
+    For `keras_plasticity.optimizers.SelfNormalizedResets` a unit fires where
+    one of the two is active, which is almost always, so that optimizer has
+    nothing to replace here. Diagnostics count the features, one by one: a unit
+    of one sign has one dead feature.
 
     Args:
         axis: Integer, the axis that counts the features, 1 for images with the
