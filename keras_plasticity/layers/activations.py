@@ -76,9 +76,8 @@ class CReLU(ConcatenatedActivation):
     Units in front of it can be replaced: both features belong to the unit, as
     with a `keras.layers.Concatenate` of two activations, which is followed in
     the same way. What an optimizer observes of a unit is the mean over both,
-    and so is the mean activation of which mean-corrected utilities, and
-    `transfer_mean` of `keras_plasticity.optimizers.ContinualBackprop`, take the
-    deviation: a unit that never changes still counts for something.
+    each of which has a running mean of its own: a unit that never changes has
+    no mean-corrected contribution.
 
     For `keras_plasticity.optimizers.SelfNormalizedResets` a unit fires where
     one of the two is active, which is almost always, so that optimizer has

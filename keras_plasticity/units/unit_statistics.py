@@ -61,7 +61,8 @@ class UnitStatistics(keras.layers.Layer):
     that the optimizer leaves for the next step, in the same unit, the
     `running_mean` and its `shrinkage`, which is one minus the next step size.
     Features that belong to one unit (after a `Flatten`) have a common centre:
-    their `mean(h)` is the mean over all of them.
+    their `mean(h)` is the mean over all of them. Features that are computed
+    from it in different ways (`keras_plasticity.layers.CReLU`) have their own.
 
     Args:
         owner: The plastic layer.
@@ -262,7 +263,7 @@ class UnitStatistics(keras.layers.Layer):
             Tensor of shape `(features,)`.
         """
         for feature_map in self.feature_maps:
-            if not feature_map.is_identity:
+            if feature_map.has_common_means and not feature_map.is_identity:
                 mean = feature_map.to_features(feature_map.to_units(mean), mean)
         step_size = 1.0 - shrinkage / UNIT
         return functional.running_mean(running_mean / UNIT, mean, step_size)

@@ -36,6 +36,8 @@ class Path:
             unit reaches, so that no experiment can tell.
         mixes: Boolean, whether the value of a unit changes what is read of
             the others, as in a layer normalization.
+        own_means: Boolean, whether the features of a unit are computed from it
+            in different ways, so that each has a mean of its own.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Path:
     axes: dict = dataclasses.field(default_factory=dict)
     features: dict = dataclasses.field(default_factory=dict)
     mixes: bool = False
+    own_means: bool = False
 
 
 # The layers. On JAX random initializers compile for each new shape, which is
@@ -399,6 +402,7 @@ _ELEMENTWISE = [
             kind.__name__,
             lambda kind=kind: [kind()],
             shape=_SEQUENCE,
+            own_means=kind not in (layers.Rational, layers.SmoothLeaky),
         )
         for kind in (
             layers.ConcatenatedELU,
@@ -420,8 +424,13 @@ _ELEMENTWISE = [
             keras.layers.BatchNormalization(name="norm"),
         ],
         parameters=("norm",),
+        own_means=True,
     ),
-    _after_dense("CReLU-CReLU", lambda: [layers.CReLU(), layers.DeepFourier()]),
+    _after_dense(
+        "CReLU-DeepFourier",
+        lambda: [layers.CReLU(), layers.DeepFourier()],
+        own_means=True,
+    ),
     _after_dense(
         "AdaLin",
         lambda: [layers.AdaLin(name="slope")],
@@ -601,6 +610,7 @@ _NORMALIZATIONS = [
             layers.SmoothLeaky(),
             layers.Rational(),
         ],
+        own_means=True,
     ),
     *_images(
         "conv2d-CReLU-Flatten",
@@ -609,6 +619,7 @@ _NORMALIZATIONS = [
             Conv2D(4, 2, data_format=f, name="producer"),
             layers.CReLU(axis=1 if f == "channels_first" else -1),
         ],
+        own_means=True,
     ),
 ]
 
@@ -626,7 +637,7 @@ _MOVEMENTS = [
         "RepeatVector-Flatten",
         lambda: [keras.layers.RepeatVector(3), keras.layers.Flatten()],
     ),
-    _operation("doubled", _doubled),
+    _operation("doubled", _doubled, own_means=True),
     _operation("halves_swapped", _halves_swapped),
     _operation("sliced", _sliced),
     _operation("ops.repeat", lambda x: ops.repeat(x, 2, axis=-1)),
@@ -635,6 +646,7 @@ _MOVEMENTS = [
     _operation(
         "stacked_units",
         lambda x: ops.reshape(ops.stack([x, -x], axis=-1), (-1, 8)),
+        own_means=True,
     ),
     _operation("x[:,None]", lambda x: ops.squeeze(x[:, None], axis=1)),
     _operation(
@@ -705,7 +717,12 @@ _GRAPHS = [
         _from_one_model_to_another,
         consumers=("consumer",),
     ),
-    Path("layer_of_ones_own", _layer_of_ones_own, consumers=("consumer",)),
+    Path(
+        "layer_of_ones_own",
+        _layer_of_ones_own,
+        consumers=("consumer",),
+        own_means=True,
+    ),
 ]
 
 
