@@ -90,7 +90,7 @@ def build_model(image_shape, method, seed):
     """The paper's network, with the initial weights of PyTorch."""
     rng = np.random.default_rng(derived_seed(seed, "initial weights"))
     initializer = functools.partial(experiments.pytorch_initializer, rng)
-    layers = [keras.Input(image_shape)]
+    layers = [keras.Input(image_shape), *method.input_layers()]
     if method.has_hidden_layers:
         for number, (filters, size) in enumerate(CONVOLUTIONS, start=1):
             layers += method.hidden(
@@ -171,6 +171,11 @@ def make_problem(flag_values):
             "redo_period": steps,
             "redo_score_updates": 3,
             "resets_threshold_period": steps,
+            # Of the authors' code: the dense layers, by a dozen mini-batches.
+            "rank_learning_rate": 1e-4,
+            "rank_period": 12,
+            "rank_examples": 12 * flag_values.batch_size,
+            "rank_layers": 2,
         },
         published=functools.partial(published, flag_values),
     )

@@ -72,7 +72,7 @@ def build_model(flag_values, num_pixels, method, seed):
 
     The seed decides the initial weights, which are the same for all methods.
     """
-    layers = [keras.Input((num_pixels,))]
+    layers = [keras.Input((num_pixels,)), *method.input_layers()]
     num_hidden = flag_values.num_hidden_layers
     for i in range(num_hidden if method.has_hidden_layers else 0):
         name = f"hidden_{i + 1}"

@@ -74,7 +74,7 @@ def build_model(flag_values, method, seed):
     initializer = keras.initializers.VarianceScaling(
         method.gain**2, "fan_in", "uniform", seed=derived_seed(seed, "hidden")
     )
-    layers = [keras.Input((NUM_INPUTS,))]
+    layers = [keras.Input((NUM_INPUTS,)), *method.input_layers()]
     if method.has_hidden_layers:
         layers += method.hidden(
             "Dense",

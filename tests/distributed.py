@@ -162,6 +162,7 @@ def uneven(num_examples):
             model = keras.Sequential(
                 [
                     keras.Input((4,)),
+                    layers.InputNormalization(),
                     layers.Dense(
                         6,
                         "tanh",
@@ -180,11 +181,13 @@ def uneven(num_examples):
             )
             model.compile(optimizer=optimizer, loss="mse")
             model.fit(x, x[:, :3], batch_size=8, shuffle=False, verbose=0)
-        hidden, norm, _ = model.layers
+        inputs, hidden, norm, _ = model.layers
         for name in ("utility", "age", "mean_activation"):
             result[prefix + name] = np.asarray(getattr(hidden, name).value)
         for name in ("moving_mean", "moving_variance"):
             result[prefix + name] = np.asarray(getattr(norm, name).value)
+        for name in ("mean", "variance", "num_examples"):
+            result[prefix + name] = np.asarray(getattr(inputs, name).value)
     return result
 
 

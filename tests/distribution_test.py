@@ -110,7 +110,7 @@ def test_replicas_of_unequal_size(tmp_path, num_examples):
     names = [
         k.removeprefix("single_") for k in result if k.startswith("single")
     ]
-    assert len(names) == 5
+    assert len(names) == 8
     for name in names:
         value = result[f"single_{name}"]
         assert np.any(value != 0)

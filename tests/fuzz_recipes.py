@@ -329,7 +329,13 @@ _formula("weight_magnitude", outgoing_magnitude=_UNITS)
 def _call_layer(shape):
     def use(layer):
         json.dumps(layer.get_config())
-        layer(np.ones(shape, "float32"), training=True)
+        # Activations take no `training`.
+        training = (
+            {"training": True}
+            if "training" in (inspect.signature(layer.call).parameters)
+            else {}
+        )
+        layer(np.ones(shape, "float32"), **training)
 
     return use
 
@@ -387,6 +393,42 @@ RECIPES["layers.OnlineNormalization"] = Recipe(
         "gamma_initializer": ("initializer",),
     },
     weight=2.0,
+)
+for _name, _arguments in {
+    "ConcatenatedELU": {"axis": _is(-1)},
+    "CReLU": {"axis": _is(-1)},
+    "DeepFourier": {"axis": _is(-1)},
+    "SmoothLeaky": {"alpha": _is(0.1), "p": _is(3.0), "c": _is(5.0)},
+    "Rational": {
+        "numerator": lambda: [0.0, 1.0, 0.5],
+        "denominator": lambda: [0.5, 0.1],
+    },
+    "InputNormalization": {
+        "axis": _is(-1),
+        "momentum": _is(0.9),
+        "epsilon": _is(1e-5),
+    },
+}.items():
+    RECIPES[f"layers.{_name}"] = Recipe(
+        call=getattr(layers, _name),
+        arguments=_arguments,
+        use=_call_layer((2, 3)),
+    )
+RECIPES["layers.AdaLin"] = Recipe(
+    call=layers.AdaLin,
+    arguments={
+        "axis": _is(-1),
+        "alpha_initializer": _is("zeros"),
+        "alpha_regularizer": _is("l2"),
+        "alpha_constraint": _is("non_neg"),
+    },
+    use=_call_layer((2, 3)),
+    never={
+        f"alpha_{kind}": _RAISES_WHEN_CALLED + ("function",)
+        for kind in ("initializer", "regularizer", "constraint")
+    },
+    # Of an array of another shape, Keras says so when the layer is built.
+    words={"alpha_initializer": ("initializer",)},
 )
 
 
@@ -934,6 +976,7 @@ RECIPES |= {
             "excludes": _is(("l2",)),
             "optimizer": _is(None),
             "wrap": _is(None),
+            "input_layer": _is(None),
             "activation": _is(None),
             "normalization": _is(None),
             "after_activation": _is(None),

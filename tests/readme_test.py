@@ -48,7 +48,11 @@ def test_plastic_layers():
     [
         (
             "between unit and consumer",
-            _layers_with(rules._elementwise, rules._activation),
+            _layers_with(
+                rules._elementwise,
+                rules._activation,
+                rules._concatenated_activation,
+            ),
         ),
         ("normalization", _layers_with(rules._normalization)),
         (

@@ -39,7 +39,9 @@ class Method:
             "Dense", units=100, kernel_initializer=initializer, name="hidden"
         )
         output = method.layers.Dense(10, name="output")
-        model = keras.Sequential([keras.Input((784,)), *hidden, output])
+        model = keras.Sequential(
+            [keras.Input((784,)), *method.input_layers(), *hidden, output]
+        )
         model.compile(method.optimizer(seed, initializer), loss="mse")
         return model
     ```
@@ -81,8 +83,27 @@ class Method:
 
     @property
     def gain(self) -> float:
-        """The gain of initial weights in the scheme of Kaiming He."""
+        """The gain of initial weights in the scheme of Kaiming He.
+
+        Where a part makes the activations it is that of ReLU: networks that
+        differ in the part alone start with the same weights.
+        """
+        if self._choice("activation") is not None:
+            return activations.GAINS["relu"]
         return activations.GAINS.get(self.settings.get("activation"), 1.0)
+
+    def input_layers(self) -> list[keras.Layer]:
+        """The layers before the first one with weights.
+
+        Returns:
+            List of Keras layers.
+        """
+        return [
+            part.input_layer(self.settings)
+            # What remembers inputs shall see those of the network itself.
+            for part in reversed(self.parts)
+            if part.input_layer is not None
+        ]
 
     def hidden(
         self, weighted: str, name: str, **arguments: Any

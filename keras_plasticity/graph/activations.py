@@ -8,6 +8,7 @@ import keras
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.graph import trace
+from keras_plasticity.layers import activations
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 
 # What may stand between a layer and its non-linearity.
@@ -33,6 +34,12 @@ _ACTIVATION_LAYERS = {
     keras.layers.PReLU: "prelu",
     keras.layers.ReLU: "relu",
     keras.layers.Softmax: "softmax",
+    activations.AdaLin: "adalin",
+    activations.ConcatenatedELU: "concatenated_elu",
+    activations.CReLU: "crelu",
+    activations.DeepFourier: "deep_fourier",
+    activations.Rational: "rational",
+    activations.SmoothLeaky: "smooth_leaky",
 }
 # By the names of their operations: `keras.ops.relu` makes a `Relu`.
 _ACTIVATION_OPERATIONS = {

@@ -402,7 +402,9 @@ def _add_parameters(connections, call, units):
 
 def _feature_map(connections, layer, units):
     try:
-        return FeatureMap(units.unit, connections.layer.unit_view().size)
+        return FeatureMap(
+            units.unit, connections.layer.unit_view().size, units.differs
+        )
     except ValueError as error:
         raise rules.Refusal(
             f"{rules.describe(layer)} does not read every unit alike"

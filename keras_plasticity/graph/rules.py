@@ -24,10 +24,14 @@ class Units:
     Attributes:
         axis: Integer, not negative.
         unit: Integer array, the unit of each index of that axis; -1 for none.
+        differs: Boolean, whether some unit is seen as several features that
+            are computed in different ways, `relu(x)` and `relu(-x)`, each of
+            which has a mean of its own.
     """
 
     axis: int
     unit: np.ndarray
+    differs: bool = False
 
     def same_as(self, other):
         return (
@@ -51,7 +55,7 @@ class Units:
         first = self.unit[0]
         if size is None or first < 0 or np.any(self.unit != first):
             return self
-        return Units(axis, np.full(size, first))
+        return Units(axis, np.full(size, first), self.differs)
 
 
 class Refusal(Exception):
@@ -143,7 +147,11 @@ def is_unit_parameter_layer(operation):
     """Whether a layer between units and consumer has parameters per unit."""
     if isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
-    return type(operation) in _NORMALIZATIONS + (keras.layers.PReLU,)
+    return type(operation) in (
+        *_NORMALIZATIONS,
+        keras.layers.PReLU,
+        layers.AdaLin,
+    )
 
 
 def unit_parameters(operation, units, rank):
@@ -166,6 +174,10 @@ def unit_parameters(operation, units, rank):
         if operation.alpha.shape[axis] != len(units.unit):
             return []  # One slope for all units.
         return [(operation.alpha, operation.alpha_initializer, axis)]
+    if isinstance(operation, layers.AdaLin):
+        if operation.axis % rank != units.axis:
+            return []  # One slope for all units.
+        return [(operation.alpha, operation.alpha_initializer, 0)]
     ones = keras.initializers.Ones()
     zeros = keras.initializers.Zeros()
     result = []
@@ -226,7 +238,7 @@ def _channels(call, units):
         raise Refusal(f"{describe(call.operation)} moves the axis of the units")
     (output,) = call.outputs
     axis = 1 if first else len(output.shape) - 1
-    return {output: Units(axis, units[value].unit)}
+    return {output: dataclasses.replace(units[value], axis=axis)}
 
 
 def _reduction(call, units):
@@ -244,7 +256,7 @@ def _reduction(call, units):
     if not call.operation.keepdims:
         axis -= sum(a < axis for a in axes)
     (output,) = call.outputs
-    return {output: Units(axis, units[value].unit)}
+    return {output: dataclasses.replace(units[value], axis=axis)}
 
 
 def _movement(call, units):
@@ -262,6 +274,7 @@ def _movement(call, units):
         raise Refusal(
             f"{describe(call.operation)} could not be tried out: {error}"
         ) from error
+    differs = len(labels) > 1 or any(each.differs for each in units.values())
     result = {}
     for output, label in zip(call.outputs, moved):
         if np.all(label == 0):
@@ -270,7 +283,7 @@ def _movement(call, units):
         if axis is None or output.shape[axis] is None:
             raise Refusal(f"{describe(call.operation)} takes units apart")
         unit = np.moveaxis(label, axis, 0).reshape(label.shape[axis], -1)
-        result[output] = Units(axis, unit[:, 0] - 1)
+        result[output] = Units(axis, unit[:, 0] - 1, differs)
     return result
 
 
@@ -340,8 +353,31 @@ def _concatenate(call, units):
             else np.full(value.shape[axis], -1, "int32")
             for value in call.inputs
         ]
-        return {output: Units(axis, np.concatenate(parts))}
+        seen = [set(each.unit[each.unit >= 0]) for each in units.values()]
+        differs = any(each.differs for each in units.values()) or (
+            len(set.union(*seen)) < sum(map(len, seen))
+        )
+        return {output: Units(axis, np.concatenate(parts), differs)}
     return _merge(call, units)
+
+
+def _concatenated_activation(call, units):
+    """Two activations of the same features, side by side."""
+    (value,) = units
+    (output,) = call.outputs
+    each = units[value]
+    if call.operation.axis % len(value.shape) != each.axis:
+        return {output: each}  # Twice as many positions.
+    return {output: Units(each.axis, np.tile(each.unit, 2), differs=True)}
+
+
+def _moments_of_the_past(call, units):
+    raise Refusal(
+        f"{describe(call.operation)} normalizes by the moments of all "
+        "examples seen so far, which a new unit would take over from the old "
+        "one. It is meant for the inputs of a model; for hidden units use "
+        "`keras_plasticity.layers.OnlineNormalization`"
+    )
 
 
 def _merge(call, units):
@@ -361,7 +397,8 @@ def _merge(call, units):
         _check_shape(call, value)
     if output.shape[first.axis] != len(first.unit):
         raise Refusal(f"{describe(call.operation)} repeats a unit")
-    return {output: first}
+    differs = any(each.differs for each in units.values())
+    return {output: dataclasses.replace(first, differs=differs)}
 
 
 def _product(call, units):
@@ -464,7 +501,12 @@ _LAYER_RULES = {
             "Rescaling",
         )
         + _for_dimensions("SpatialDropout")
-        + [layers.RecentInputs],
+        + [
+            layers.AdaLin,
+            layers.Rational,
+            layers.RecentInputs,
+            layers.SmoothLeaky,
+        ],
         _elementwise,
     ),
     keras.layers.Activation: _activation,
@@ -485,6 +527,11 @@ _LAYER_RULES = {
         _layers("Flatten", "Permute", "RepeatVector", "Reshape"), _movement
     ),
     keras.layers.Concatenate: _concatenate,
+    **dict.fromkeys(
+        [layers.ConcatenatedELU, layers.CReLU, layers.DeepFourier],
+        _concatenated_activation,
+    ),
+    layers.InputNormalization: _moments_of_the_past,
     **dict.fromkeys(
         _layers("Add", "Average", "Maximum", "Minimum", "Subtract"), _merge
     ),

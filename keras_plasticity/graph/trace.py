@@ -7,12 +7,28 @@ import keras
 
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
+from keras_plasticity.layers.activations import AdaLin
+from keras_plasticity.layers.activations import ConcatenatedActivation
+from keras_plasticity.layers.activations import Rational
+from keras_plasticity.layers.activations import SmoothLeaky
+from keras_plasticity.layers.input_normalization import InputNormalization
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 from keras_plasticity.layers.recent_inputs import RecentInputs
 
 # Batch size of symbolic inputs that have none.
 _BATCH_SIZE = 2
+# Layers that are not Keras' own, or have others inside, and have a rule.
+_WITH_RULES = (
+    keras.layers.TimeDistributed,
+    AdaLin,
+    ConcatenatedActivation,
+    InputNormalization,
+    OnlineNormalization,
+    Rational,
+    RecentInputs,
+    SmoothLeaky,
+)
 
 
 @dataclasses.dataclass
@@ -392,11 +408,8 @@ def _has_calls_to_see(operation):
         return False
     if isinstance(operation, PlasticLayer):
         return False
-    if isinstance(
-        operation,
-        (keras.layers.TimeDistributed, OnlineNormalization, RecentInputs),
-    ):
-        return False  # Has a rule.
+    if isinstance(operation, _WITH_RULES):
+        return False
     if any(
         isinstance(part, PlasticLayer)
         for part in keras_compat.sublayers(operation)

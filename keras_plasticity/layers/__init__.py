@@ -1,5 +1,13 @@
 """Plastic layers, which track the utility of their units, and others."""
 
+from keras_plasticity.layers.activations import AdaLin as AdaLin
+from keras_plasticity.layers.activations import (
+    ConcatenatedELU as ConcatenatedELU,
+)
+from keras_plasticity.layers.activations import CReLU as CReLU
+from keras_plasticity.layers.activations import DeepFourier as DeepFourier
+from keras_plasticity.layers.activations import Rational as Rational
+from keras_plasticity.layers.activations import SmoothLeaky as SmoothLeaky
 from keras_plasticity.layers.convolutional import Conv1D as Conv1D
 from keras_plasticity.layers.convolutional import (
     Conv1DTranspose as Conv1DTranspose,
@@ -26,6 +34,9 @@ from keras_plasticity.layers.convolutional import (
 )
 from keras_plasticity.layers.dense import Dense as Dense
 from keras_plasticity.layers.einsum_dense import EinsumDense as EinsumDense
+from keras_plasticity.layers.input_normalization import (
+    InputNormalization as InputNormalization,
+)
 from keras_plasticity.layers.online_normalization import (
     OnlineNormalization as OnlineNormalization,
 )
@@ -33,18 +44,25 @@ from keras_plasticity.layers.plastic_layer import PlasticLayer as PlasticLayer
 from keras_plasticity.layers.recent_inputs import RecentInputs as RecentInputs
 
 __all__ = [
+    "AdaLin",
+    "CReLU",
+    "ConcatenatedELU",
     "Conv1D",
     "Conv1DTranspose",
     "Conv2D",
     "Conv2DTranspose",
     "Conv3D",
     "Conv3DTranspose",
+    "DeepFourier",
     "Dense",
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "InputNormalization",
     "OnlineNormalization",
+    "Rational",
     "RecentInputs",
     "SeparableConv1D",
     "SeparableConv2D",
+    "SmoothLeaky",
 ]

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import validation
+from keras_plasticity.layers import axes
 from keras_plasticity.units import backward_pass
 from keras_plasticity.units.backward_pass import UNIT
 from keras_plasticity.units.unit_statistics import sum_of_features
@@ -137,11 +138,7 @@ class OnlineNormalization(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if not validation.is_integer(axis) or not 0 < abs(axis) < 2**31:
-            raise validation.error(
-                "axis", "an integer, and not that of the batch", axis
-            )
-        self.axis = int(axis)
+        self.axis = axes.check_axis("axis", axis)
         self.forward_decay = validation.check_in_interval(
             "forward_decay", forward_decay, "[0, 1)"
         )
@@ -166,18 +163,7 @@ class OnlineNormalization(keras.layers.Layer):
 
     def build(self, input_shape):
         rank = len(input_shape)
-        if not -rank < self.axis < rank:
-            raise ValueError(
-                f"`axis` must be one of the {rank} axes of the inputs, and not "
-                f"that of the batch. Received: axis={self.axis}, "
-                f"input_shape={input_shape}"
-            )
-        size = input_shape[self.axis]
-        if size is None:
-            raise ValueError(
-                "The number of features must be known. Received: "
-                f"axis={self.axis}, input_shape={input_shape}"
-            )
+        size = axes.known_size(self.axis, input_shape)
         if self.scale:
             self.gamma = self.add_weight(
                 name="gamma",

@@ -15,13 +15,19 @@ from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.validation import check_list
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.validation import check_positive_integer
+from keras_plasticity.validation import error
+from keras_plasticity.validation import is_integer
 from keras_plasticity.weights import is_statistic
 
 
 def _check_layers(name, value):
-    rule = "`None`, or a list of the names of layers"
+    rule = "`None`, a positive integer, or a list of the names of layers"
     if value is None:
         return None
+    if is_integer(value):
+        if value < 1:
+            raise error(name, rule, value)
+        return int(value)
     return tuple(check_list(name, value, str, rule))
 
 
@@ -66,7 +72,8 @@ class EffectiveRank(ReplayOptimizer):
             next. Defaults to `100`.
         steps: Positive integer, how many steps are made then. Defaults to `1`.
         layers: List of strings, the names of the layers whose features are
-            meant. Defaults to `None`: all hidden layers.
+            meant; or an integer, how many of the last hidden layers. Defaults
+            to `None`: all hidden layers.
         name: String, the optimizer's name.
 
     Example:
@@ -107,7 +114,7 @@ class EffectiveRank(ReplayOptimizer):
         rank_learning_rate: float | Schedule = 1e-3,
         period: int = 100,
         steps: int = 1,
-        layers: Sequence[str] | None = None,
+        layers: Sequence[str] | int | None = None,
         name: str | None = None,
         **kwargs: Any,
     ):
@@ -119,7 +126,9 @@ class EffectiveRank(ReplayOptimizer):
         self._axes = []
 
     def find_values(self, model, traced):
-        found = activations.find_activations(model, traced, self.layers)
+        last = self.layers if isinstance(self.layers, int) else 0
+        names = None if last else self.layers
+        found = activations.find_activations(model, traced, names)[-last:]
         self._axes = [each.unit_axis for each in found]
         return [each.value for each in found]
 
@@ -168,7 +177,9 @@ class EffectiveRank(ReplayOptimizer):
 
     def get_config(self) -> dict[str, Any]:
         names = ("rank_learning_rate", "period", "steps")
-        layers = None if self.layers is None else list(self.layers)
+        layers = self.layers
+        if isinstance(layers, tuple):
+            layers = list(layers)
         return {
             **super().get_config(),
             **self.settings(*names),

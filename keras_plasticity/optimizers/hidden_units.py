@@ -191,7 +191,9 @@ class HiddenUnits:
 
         A unit fires if it is active (its pre-activation is positive) for at
         least one example, at one position, as one of the layers that read it
-        receives it. `"firing"` has to be observed.
+        receives it. Of a unit with two features, as of
+        `keras_plasticity.layers.CReLU`, one of them has to be positive.
+        `"firing"` has to be observed.
         """
         firing = self.mean_over_consumers(
             lambda outgoing: outgoing.inputs.means["firing"]

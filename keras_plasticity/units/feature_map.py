@@ -15,13 +15,18 @@ class FeatureMap:
             the unit; -1 for a feature of no unit.
         units: Integer, the number of units. Each has at least one feature,
             and all have the same number.
+        differs: Boolean, whether the features of a unit are computed in
+            different ways, so that each has a mean of its own; else all have
+            the mean of the unit. Defaults to `False`.
 
     Attributes:
         features: Integer, the number of features.
         features_of_unit: Integer array of shape `(units, features a unit)`.
+        has_common_means: Boolean, whether the features of a unit have the
+            mean of the unit.
     """
 
-    def __init__(self, unit_of_feature, units):
+    def __init__(self, unit_of_feature, units, differs=False):
         unit_of_feature = np.asarray(unit_of_feature, "int32")
         self.unit_of_feature = unit_of_feature
         self.units = units
@@ -39,6 +44,7 @@ class FeatureMap:
         in_order = np.argsort(unit_of_feature, kind="stable")
         in_order = in_order[self.features - units * copies :]
         self.features_of_unit = in_order.reshape(units, -1).astype("int32")
+        self.has_common_means = not differs
         # The regular cases, in which all is done by reshaping.
         self.is_identity = np.array_equal(unit_of_feature, np.arange(units))
         self._copies = copies

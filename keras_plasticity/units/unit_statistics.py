@@ -47,7 +47,9 @@ class UnitStatistics(keras.layers.Layer):
     - `activation_sum`, `magnitude_sum`: of `h` and of `|h|`;
     - `deviation_sum`: of `|h - c|`, where `c` is the centre, see below;
     - `firing_sum`: of whether the unit behind the feature fires, which is
-        where its pre-activation is positive.
+        where its pre-activation is positive. Where a unit has two features
+        with activations of their own (`keras_plasticity.layers.CReLU`), each
+        is looked at alone, and fires where it is positive.
 
     And `count`, shape `(2,)`: the number of examples, and of calls of the
     layer. These weights only carry sums from the backward pass to the
@@ -59,7 +61,8 @@ class UnitStatistics(keras.layers.Layer):
     that the optimizer leaves for the next step, in the same unit, the
     `running_mean` and its `shrinkage`, which is one minus the next step size.
     Features that belong to one unit (after a `Flatten`) have a common centre:
-    their `mean(h)` is the mean over all of them.
+    their `mean(h)` is the mean over all of them. Features that are computed
+    from it in different ways (`keras_plasticity.layers.CReLU`) have their own.
 
     Args:
         owner: The plastic layer.
@@ -260,7 +263,7 @@ class UnitStatistics(keras.layers.Layer):
             Tensor of shape `(features,)`.
         """
         for feature_map in self.feature_maps:
-            if not feature_map.is_identity:
+            if feature_map.has_common_means and not feature_map.is_identity:
                 mean = feature_map.to_features(feature_map.to_units(mean), mean)
         step_size = 1.0 - shrinkage / UNIT
         return functional.running_mean(running_mean / UNIT, mean, step_size)

@@ -161,7 +161,7 @@ def test_methods_that_do_not_go(name, message):
         ),
         (
             ["--method=cbp", "--l2=0.1"],
-            "--l2 belongs to .* l2 or shrink",
+            "--l2 belongs to .* l2 or .*shrink",
         ),
         (["--method=l2", "--dropout_rate=0"], "--dropout_rate belongs to"),
         (

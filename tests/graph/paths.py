@@ -36,6 +36,8 @@ class Path:
             unit reaches, so that no experiment can tell.
         mixes: Boolean, whether the value of a unit changes what is read of
             the others, as in a layer normalization.
+        own_means: Boolean, whether the features of a unit are computed from it
+            in different ways, so that each has a mean of its own.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Path:
     axes: dict = dataclasses.field(default_factory=dict)
     features: dict = dataclasses.field(default_factory=dict)
     mixes: bool = False
+    own_means: bool = False
 
 
 # The layers. On JAX random initializers compile for each new shape, which is
@@ -394,6 +397,60 @@ _ELEMENTWISE = [
         shape=_SEQUENCE,
         parameters=("slope",),
     ),
+    *(
+        _after_dense(
+            kind.__name__,
+            lambda kind=kind: [kind()],
+            shape=_SEQUENCE,
+            own_means=kind not in (layers.Rational, layers.SmoothLeaky),
+        )
+        for kind in (
+            layers.ConcatenatedELU,
+            layers.CReLU,
+            layers.DeepFourier,
+            layers.Rational,
+            layers.SmoothLeaky,
+        )
+    ),
+    _after_dense(
+        "CReLU_of_another_axis",
+        lambda: [layers.CReLU(axis=1), keras.layers.Flatten()],
+        shape=_SEQUENCE,
+    ),
+    _after_dense(
+        "CReLU-BatchNormalization",
+        lambda: [
+            layers.CReLU(),
+            keras.layers.BatchNormalization(name="norm"),
+        ],
+        parameters=("norm",),
+        own_means=True,
+    ),
+    _after_dense(
+        "CReLU-DeepFourier",
+        lambda: [layers.CReLU(), layers.DeepFourier()],
+        own_means=True,
+    ),
+    _after_dense(
+        "AdaLin",
+        lambda: [layers.AdaLin(name="slope")],
+        shape=_SEQUENCE,
+        parameters=("slope",),
+    ),
+    _after_dense(
+        "AdaLin_of_another_axis",
+        lambda: [layers.AdaLin(axis=1)],
+        shape=_SEQUENCE,
+    ),
+    _after_dense(
+        "TimeDistributed_AdaLin",
+        lambda: [
+            keras.layers.TimeDistributed(layers.AdaLin(), name="slope"),
+            keras.layers.TimeDistributed(layers.SmoothLeaky()),
+        ],
+        shape=_SEQUENCE,
+        parameters=("slope",),
+    ),
     _after_dense(
         "Identity_and_the_like",
         lambda: [
@@ -539,6 +596,31 @@ _NORMALIZATIONS = [
         ],
         parameters=("slope",),
     ),
+    *_after_conv(
+        "AdaLin",
+        lambda f: [
+            layers.AdaLin(axis=1 if f == "channels_first" else -1, name="slope")
+        ],
+        parameters=("slope",),
+    ),
+    *_after_conv(
+        "CReLU-SmoothLeaky-Rational",
+        lambda f: [
+            layers.CReLU(axis=1 if f == "channels_first" else -1),
+            layers.SmoothLeaky(),
+            layers.Rational(),
+        ],
+        own_means=True,
+    ),
+    *_images(
+        "conv2d-CReLU-Flatten",
+        2,
+        lambda f: [
+            Conv2D(4, 2, data_format=f, name="producer"),
+            layers.CReLU(axis=1 if f == "channels_first" else -1),
+        ],
+        own_means=True,
+    ),
 ]
 
 _MOVEMENTS = [
@@ -555,7 +637,7 @@ _MOVEMENTS = [
         "RepeatVector-Flatten",
         lambda: [keras.layers.RepeatVector(3), keras.layers.Flatten()],
     ),
-    _operation("doubled", _doubled),
+    _operation("doubled", _doubled, own_means=True),
     _operation("halves_swapped", _halves_swapped),
     _operation("sliced", _sliced),
     _operation("ops.repeat", lambda x: ops.repeat(x, 2, axis=-1)),
@@ -564,6 +646,7 @@ _MOVEMENTS = [
     _operation(
         "stacked_units",
         lambda x: ops.reshape(ops.stack([x, -x], axis=-1), (-1, 8)),
+        own_means=True,
     ),
     _operation("x[:,None]", lambda x: ops.squeeze(x[:, None], axis=1)),
     _operation(
@@ -634,7 +717,12 @@ _GRAPHS = [
         _from_one_model_to_another,
         consumers=("consumer",),
     ),
-    Path("layer_of_ones_own", _layer_of_ones_own, consumers=("consumer",)),
+    Path(
+        "layer_of_ones_own",
+        _layer_of_ones_own,
+        consumers=("consumer",),
+        own_means=True,
+    ),
 ]
 
 

@@ -429,7 +429,10 @@ def test_utility_is_that_of_the_recorded_activations(experiment):
             features = experiment.unit_of_feature[name] == unit
             mean[unit] = h[features].mean()
             magnitude = np.abs(h[features]).mean(1)
-            deviation = np.abs(h[features] - mean[unit]).mean(1)
+            center = mean[unit]
+            if experiment.path.own_means:
+                center = h[features].mean(1, keepdims=True)
+            deviation = np.abs(h[features] - center).mean(1)
             weights = []
             for feature in np.flatnonzero(features):
                 weight, index = _outgoing(layers[name], feature)

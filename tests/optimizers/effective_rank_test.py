@@ -178,11 +178,14 @@ def test_examples_survive_a_factor_on_all_gradients():
     np.testing.assert_allclose(to_numpy(examples), x[2:, 0], rtol=1e-5)
 
 
-def test_only_the_layers_named():
+@pytest.mark.parametrize("layers", [["first"], 1])
+def test_only_some_layers(layers):
     model = dense_model([RecentInputs(4)])
     first, second, last = model.layers[1:]
+    if layers == ["first"]:
+        layers = [first.name]
     optimizer = EffectiveRank(
-        keras.optimizers.SGD(0.0), 0.1, period=1, layers=[first.name]
+        keras.optimizers.SGD(0.0), 0.1, period=1, layers=layers
     )
     model.compile(optimizer, "mse")
     before = [to_numpy(v) for v in keras_plasticity.weights_of(model)]
@@ -190,7 +193,11 @@ def test_only_the_layers_named():
     model.train_on_batch(x, np.zeros((4, 2)))
     for variable, value in zip(keras_plasticity.weights_of(model), before):
         changed = np.any(to_numpy(variable) != value)
-        assert changed == variable.path.startswith(f"{model.name}/{first.name}")
+        # The second one's features depend on both layers.
+        meant = [first] if layers != 1 else [first, second]
+        assert changed == any(
+            f"/{each.name}/" in variable.path for each in meant
+        )
 
 
 def test_subclassed_model():
@@ -280,7 +287,8 @@ def test_dropout_is_no_such_layer():
         ({"rank_learning_rate": -1.0}, "`rank_learning_rate` must be"),
         ({"period": 0}, "`period` must be a positive integer"),
         ({"steps": 1.5}, "`steps` must be"),
-        ({"layers": "hidden"}, "`layers` must be `None`, or a list"),
+        ({"layers": "hidden"}, "`layers` must be `None`, a positive int"),
+        ({"layers": 0}, "`layers` must be `None`, a positive int"),
     ],
 )
 def test_bad_settings(settings, message):

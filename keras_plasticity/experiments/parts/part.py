@@ -107,6 +107,8 @@ class Part:
         activation: Function `(settings, name)` that returns the layer between
             a hidden layer's weights and what follows, in place of the one that
             `--activation` names. The layer has to be called `name`.
+        input_layer: Function of the settings that returns a layer to stand
+            before the first one with weights.
         normalization: Function of the settings that returns the layer between
             the weights of a hidden layer and its activation.
         after_activation: Function `(settings, seed)` that returns a layer to
@@ -143,6 +145,7 @@ class Part:
     excludes: tuple[str, ...] = ()
     optimizer: Callable[[Settings], keras.optimizers.Optimizer] | None = None
     wrap: Callable[..., keras.optimizers.Optimizer] | None = None
+    input_layer: Callable[[Settings], keras.Layer] | None = None
     activation: Callable[[Settings, str], keras.Layer] | None = None
     normalization: Callable[[Settings], keras.Layer] | None = None
     after_activation: Callable[[Settings, int], keras.Layer] | None = None
@@ -160,6 +163,7 @@ class Part:
         for name in (
             "optimizer",
             "wrap",
+            "input_layer",
             "activation",
             "normalization",
             "after_activation",

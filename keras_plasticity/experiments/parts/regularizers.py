@@ -1,5 +1,6 @@
 """Parts that add a penalty to the loss, or take steps along its gradient."""
 
+from keras_plasticity import layers
 from keras_plasticity import optimizers
 from keras_plasticity.experiments.parts.base_optimizers import adam
 from keras_plasticity.experiments.parts.part import Flag
@@ -7,6 +8,15 @@ from keras_plasticity.experiments.parts.part import Part
 
 # Shared with `shrink_and_perturb`.
 L2 = Flag("l2", "weight of half the sum of squares", 1e-4, "[0, inf)")
+
+
+def _l2_er(optimizer, settings, seed, initializer):
+    return optimizers.EffectiveRank(
+        _add_l2(optimizer, settings, seed, initializer),
+        rank_learning_rate=settings["rank_learning_rate"],
+        period=settings["rank_period"],
+        layers=settings["rank_layers"] or None,
+    )
 
 
 def _add_l2(optimizer, settings, seed, initializer):
@@ -66,6 +76,48 @@ PARTS = (
         ),
         excludes=("weight_decay", "l2"),
         wrap=_l2_init,
+    ),
+    Part(
+        "l2_er",
+        "`l2`, and steps that raise the effective rank of hidden features "
+        "([L2-ER](https://arxiv.org/abs/2509.22335))",
+        "`optimizers.EffectiveRank`",
+        flags=(
+            L2,
+            Flag(
+                "rank_learning_rate",
+                "size of a step that raises the rank",
+                0.001,
+                "[0, inf)",
+            ),
+            Flag(
+                "rank_period",
+                "updates from one such step to the next",
+                100,
+                "[1, inf)",
+                type=int,
+            ),
+            Flag(
+                "rank_examples",
+                "how many of the last examples it looks at",
+                100,
+                "[1, inf)",
+                type=int,
+            ),
+            Flag(
+                "rank_layers",
+                "of how many of the last hidden layers; 0: of all",
+                0,
+                "[0, inf)",
+                type=int,
+            ),
+        ),
+        # Whose state an optimizer cannot read.
+        excludes=("weight_decay", "l2", "batch_norm", "online_norm"),
+        input_layer=lambda settings: layers.RecentInputs(
+            settings["rank_examples"]
+        ),
+        wrap=_l2_er,
     ),
     Part(
         "parseval",
