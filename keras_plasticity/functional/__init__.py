@@ -7,6 +7,13 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.age_histogram import (
     num_age_bins as num_age_bins,
 )
+from keras_plasticity.functional.matrices import (
+    even_out_singular_values as even_out_singular_values,
+)
+from keras_plasticity.functional.matrices import orthogonalize as orthogonalize
+from keras_plasticity.functional.matrices import (
+    shrink_towards_direction as shrink_towards_direction,
+)
 from keras_plasticity.functional.replacement import (
     advance_count as advance_count,
 )
@@ -38,12 +45,15 @@ __all__ = [
     "contribution",
     "count_digits",
     "dormancy_score",
+    "even_out_singular_values",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",
     "num_age_bins",
+    "orthogonalize",
     "overall",
     "running_mean",
+    "shrink_towards_direction",
     "step_size",
     "weight_magnitude",
 ]

@@ -48,9 +48,16 @@ class RecordedDraws(keras.initializers.Initializer):
 
 
 class Trace:
-    """One recorded run, and the same network and loss in Keras."""
+    """One recorded run, and the same network and loss in Keras.
 
-    def __init__(self, name):
+    Args:
+        name: String, of the file.
+        layers: Module that has the layers with weights. Defaults to the
+            plastic ones.
+    """
+
+    def __init__(self, name, layers=keras_plasticity.layers):
+        self._layers_module = layers
         with np.load(os.path.join(_DATA, f"{name}.npz")) as data:
             self.data = {key: data[key] for key in data.files}
         self.config = json.loads(str(self.data["config"]))
@@ -82,14 +89,14 @@ class Trace:
             units = kernel.shape[-1]
             if kernel.ndim == 4:
                 layers.append(
-                    keras_plasticity.layers.Conv2D(
+                    self._layers_module.Conv2D(
                         units, kernel.shape[:2], **arguments
                     )
                 )
                 continue
             if i > 0 and self.data[f"init_kernel_{i - 1}"].ndim == 4:
                 layers.append(keras.layers.Flatten())
-            layers.append(keras_plasticity.layers.Dense(units, **arguments))
+            layers.append(self._layers_module.Dense(units, **arguments))
         return keras.Sequential(layers)
 
     def set_draws(self, step):
@@ -123,6 +130,7 @@ class Trace:
         self._compare_weights()
 
     def _compare_weights(self, snapshot=None):
+        """Compares all weights with a snapshot, or with the final ones."""
         for i, layer in enumerate(self.layers):
             for name in ("kernel", "bias"):
                 expected = self.data[f"final_{name}_{i}"]
@@ -137,10 +145,85 @@ class Trace:
                     err_msg=f"{name} {i}, snapshot {snapshot}",
                 )
 
+    def fit(self, callback, boundary=40):
+        """Trains by `fit`, with a callback that acts at a boundary.
+
+        Compares the weights every ten updates, and right before and after the
+        callback's action, at which the optimizer starts anew.
+
+        Args:
+            callback: `BoundaryCallback` with `skip=0`.
+            boundary: Integer, the number of updates before it.
+        """
+        model = self.model
+        model.compile(inner_optimizer(self.config["optimizer"]), self.loss)
+        x, y = self.data["x"], self.data["y"]
+        ends = self.data["snap_steps"].tolist()
+        assert boundary in ends and ends[-1] == len(x) == self.config["steps"]
+        seen = _After(self)
+        start = 0
+        for end in ends:
+            if start == boundary:
+                self.compare("before_{}_{}")
+            logs = model.fit(
+                np.concatenate(x[start:end]),
+                np.concatenate(y[start:end]),
+                batch_size=x.shape[1],
+                shuffle=False,
+                verbose=0,
+                callbacks=[callback, seen] if start == boundary else [],
+            ).history
+            np.testing.assert_allclose(
+                logs["loss"],
+                self.data["losses"][start:end].mean(),
+                rtol=1e-4,
+                err_msg=str(end),
+            )
+            if end != boundary:  # There, the file has what is after it.
+                self.compare("{}_{}_t", ends.index(end))
+            start = end
+        self.compare("final_{}_{}")
+        assert seen.was_called
+
+    def compare(self, key, index=(), atol=2e-5):
+        """Compares all weights with those of the file.
+
+        Args:
+            key: String, of the arrays: for `"kernel"` or `"bias"`, and the
+                number of the layer.
+            index: Integer, the snapshot, if there are several.
+            atol: Float.
+        """
+        for i, layer in enumerate(self.layers):
+            for name in ("kernel", "bias"):
+                np.testing.assert_allclose(
+                    to_numpy(getattr(layer, name)),
+                    self.data[key.format(name, i)][index],
+                    rtol=0,
+                    atol=atol,
+                    err_msg=f"{key} {name} {i} {index}",
+                )
+
+
+class _After(keras.callbacks.Callback):
+    """Compares the weights after a callback has acted, before any update."""
+
+    def __init__(self, trace):
+        super().__init__()
+        self._trace = trace
+        self.was_called = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            self._trace.compare("after_{}_{}")
+            self.was_called = True
+
 
 def inner_optimizer(description):
     """The Keras optimizer that a trace's config describes."""
-    kind, *words = description.replace("optax ", "").split()
+    for package in ("optax ", "torch "):
+        description = description.replace(package, "")
+    kind, *words = description.lower().split()
     values = dict(zip(words[::2], map(float, words[1::2])))
     if kind == "sgd":
         return keras.optimizers.SGD(values["lr"])

@@ -1,0 +1,77 @@
+"""Step by step against runs of the authors' code: events at boundaries."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_plasticity
+from keras_plasticity import callbacks
+from tests.method_traces.trace import Trace
+from tests.method_traces.trace import inner_optimizer
+
+# Plain layers, and plastic ones in which the methods must pass over what is no
+# weight.
+LAYERS = [keras.layers, keras_plasticity.layers]
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_fire(layers):
+    trace = Trace("fire_conv", layers)
+    trace.fit(callbacks.FIRE(trace.settings["iteration"], skip=0))
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_dash(layers):
+    trace = Trace("dash_dense", layers)
+    x, y = (np.concatenate(trace.data[name][40:52]) for name in "xy")
+    trace.fit(
+        callbacks.DASH(
+            (x, y),
+            alpha=trace.settings["alpha"],
+            min_factor=trace.settings["lambda"],
+            batch_size=4,
+            skip=0,
+        )
+    )
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_shrink_and_perturb_towards_the_first_network(layers):
+    trace = Trace("snp_dense", layers)
+    coefficient = trace.settings["shrink_coef"]
+
+    def build_first(learner, task):
+        return Trace("snp_dense", layers).model
+
+    trace.fit(
+        callbacks.ShrinkAndPerturbTasks(
+            build_first,
+            shrink=1 - coefficient,
+            perturb=coefficient,
+            skip=0,
+            reset_optimizer="all",
+        )
+    )
+
+
+class _TwoTasks:
+    """The updates before and after the boundary."""
+
+    def __init__(self, trace):
+        self._x, self._y = trace.data["x"], trace.data["y"]
+
+    def __len__(self):
+        return 2
+
+    def task(self, index):
+        part = slice(40 * index, 40 * (index + 1))
+        return np.concatenate(self._x[part]), np.concatenate(self._y[part])
+
+
+def test_fire_in_the_engine():
+    trace = Trace("fire_conv", keras.layers)
+    trace.model.compile(inner_optimizer(trace.config["optimizer"]), trace.loss)
+    keras_plasticity.training.OnlineTrainer(trace.model).fit(
+        _TwoTasks(trace), batch_size=4, callbacks=[callbacks.FIRE()]
+    )
+    trace.compare("final_{}_{}")
