@@ -111,8 +111,11 @@ def build_model(image_shape, method, seed):
                 name=f"dense_{number}",
             )
     layers.append(
-        method.layers.Dense(
-            NUM_CLASSES, kernel_initializer=initializer(), name="head"
+        method.output(
+            "Dense",
+            units=NUM_CLASSES,
+            kernel_initializer=initializer(),
+            name="head",
         )
     )
     model = keras.Sequential(layers)

@@ -85,8 +85,9 @@ def build_model(flag_values, num_pixels, method, seed):
             name=name,
         )
     layers.append(
-        method.layers.Dense(
-            NUM_CLASSES,
+        method.output(
+            "Dense",
+            units=NUM_CLASSES,
             kernel_initializer=keras.initializers.LecunUniform(
                 derived_seed(seed, "output")
             ),

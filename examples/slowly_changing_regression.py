@@ -83,8 +83,9 @@ def build_model(flag_values, method, seed):
             name="hidden",
         )
     layers.append(
-        method.layers.Dense(
-            1,
+        method.output(
+            "Dense",
+            units=1,
             kernel_initializer=keras.initializers.LecunUniform(
                 derived_seed(seed, "output")
             ),

@@ -5,6 +5,9 @@ from keras_plasticity.callbacks.boundary_callback import (
 )
 from keras_plasticity.callbacks.dash import DASH as DASH
 from keras_plasticity.callbacks.fire import FIRE as FIRE
+from keras_plasticity.callbacks.plasticity_injection import (
+    PlasticityInjection as PlasticityInjection,
+)
 from keras_plasticity.callbacks.plasticity_monitor import (
     PlasticityMonitor as PlasticityMonitor,
 )
@@ -22,6 +25,7 @@ __all__ = [
     "BoundaryCallback",
     "DASH",
     "FIRE",
+    "PlasticityInjection",
     "PlasticityMonitor",
     "ResetLayers",
     "ResetModel",

@@ -38,7 +38,7 @@ class Method:
         hidden = method.hidden(
             "Dense", units=100, kernel_initializer=initializer, name="hidden"
         )
-        output = method.layers.Dense(10, name="output")
+        output = method.output("Dense", units=10, name="output")
         model = keras.Sequential([keras.Input((784,)), *hidden, output])
         model.compile(method.optimizer(seed, initializer), loss="mse")
         return model
@@ -98,12 +98,7 @@ class Method:
         Returns:
             List of Keras layers.
         """
-        layer = getattr(
-            self.layers, validation.check_string("weighted", weighted), None
-        )
-        if not isinstance(layer, type):
-            rule = "the name of a class of Keras layers, such as 'Dense'"
-            raise validation.error("weighted", rule, weighted)
+        layer = self._layer_class(weighted)
         name = validation.check_string("name", name)
         seed = _seed_of(arguments.get("kernel_initializer"))
         normalization = self._choice("normalization")
@@ -126,6 +121,29 @@ class Method:
                 seed = derived_seed(kernel_seed, part.name)
                 result.append(part.after_activation(self.settings, seed))
         return result
+
+    def output(self, weighted: str, **arguments: Any) -> keras.Layer:
+        """The output layer, linear, with all that the method puts around it.
+
+        Args:
+            weighted: String, the name of a Keras layer, such as `"Dense"`.
+            **arguments: Of that layer.
+
+        Returns:
+            Keras layer.
+        """
+        result = self._layer_class(weighted)(**arguments)
+        around = self._choice("around_output")
+        return result if around is None else around(result, self.settings)
+
+    def _layer_class(self, weighted):
+        layer = getattr(
+            self.layers, validation.check_string("weighted", weighted), None
+        )
+        if not isinstance(layer, type):
+            rule = "the name of a class of Keras layers, such as 'Dense'"
+            raise validation.error("weighted", rule, weighted)
+        return layer
 
     def optimizer(
         self, seed: int, initializer: str | keras.Initializer
@@ -176,7 +194,9 @@ class Method:
         ]
 
         def build_fresh(learner, task):
-            seed = derived_seed(seeds[learner], "new network", task)
+            seed = seeds[learner]
+            if task is not None:
+                seed = derived_seed(seed, "new network", task)
             return build_model(self, seed)
 
         return [

@@ -26,6 +26,7 @@ from keras_plasticity.layers.convolutional import (
 )
 from keras_plasticity.layers.dense import Dense as Dense
 from keras_plasticity.layers.einsum_dense import EinsumDense as EinsumDense
+from keras_plasticity.layers.injectable import Injectable as Injectable
 from keras_plasticity.layers.online_normalization import (
     OnlineNormalization as OnlineNormalization,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "Injectable",
     "OnlineNormalization",
     "SeparableConv1D",
     "SeparableConv2D",

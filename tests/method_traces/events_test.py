@@ -6,6 +6,7 @@ import pytest
 
 import keras_plasticity
 from keras_plasticity import callbacks
+from tests.gradients import read_when_run
 from tests.method_traces.trace import Trace
 from tests.method_traces.trace import inner_optimizer
 
@@ -75,3 +76,34 @@ def test_fire_in_the_engine():
         _TwoTasks(trace), batch_size=4, callbacks=[callbacks.FIRE()]
     )
     trace.compare("final_{}_{}")
+
+
+def test_shrink_and_perturb_at_each_update():
+    trace = Trace("shrink_perturb_kumar_sgd", keras.layers)
+    optimizer = keras_plasticity.optimizers.ShrinkAndPerturbByInitializer(
+        inner_optimizer(trace.config["optimizer"]),
+        shrink=1 - trace.settings["shrink"],
+        perturb=trace.settings["perturb_scale"],
+        # As PyTorch draws kernels and biases.
+        initializer=keras.initializers.VarianceScaling(
+            1 / 3, "fan_in", "uniform"
+        ),
+        noise_refresh_steps=1,
+        perturb_biases=True,
+    )
+    optimizer.build(trace.model.trainable_variables)
+    drawn = iter(
+        # The optimizer draws numbers of magnitude one.
+        trace.data[f"drawn_{name}_{i}"][step]
+        * np.sqrt(trace.data[f"init_kernel_{i}"].shape[0])
+        for step in range(trace.config["steps"])
+        for i in range(trace.num_layers)
+        for name in ("kernel", "bias")
+    )
+
+    def draw(shape, dtype):
+        return read_when_run(lambda: next(drawn).astype(dtype), tuple(shape))
+
+    optimizer._draw = draw
+    trace.train(optimizer, lambda step: None, atol=2e-5)
+    assert next(drawn, None) is None
