@@ -1,5 +1,7 @@
 """Step by step against runs of the authors' code: events at boundaries."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -92,18 +94,28 @@ def test_shrink_and_perturb_at_each_update():
         perturb_biases=True,
     )
     optimizer.build(trace.model.trainable_variables)
-    drawn = iter(
-        # The optimizer draws numbers of magnitude one.
-        trace.data[f"drawn_{name}_{i}"][step]
-        * np.sqrt(trace.data[f"init_kernel_{i}"].shape[0])
-        for step in range(trace.config["steps"])
+    names = [
+        (name, i)
         for i in range(trace.num_layers)
         for name in ("kernel", "bias")
-    )
+    ]
+    calls, now = itertools.count(), [0]
 
     def draw(shape, dtype):
-        return read_when_run(lambda: next(drawn).astype(dtype), tuple(shape))
+        # It is called for one weight after the other, once or in each step.
+        name, i = names[next(calls) % len(names)]
+
+        def value():
+            # The optimizer draws numbers of magnitude one.
+            numbers = trace.data[f"drawn_{name}_{i}"][now[0]]
+            fan_in = trace.data[f"init_kernel_{i}"].shape[0]
+            return (numbers * np.sqrt(fan_in)).astype("float32")
+
+        return read_when_run(value, tuple(shape))
+
+    def after_step(step):
+        now[0] = step + 1
 
     optimizer._draw = draw
-    trace.train(optimizer, lambda step: None, atol=2e-5)
-    assert next(drawn, None) is None
+    trace.train(optimizer, after_step, atol=2e-5)
+    assert now[0] == trace.config["steps"]
