@@ -8,6 +8,7 @@ from keras_plasticity.callbacks import new_layers
 from keras_plasticity.callbacks.boundary_callback import BoundaryCallback
 from keras_plasticity.callbacks.reset_layers import check_build_model
 from keras_plasticity.optimizers.restart import set_optimizer_state
+from keras_plasticity.weights import is_statistic
 
 
 class ResetModel(BoundaryCallback):
@@ -65,10 +66,8 @@ class ResetModel(BoundaryCallback):
             "build_model(learner, task)", self.build_model(learner, task)
         )
         changed = new_layers.copy_weights(model, new)
-        # The states of generators too, but not of the metrics.
-        for old, other in zip(
-            _generators(model), _generators(new), strict=True
-        ):
+        # Not the metrics.
+        for old, other in zip(_others(model), _others(new), strict=True):
             old.assign(ops.copy(ops.convert_to_tensor(other)))
         if self.reset_optimizer == "all":
             if not new.compiled:
@@ -87,11 +86,14 @@ class ResetModel(BoundaryCallback):
             super()._restart_optimizer(model, changed)
 
 
-def _generators(model):
-    """The states of a model's random generators."""
-    weights = {id(variable) for variable in model.weights}
+def _others(model):
+    """The states of a model's generators, and what its layers observe."""
+    weights = {id(v) for v in model.weights if not is_statistic(v)}
     return [
         variable
-        for variable in model.non_trainable_variables
+        for variable in (
+            *model.trainable_variables,
+            *model.non_trainable_variables,
+        )
         if id(variable) not in weights
     ]
