@@ -175,9 +175,15 @@ class BoundaryCallback(keras.callbacks.Callback, TaskCallback):
             ValueError: If there is no layer of a name.
         """
         if learner == 0:
-            self._positions = [
-                model.layers.index(model.get_layer(name)) for name in names
-            ]
+            known = [layer.name for layer in model.layers]
+            for name in names:
+                if name not in known:
+                    raise ValueError(
+                        "`layers` must be names of layers of the model "
+                        f"'{model.name}'. No such layer: {name}. Its layers "
+                        f"are: {known}. Received: layers={list(names)}"
+                    )
+            self._positions = [known.index(name) for name in names]
         return [model.layers[position] for position in self._positions]
 
     def get_config(self) -> dict[str, Any]:

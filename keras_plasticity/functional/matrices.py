@@ -1,5 +1,6 @@
 """Formulas that change the singular values of a matrix."""
 
+import keras
 from keras import ops
 
 from keras_plasticity import validation
@@ -29,9 +30,9 @@ def orthogonalize(matrix: Tensor, iterations: int = 10) -> Tensor:
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
-    (x,) = validation.check_tensors(matrix=matrix)
-    _check_matrix("matrix", x)
+    x = _check_matrix("matrix", matrix)
     iterations = validation.check_integer("iterations", iterations, 0)
+    dtype, x = x.dtype, _at_least_float32(x)
     # First by the largest entry, so that no square overflows or vanishes.
     x = _divide(x, ops.max(ops.abs(x), axis=(-2, -1), keepdims=True))
     norm = ops.sqrt(ops.sum(ops.square(x), axis=(-2, -1), keepdims=True))
@@ -46,7 +47,7 @@ def orthogonalize(matrix: Tensor, iterations: int = 10) -> Tensor:
         else:
             cubed = ops.matmul(x, ops.matmul(other, x))
         x = 1.5 * x - 0.5 * cubed
-    return x
+    return ops.cast(x, dtype)
 
 
 def even_out_singular_values(
@@ -64,7 +65,7 @@ def even_out_singular_values(
 
     Returns:
         Tensor of the same shape. A matrix of zeros, of which no direction is
-        more than another, stays one.
+        more than another, stays one, and so does one that is not finite.
 
     Example:
 
@@ -75,17 +76,21 @@ def even_out_singular_values(
     array([[2.5, 0. ],
            [0. , 2.5]], dtype=float32)
     """
-    (matrix,) = validation.check_tensors(matrix=matrix)
-    _check_matrix("matrix", matrix)
+    matrix = _check_matrix("matrix", matrix)
     strength = validation.check_in_interval("strength", strength, "[0, 1]")
     minimum = validation.check_positive("minimum", minimum)
-    left, values, right = ops.svd(matrix, full_matrices=False)
+    exact = _at_least_float32(matrix)
+    is_finite = ops.all(ops.isfinite(exact), axis=(-2, -1), keepdims=True)
+    left, values, right = ops.svd(
+        ops.where(is_finite, exact, 0.0), full_matrices=False
+    )
     raised = ops.maximum(values, minimum)
     mean = ops.mean(raised, axis=-1, keepdims=True)
     new = ops.power(mean, strength) * ops.power(raised, 1.0 - strength)
     result = ops.matmul(left * new[..., None, :], right)
     is_zero = ops.max(values, axis=-1)[..., None, None] < _SMALLEST
-    return ops.where(is_zero, matrix, result)
+    stays = ops.logical_or(is_zero, ops.logical_not(is_finite))
+    return ops.where(stays, matrix, ops.cast(result, matrix.dtype))
 
 
 def shrink_towards_direction(
@@ -119,8 +124,15 @@ def shrink_towards_direction(
     weights, direction = validation.check_tensors(
         weights=weights, direction=direction
     )
+    shapes = [validation.shape_of(each) for each in (weights, direction)]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise ValueError(
+            "`weights` and `direction` must be tensors of the same shape, of "
+            "one axis or more. Received: "
+            f"weights.shape={shapes[0]}, direction.shape={shapes[1]}"
+        )
     minimum = validation.check_in_interval("minimum", minimum, "[0, 1]")
-    rank = len(weights.shape)
+    rank = len(shapes[0])
     axis = validation.check_integer("axis", axis, -rank, rank - 1)
     lengths = [
         ops.maximum(
@@ -141,8 +153,19 @@ def _divide(x, norm):
     return x / ops.where(norm > 0, norm, 1.0)
 
 
-def _check_matrix(name, tensor):
-    if len(tensor.shape) < 2:
-        raise validation.error(
-            name, "a tensor of shape (..., rows, columns)", tensor
-        )
+def _at_least_float32(x):
+    """Half precision is too coarse for products of many matrices."""
+    is_half = keras.backend.standardize_dtype(x.dtype) in (
+        "float16",
+        "bfloat16",
+    )
+    return ops.cast(x, "float32") if is_half else x
+
+
+def _check_matrix(name, value):
+    (tensor,) = validation.check_tensors(**{name: value})
+    shape = validation.shape_of(tensor)
+    if len(shape) < 2 or 0 in shape:
+        rule = "a tensor of shape (..., rows, columns) that is not empty"
+        raise validation.error(name, rule, value)
+    return tensor

@@ -165,7 +165,39 @@ def test_bad_arguments(call, message):
         call()
 
 
-def test_dtype_stays():
-    x = ops.cast(matrices(3, 4), "float16")
-    result = functional.orthogonalize(x)
-    assert keras.backend.standardize_dtype(result.dtype) == "float16"
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_that_of_the_result(dtype):
+    x = ops.cast(matrices(3, 4), dtype)
+    for result, expected in (
+        (
+            functional.orthogonalize(x),
+            functional.orthogonalize(ops.cast(x, "float32")),
+        ),
+        (
+            functional.even_out_singular_values(x, 0.5),
+            functional.even_out_singular_values(ops.cast(x, "float32"), 0.5),
+        ),
+    ):
+        assert keras.backend.standardize_dtype(result.dtype) == dtype
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(ops.cast(result, "float32")),
+            ops.convert_to_numpy(
+                ops.cast(ops.cast(expected, dtype), "float32")
+            ),
+        )
+
+
+def test_a_matrix_that_is_not_finite_stays():
+    stack = matrices(3, 4, 5)
+    stack[1, 2, 3] = np.nan
+    result = ops.convert_to_numpy(
+        functional.even_out_singular_values(stack, 0.5)
+    )
+    np.testing.assert_array_equal(result[1], stack[1])
+    np.testing.assert_allclose(
+        result[2],
+        ops.convert_to_numpy(
+            functional.even_out_singular_values(stack[2], 0.5)
+        ),
+        atol=1e-5,
+    )
