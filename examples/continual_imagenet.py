@@ -111,14 +111,11 @@ def build_model(image_shape, method, seed):
                 name=f"dense_{number}",
             )
     layers.append(
-        method.output(
-            "Dense",
-            units=NUM_CLASSES,
-            kernel_initializer=initializer(),
-            name="head",
+        method.layers.Dense(
+            NUM_CLASSES, kernel_initializer=initializer(), name="head"
         )
     )
-    model = keras.Sequential(layers)
+    model = method.network(layers)
     experiments.draw_pytorch_biases(model, rng)
     model.compile(
         optimizer=method.optimizer(seed, initializer()),

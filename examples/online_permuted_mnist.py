@@ -85,16 +85,15 @@ def build_model(flag_values, num_pixels, method, seed):
             name=name,
         )
     layers.append(
-        method.output(
-            "Dense",
-            units=NUM_CLASSES,
+        method.layers.Dense(
+            NUM_CLASSES,
             kernel_initializer=keras.initializers.LecunUniform(
                 derived_seed(seed, "output")
             ),
             name="output",
         )
     )
-    model = keras.Sequential(layers)
+    model = method.network(layers)
     model.compile(
         optimizer=method.optimizer(seed, "he_uniform"),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

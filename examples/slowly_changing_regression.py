@@ -83,16 +83,15 @@ def build_model(flag_values, method, seed):
             name="hidden",
         )
     layers.append(
-        method.output(
-            "Dense",
-            units=1,
+        method.layers.Dense(
+            1,
             kernel_initializer=keras.initializers.LecunUniform(
                 derived_seed(seed, "output")
             ),
             name="output",
         )
     )
-    model = keras.Sequential(layers)
+    model = method.network(layers)
     model.compile(optimizer=method.optimizer(seed, initializer), loss="mse")
     return model
 

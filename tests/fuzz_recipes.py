@@ -996,9 +996,9 @@ RECIPES |= {
         call=lambda **kwargs: _method().optimizer(**kwargs),
         arguments={"seed": _is(0), "initializer": _is("he_uniform")},
     ),
-    "experiments.Method.output": Recipe(
-        call=lambda **kwargs: _method().output(units=3, **kwargs),
-        arguments={"weighted": _is("Dense")},
+    "experiments.Method.network": Recipe(
+        call=lambda **kwargs: _method().network(**kwargs),
+        arguments={"layers": lambda: [keras.layers.Dense(3)]},
     ),
     "experiments.Method.task_callbacks": Recipe(
         call=lambda **kwargs: _method().task_callbacks(**kwargs),
@@ -1018,7 +1018,7 @@ RECIPES |= {
             "activation": _is(None),
             "normalization": _is(None),
             "after_activation": _is(None),
-            "around_output": _is(None),
+            "around_layers": _is(None),
             "plastic_layers": _is(False),
             "hidden_layers": _is(True),
             "smallest_batch": _is(1),

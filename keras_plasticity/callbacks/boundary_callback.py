@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.optimizers.restart import restart
 from keras_plasticity.training import TaskCallback
@@ -169,13 +170,15 @@ class BoundaryCallback(keras.callbacks.Callback, TaskCallback):
             names: List of strings.
 
         Returns:
-            List of layers of `model`, whose own names may be others.
+            List of layers of `model`, or of a model or layer in it, whose own
+            names may be others.
 
         Raises:
             ValueError: If there is no layer of a name.
         """
+        layers = list(keras_compat.in_order(model))[1:]
         if learner == 0:
-            known = [layer.name for layer in model.layers]
+            known = [layer.name for layer in layers]
             for name in names:
                 if name not in known:
                     raise ValueError(
@@ -184,7 +187,7 @@ class BoundaryCallback(keras.callbacks.Callback, TaskCallback):
                         f"are: {known}. Received: layers={list(names)}"
                     )
             self._positions = [known.index(name) for name in names]
-        return [model.layers[position] for position in self._positions]
+        return [layers[position] for position in self._positions]
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -105,13 +105,6 @@ def check_layers(layers):
     return layers
 
 
-def layers_in_order(layer):
-    """Yields a layer, and its sublayers at any depth in their order."""
-    yield layer
-    for child in keras_compat.children(layer):
-        yield from layers_in_order(child)
-
-
 def find_kernels(model, layers=None):
     """The trainable kernels of dense layers and convolutions.
 
@@ -131,7 +124,7 @@ def find_kernels(model, layers=None):
     trainable = {id(variable) for variable in weights_of(model)}
     found = {}
     for root in [model] if layers is None else layers:
-        for layer in layers_in_order(root):
+        for layer in keras_compat.in_order(root):
             axes = _axes(layer)
             if axes is None:
                 continue

@@ -5,10 +5,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.callbacks import new_layers
 from keras_plasticity.callbacks.boundary_callback import BoundaryCallback
-from keras_plasticity.callbacks.kernels import layers_in_order
 from keras_plasticity.callbacks.reset_layers import check_build_model
 from keras_plasticity.layers.injectable import Injectable
 from keras_plasticity.seeds import derived_seed
@@ -17,10 +17,10 @@ from keras_plasticity.seeds import derived_seed
 class PlasticityInjection(BoundaryCallback):
     """Injects new plasticity into a network, once.
 
-    The trained output layer `h` is frozen, and two like it with the same fresh
+    The trained head `h` is frozen, and two like it with the same fresh
     weights, `h1` and `h2`, are added to it and taken off:
     `h(x) + h1(x) - h2(x)`. The outputs are what they were. From there on, of
-    the three, only `h1` learns. The output layer has to be a
+    the three, only `h1` learns. The head has to be a
     `keras_plasticity.layers.Injectable`, which has room for all three from the
     start; if there are several, all are injected into.
 
@@ -29,8 +29,8 @@ class PlasticityInjection(BoundaryCallback):
 
     Args:
         build_model: Function of a learner's index and a task's index that
-            returns a model of the same architecture, whose output layer has
-            the fresh weights. By default they come from the layer's own
+            returns a model of the same architecture, whose head has the fresh
+            weights. By default they come from the layer's own
             initializers, whose seeds are replaced.
         seed: Integer, of what is drawn without `build_model`. Drawn at random
             by default; a run that resumes has the same results with a seed
@@ -49,8 +49,15 @@ class PlasticityInjection(BoundaryCallback):
     model = keras.Sequential(
         [
             keras.Input((4,)),
-            keras.layers.Dense(5, activation="relu"),
-            keras_plasticity.layers.Injectable(keras.layers.Dense(3)),
+            keras.layers.Dense(6, activation="relu"),
+            keras_plasticity.layers.Injectable(
+                keras.Sequential(
+                    [
+                        keras.layers.Dense(5, activation="relu"),
+                        keras.layers.Dense(3),
+                    ]
+                )
+            ),
         ]
     )
     model.compile("adam", "mse")
@@ -82,7 +89,7 @@ class PlasticityInjection(BoundaryCallback):
         wrapped = _injectables(model)
         if not wrapped:
             raise ValueError(
-                "`PlasticityInjection` needs a model whose output layer is a "
+                "`PlasticityInjection` needs a model whose head is a "
                 "`keras_plasticity.layers.Injectable`. Received: the model "
                 f"'{model.name}' with the layers "
                 f"{[layer.name for layer in model.layers]}"
@@ -121,6 +128,6 @@ class PlasticityInjection(BoundaryCallback):
 def _injectables(model):
     return [
         layer
-        for layer in layers_in_order(model)
+        for layer in keras_compat.in_order(model)
         if isinstance(layer, Injectable)
     ]

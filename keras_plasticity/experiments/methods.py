@@ -38,8 +38,8 @@ class Method:
         hidden = method.hidden(
             "Dense", units=100, kernel_initializer=initializer, name="hidden"
         )
-        output = method.output("Dense", units=10, name="output")
-        model = keras.Sequential([keras.Input((784,)), *hidden, output])
+        output = method.layers.Dense(10, name="output")
+        model = method.network([keras.Input((784,)), *hidden, output])
         model.compile(method.optimizer(seed, initializer), loss="mse")
         return model
     ```
@@ -122,19 +122,25 @@ class Method:
                 result.append(part.after_activation(self.settings, seed))
         return result
 
-    def output(self, weighted: str, **arguments: Any) -> keras.Layer:
-        """The output layer, linear, with all that the method puts around it.
+    def network(self, layers: Sequence[keras.Layer]) -> keras.Sequential:
+        """The network, with all that the method changes of its layers.
 
         Args:
-            weighted: String, the name of a Keras layer, such as `"Dense"`.
-            **arguments: Of that layer.
+            layers: List of the layers that follow one another, the output
+                layer last.
 
         Returns:
-            Keras layer.
+            `keras.Sequential` model.
         """
-        result = self._layer_class(weighted)(**arguments)
-        around = self._choice("around_output")
-        return result if around is None else around(result, self.settings)
+        rule = "a list of one or more Keras layers"
+        layers = validation.check_list("layers", layers, rule=rule)
+        kinds = keras.Layer, keras.KerasTensor  # Such as `keras.Input`.
+        if not layers or not all(isinstance(each, kinds) for each in layers):
+            raise validation.error("layers", rule, layers)
+        around = self._choice("around_layers")
+        if around is not None:
+            layers = around(layers, self.settings)
+        return keras.Sequential(layers)
 
     def _layer_class(self, weighted):
         layer = getattr(

@@ -2,12 +2,13 @@
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity import validation
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class Injectable(keras.layers.Wrapper):
-    """An output layer that new plasticity can be injected into.
+    """The head of a network, which new plasticity can be injected into.
 
     It is the layer that it wraps, plus two frozen layers like it whose
     difference is added:
@@ -21,13 +22,17 @@ class Injectable(keras.layers.Wrapper):
     take part in back-propagation to `x`, and no optimizer sees their weights:
     neither its steps nor weight decay change them.
 
+    Let `layer` be a model of two layers or more, with a non-linearity. One
+    linear layer and two frozen ones are together as one linear layer: SGD
+    without momentum would learn just what it learns without an injection.
+
     The number of trainable weights stays the same. A step costs as much as
-    three such layers, before the injection, too.
+    three such heads, before the injection, too.
 
     Args:
-        layer: Keras layer to wrap, one that is described by its config. It
-            must be linear: of a softmax the difference is no probability. Let
-            the loss take logits.
+        layer: Keras layer to wrap, or a model, one that is described by its
+            config. Its outputs must be linear: of a softmax the difference is
+            no probability. Let the loss take logits.
         **kwargs: Arguments of a Keras layer. `name` defaults to that of
             `layer`.
 
@@ -37,8 +42,15 @@ class Injectable(keras.layers.Wrapper):
     model = keras.Sequential(
         [
             keras.Input((4,)),
-            keras.layers.Dense(5, activation="relu"),
-            keras_plasticity.layers.Injectable(keras.layers.Dense(3)),
+            keras.layers.Dense(6, activation="relu"),
+            keras_plasticity.layers.Injectable(
+                keras.Sequential(
+                    [
+                        keras.layers.Dense(5, activation="relu"),
+                        keras.layers.Dense(3),
+                    ]
+                )
+            ),
         ]
     )
     ```
@@ -50,7 +62,10 @@ class Injectable(keras.layers.Wrapper):
 
     def __init__(self, layer: keras.Layer, **kwargs):
         validation.check_type("layer", layer, keras.Layer, "a Keras layer")
-        activation = getattr(layer, "activation", None)
+        last = layer
+        while getattr(last, "layers", None):
+            last = last.layers[-1]
+        activation = getattr(last, "activation", None)
         if activation not in (None, keras.activations.linear):
             raise ValueError(
                 "`layer` must be linear. Leave out its activation, and use a "
@@ -75,16 +90,6 @@ class Injectable(keras.layers.Wrapper):
     def _freeze(self):
         for frozen in (self.old, self.new):
             frozen.trainable = False
-
-    @property
-    def kernel(self):
-        """The kernel of the layer that learns."""
-        return self.layer.kernel
-
-    @property
-    def bias(self):
-        """The bias of the layer that learns."""
-        return self.layer.bias
 
     def build(self, input_shape=None):
         super().build(input_shape)
@@ -113,7 +118,8 @@ def _zeros_like(layer, name):
             f"Received: layer={layer!r}, which cannot be made again from it "
             f"({type(error).__name__}: {error})"
         ) from error
-    result.name = f"{layer.name}_{name}"
+    for part in keras_compat.in_order(result):
+        part.name = f"{part.name}_{name}"
     return result
 
 

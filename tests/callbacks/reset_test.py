@@ -321,7 +321,10 @@ def injected(**kwargs):
     model = injectable()
     x, y = ArrayStream().task(0)
     model.fit(x, y, epochs=3, verbose=0)
-    before = (model.predict(x, verbose=0), to_numpy(head(model).kernel).copy())
+    before = (
+        model.predict(x, verbose=0),
+        to_numpy(head(model).layer.kernel).copy(),
+    )
     injection = callbacks.PlasticityInjection(skip=0, seed=1, **kwargs)
     injection.set_model(model)
     injection.on_train_begin()
@@ -334,9 +337,9 @@ def test_injection_leaves_the_outputs():
     layer = head(model)
     np.testing.assert_array_equal(to_numpy(layer.old.kernel), kernel)
     np.testing.assert_array_equal(
-        to_numpy(layer.new.kernel), to_numpy(layer.kernel)
+        to_numpy(layer.new.kernel), to_numpy(layer.layer.kernel)
     )
-    assert not np.isclose(to_numpy(layer.kernel), kernel).any()
+    assert not np.isclose(to_numpy(layer.layer.kernel), kernel).any()
 
 
 def test_after_it_only_the_fresh_head_learns():
@@ -387,12 +390,12 @@ def test_injection_happens_once():
 
 def test_injection_of_a_new_model():
     model, *_ = injected(build_model=lambda *args: injectable(seed=50))
-    expected = head(injectable(seed=50)).kernel
+    expected = head(injectable(seed=50)).layer.kernel
     np.testing.assert_array_equal(
-        to_numpy(head(model).kernel), to_numpy(expected)
+        to_numpy(head(model).layer.kernel), to_numpy(expected)
     )
 
 
 def test_injection_into_a_plain_model():
-    with pytest.raises(ValueError, match="output layer is a `keras_plastici"):
+    with pytest.raises(ValueError, match="whose head is a `keras_plasticity.l"):
         reset(callbacks.PlasticityInjection())

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_plasticity.callbacks import PlasticityMonitor
 from keras_plasticity.layers import Injectable
 from tests.callbacks.boundary_callback_test import injectable
 from tests.helpers import make_data
@@ -36,8 +37,11 @@ def test_it_has_the_name_and_weights_of_its_layer():
     model = injectable()
     layer = model.layers[-1]
     assert layer.name == "head"
-    assert layer.kernel is layer.layer.kernel
-    assert layer.bias is layer.layer.bias
+    assert [v.path.split("/", 1)[1] for v in layer.weights] == [
+        f"head/{name}/{kind}"
+        for name in ("head", "head_old", "head_new")
+        for kind in ("kernel", "bias")
+    ]
     assert model.output_shape == (None, 3)
 
 
@@ -90,6 +94,32 @@ def test_several_layers_may_be_one():
     assert len(layer.weights) == 12
 
 
+def test_its_frozen_layers_are_not_measured():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(6, "relu", name="first"),
+            Injectable(
+                keras.Sequential(
+                    [
+                        keras.layers.Dense(5, "relu", name="second"),
+                        keras.layers.Dense(3, name="last"),
+                    ],
+                    name="head",
+                )
+            ),
+        ]
+    )
+    model.compile("sgd", "mse")
+    monitor = PlasticityMonitor(make_data(9))
+    model.fit(*make_data(9), verbose=0, callbacks=[monitor])
+    measured = monitor.history[-1]
+    assert measured["dead_units"].keys() == {"first", "second", "total"}
+    assert measured["weight_change"].keys() == {
+        *("first", "second", "last", "total")
+    }
+
+
 def test_no_regularizer_of_frozen_weights():
     layer = Injectable(keras.layers.Dense(3, kernel_regularizer="l2"))
     layer.build((None, 4))
@@ -99,8 +129,10 @@ def test_no_regularizer_of_frozen_weights():
 def test_bad_arguments():
     with pytest.raises(TypeError, match="`layer` must be a Keras layer"):
         Injectable(3)
-    with pytest.raises(ValueError, match="`layer` must be linear"):
-        Injectable(keras.layers.Dense(3, activation="softmax"))
+    softmax = keras.layers.Dense(3, activation="softmax")
+    for layer in (softmax, keras.Sequential([softmax])):
+        with pytest.raises(ValueError, match="`layer` must be linear"):
+            Injectable(layer)
 
     class Odd(keras.layers.Layer):
         def __init__(self, needed):

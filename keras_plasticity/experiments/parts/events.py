@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import keras
+
 from keras_plasticity import callbacks
 from keras_plasticity import layers
 from keras_plasticity.experiments.parts.part import Flag
@@ -51,6 +53,18 @@ def _layer_reset(settings, build_fresh):
 
 def _reset(settings, build_fresh):
     return callbacks.ResetModel(build_fresh)
+
+
+def _injectable_head(network, settings):
+    """Joins the last layers with weights, and what is between, into one."""
+    with_weights = [
+        position
+        for position, layer in enumerate(network)
+        if hasattr(layer, "kernel_initializer")
+    ]
+    first = with_weights[-settings["injected_layers"] :][0]
+    head = keras.Sequential(network[first:], name="injectable")
+    return [*network[:first], layers.Injectable(head)]
 
 
 def _plasticity_injection(settings, build_fresh):
@@ -175,10 +189,18 @@ PARTS = (
     ),
     Part(
         "plasticity_injection",
-        "a fresh output layer beside the frozen one, when one task begins "
+        "a fresh head beside the frozen one, when one task begins "
         "([Nikishin et al.](https://arxiv.org/abs/2305.15555))",
         "`layers.Injectable`, `callbacks.PlasticityInjection`",
         flags=(
+            # Of a linear head alone, SGD learns what it would without it.
+            Flag(
+                "injected_layers",
+                "how many of the last layers are the head",
+                2,
+                "[1, inf)",
+                type=int,
+            ),
             Flag(
                 "injection_task",
                 "the task that it is injected before, counted from 0",
@@ -187,8 +209,8 @@ PARTS = (
                 type=int,
             ),
         ),
-        excludes=("head_reset", "layer_reset", "reset"),
-        around_output=lambda layer, settings: layers.Injectable(layer),
+        excludes=("linear", "head_reset", "layer_reset", "reset"),
+        around_layers=_injectable_head,
         task_callback=_plasticity_injection,
     ),
 )

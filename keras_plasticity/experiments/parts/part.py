@@ -84,7 +84,7 @@ class Part:
     The fields say what the part changes. Those that are functions get the
     method's settings, a dict from the name of a flag to its value; a field that
     is `None` changes nothing. Two parts that choose the same thing
-    (`optimizer`, `activation`, `normalization` or `around_output`) contradict
+    (`optimizer`, `activation`, `normalization` or `around_layers`) contradict
     each other, and so do a part without hidden layers and one that changes
     them.
 
@@ -112,9 +112,9 @@ class Part:
             the weights of a hidden layer and its activation.
         after_activation: Function `(settings, seed)` that returns a layer to
             follow each hidden layer.
-        around_output: Function `(layer, settings)` that returns the layer to
-            use in place of the output layer. It contradicts parts with plastic
-            layers, whose units the output layer reads.
+        around_layers: Function `(layers, settings)` that returns the list of
+            layers to use in place of those of a network without it, the output
+            layer last. It contradicts parts with plastic layers.
         plastic_layers: Boolean, whether layers with weights have to be those
             of `keras_plasticity.layers`.
         hidden_layers: Boolean, `False` for a network without any.
@@ -151,7 +151,7 @@ class Part:
     activation: Callable[[Settings, str], keras.Layer] | None = None
     normalization: Callable[[Settings], keras.Layer] | None = None
     after_activation: Callable[[Settings, int], keras.Layer] | None = None
-    around_output: Callable[[keras.Layer, Settings], keras.Layer] | None = None
+    around_layers: Callable[[list, Settings], list] | None = None
     plastic_layers: bool = False
     hidden_layers: bool = True
     smallest_batch: int = 1
@@ -169,7 +169,7 @@ class Part:
             "activation",
             "normalization",
             "after_activation",
-            "around_output",
+            "around_layers",
             "task_callback",
         ):
             if getattr(self, name) is not None:
@@ -193,12 +193,12 @@ class Part:
                 "optimizer",
                 "activation",
                 "normalization",
-                "around_output",
+                "around_layers",
             )
         ):
             return True
-        if (self.around_output and other.plastic_layers) or (
-            other.around_output and self.plastic_layers
+        if (self.around_layers and other.plastic_layers) or (
+            other.around_layers and self.plastic_layers
         ):
             return True
         return (not self.hidden_layers and other._changes_hidden_layers()) or (
