@@ -312,6 +312,7 @@ def test_an_optimizer_without_a_config():
     x, y = ArrayStream().task(0)
     model = make_model(layer=keras.layers.Dense)
     model.compile(Odd(0.1), "mse")
+    model.fit(x, y, verbose=0)  # TensorFlow builds it in the first step.
     with pytest.raises(ValueError, match="config.*`Odd` does not work"):
         model.fit(
             x, y, verbose=0, callbacks=[Nudge(skip=0, reset_optimizer="all")]
