@@ -115,7 +115,7 @@ def build_model(image_shape, method, seed):
             NUM_CLASSES, kernel_initializer=initializer(), name="output"
         )
     )
-    model = keras.Sequential(layers)
+    model = method.network(layers)
     experiments.draw_pytorch_biases(model, rng)
     model.compile(
         optimizer=method.optimizer(seed, initializer()),

@@ -93,7 +93,7 @@ def build_model(flag_values, num_pixels, method, seed):
             name="output",
         )
     )
-    model = keras.Sequential(layers)
+    model = method.network(layers)
     model.compile(
         optimizer=method.optimizer(seed, "he_uniform"),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

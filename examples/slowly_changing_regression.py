@@ -91,7 +91,7 @@ def build_model(flag_values, method, seed):
             name="output",
         )
     )
-    model = keras.Sequential(layers)
+    model = method.network(layers)
     model.compile(optimizer=method.optimizer(seed, initializer), loss="mse")
     return model
 

@@ -80,6 +80,13 @@ def children(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def in_order(layer):
+    """Yields a layer, and its sublayers at any depth in their order."""
+    yield layer
+    for child in children(layer):
+        yield from in_order(child)
+
+
 def note_caller(layer, callers):
     """Notes the outermost layer whose call has led to `layer`'s call.
 

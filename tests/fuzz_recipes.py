@@ -175,17 +175,101 @@ RECIPES |= {
         call=lambda state: callbacks.PlasticityMonitor(5).set_state(state),
         arguments={"state": _monitor_state},
     ),
-    "callbacks.ShrinkAndPerturbTasks": Recipe(
-        call=callbacks.ShrinkAndPerturbTasks,
-        arguments={
-            "build_model": lambda: lambda learner, task: make_model(),
-            "shrink": _is(0.5),
-            "perturb": _is(0.1),
+}
+
+
+class _Boundary(callbacks.BoundaryCallback):
+    """Changes nothing."""
+
+    def on_boundary(self, model, learner, task, x, y):
+        return []
+
+
+def _at_boundary(make):
+    """Arguments that all callbacks at boundaries have, and a use of them."""
+
+    def use(callback):
+        json.dumps(callback.get_config())
+        callback.set_state(callback.get_state())
+        callback.set_model(make())
+        callback.on_train_begin()
+        callback.on_epoch_begin(0)
+
+    return {
+        "skip": _is(0),
+        "epochs": _is(None),
+        "reset_optimizer": _is("none"),
+    }, use
+
+
+def _boundary(name, make=lambda: _compiled_model(), **arguments):
+    common, use = _at_boundary(make)
+    kind = getattr(callbacks, name)
+    RECIPES[f"callbacks.{name}"] = Recipe(
+        call=kind if name != "BoundaryCallback" else _Boundary,
+        arguments=arguments | common,
+        use=use,
+        never={
+            "build_model": _RAISES_WHEN_CALLED + ("function",),
+            # Not a function of a number, or data of another model.
+            "data": _RAISES_WHEN_CALLED + ("function",),
         },
-    ),
-    "callbacks.ZeroWeights": Recipe(
-        call=callbacks.ZeroWeights,
-        arguments={"layers": lambda: ["layer_0"]},
+        words={"build_model": ("model",), "layers": ("layer",)},
+    )
+
+
+def _compiled_model(layers=keras.layers):
+    model = make_model(layer=layers.Dense)
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+def _injectable_model(*args):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Injectable(keras.layers.Dense(3))]
+    )
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+def _fresh_model(learner, task):
+    return _compiled_model()
+
+
+_boundary("BoundaryCallback")
+_boundary(
+    "DASH",
+    data=lambda: make_data(9),
+    alpha=_is(0.5),
+    min_factor=_is(0.5),
+    batch_size=_is(5),
+)
+_boundary("FIRE", iterations=_is(2), layers=_is(None))
+_boundary(
+    "PlasticityInjection",
+    _injectable_model,
+    build_model=lambda: _injectable_model,
+    seed=_is(0),
+)
+_boundary(
+    "ResetLayers",
+    layers=_is(1),
+    build_model=lambda: _fresh_model,
+    seed=_is(0),
+)
+_boundary("ResetModel", build_model=lambda: _fresh_model)
+_boundary(
+    "ShrinkAndPerturbTasks",
+    build_model=lambda: _fresh_model,
+    shrink=_is(0.5),
+    perturb=_is(0.1),
+)
+_boundary("SpectralDiversityPreservation", gamma=_is(0.5), layers=_is(None))
+_boundary("ZeroWeights", layers=lambda: ["layer_0"])
+RECIPES |= {
+    "callbacks.BoundaryCallback.set_state": Recipe(
+        call=lambda state: _Boundary().set_state(state),
+        arguments={"state": lambda: {"begun": 1, "epochs_begun": 2}},
     ),
 }
 
@@ -284,6 +368,13 @@ _formula("count_digits", replacement_rate=_is(1e-4), units=_is(100))
 _formula("distance_gradient", difference=_UNITS, distance=_is("huber"))
 _formula("dormancy_score", activation_magnitude=_UNITS)
 _formula("joint_norm", tensors=lambda: [_UNITS(), _MATRIX()])
+_formula("effective_rank", features=_MATRIX)
+_formula(
+    "even_out_singular_values",
+    matrix=_MATRIX,
+    strength=_is(0.5),
+    minimum=_is(1e-4),
+)
 _formula(
     "least_useful_unit",
     utility=_UNITS,
@@ -302,6 +393,7 @@ _formula(
     words={"weights": ("axis",)},  # Which they may lack.
 )
 _formula("num_age_bins", max_age=_is(5000))
+_formula("orthogonalize", matrix=_MATRIX, iterations=_is(3))
 _formula(
     "overall",
     activation_deviation=_UNITS,
@@ -318,6 +410,14 @@ _formula(
     matrix=_MATRIX,
     start=_UNITS,
     num_iterations=_is(3),
+)
+_formula(
+    "shrink_towards_direction",
+    weights=_MATRIX,
+    direction=_MATRIX,
+    minimum=_is(0.5),
+    axis=_is(1),
+    words={"weights": ("axis",), "direction": ("axis",)},
 )
 _formula("step_size", age=_tensor(1.0, 2.0, 3.0), decay_rate=_is(0.9))
 _formula("weight_magnitude", outgoing_magnitude=_UNITS)
@@ -364,6 +464,18 @@ for _rank in (1, 2, 3):
         _layer(f"DepthwiseConv{_rank}D", _shape, kernel_size=2)
         _layer(f"SeparableConv{_rank}D", _shape, filters=3, kernel_size=2)
 
+RECIPES["layers.Injectable"] = Recipe(
+    call=layers.Injectable,
+    arguments={"layer": lambda: keras.layers.Dense(3)},
+    use=_call_layer((2, 4)),
+    # Of an odd layer, Keras says what is wrong when it is called.
+    never={"layer": ("layer", "model", "empty model")},
+)
+RECIPES["layers.RecentInputs"] = Recipe(
+    call=layers.RecentInputs,
+    arguments={"num_examples": _is(3), "name": _is("recent")},
+    use=_call_layer((2, 3)),
+)
 RECIPES["layers.OnlineNormalization"] = Recipe(
     call=layers.OnlineNormalization,
     arguments={
@@ -450,6 +562,12 @@ def _train(optimizer):
     model.train_on_batch(*make_data(2))
 
 
+def _train_with_recent(optimizer):
+    model = make_model(before=[layers.RecentInputs(4)])
+    model.compile(optimizer, "mse", run_eagerly=True)
+    model.fit(*make_data(8), batch_size=4, verbose=0)
+
+
 def _optimizer(name, use=_train, words=None, **arguments):
     RECIPES[f"optimizers.{name}"] = Recipe(
         call=getattr(optimizers, name),
@@ -477,6 +595,15 @@ _optimizer(
 )
 _optimizer(
     "DecoupledOrthogonality", strength=0.1, step_size=0.01, exclude=("layer_2",)
+)
+_optimizer("ChurnRegularization", use=_train_with_recent, coefficient=0.5)
+_optimizer(
+    "EffectiveRank",
+    use=_train_with_recent,
+    rank_learning_rate=0.01,
+    period=2,
+    steps=2,
+    layers=1,
 )
 _optimizer("L2", l2=1e-3)
 _optimizer("L2Init", strength=0.1, distance="l1", exclude=("bias",))
@@ -530,6 +657,7 @@ _optimizer(
     initializer="he_uniform",
     noise_refresh_steps=10,
     seed=0,
+    perturb_biases=True,
 )
 _optimizer(
     "UnitResetOptimizer",
@@ -961,6 +1089,10 @@ RECIPES |= {
         call=lambda **kwargs: _method().optimizer(**kwargs),
         arguments={"seed": _is(0), "initializer": _is("he_uniform")},
     ),
+    "experiments.Method.network": Recipe(
+        call=lambda **kwargs: _method().network(**kwargs),
+        arguments={"layers": lambda: [keras.layers.Dense(3)]},
+    ),
     "experiments.Method.task_callbacks": Recipe(
         call=lambda **kwargs: _method().task_callbacks(**kwargs),
         arguments={"build_model": lambda: _build_model, "seeds": lambda: [0]},
@@ -980,6 +1112,7 @@ RECIPES |= {
             "activation": _is(None),
             "normalization": _is(None),
             "after_activation": _is(None),
+            "around_layers": _is(None),
             "plastic_layers": _is(False),
             "hidden_layers": _is(True),
             "smallest_batch": _is(1),
@@ -1091,9 +1224,13 @@ RECIPES |= {
 }
 
 _HOOK = "called by the library, in steps that are traced; subclasses override"
+_CALLED = "called by the library, or by subclasses that override another"
 _MADE = "made by the library, not by people"
 
 NOT_FUZZED = {
+    "callbacks.BoundaryCallback.acts_on": _CALLED,
+    "callbacks.BoundaryCallback.layers_named": _CALLED,
+    "callbacks.BoundaryCallback.on_boundary": _CALLED,
     "optimizers.HiddenUnits": _MADE,
     "optimizers.HiddenUnits.begin_step": _HOOK,
     "optimizers.HiddenUnits.mean_over_consumers": _HOOK,

@@ -2,23 +2,29 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
+from keras import ops
 
 from keras_plasticity import validation
-from keras_plasticity.training import TaskCallback
+from keras_plasticity.callbacks import new_layers
+from keras_plasticity.callbacks.boundary_callback import BoundaryCallback
+from keras_plasticity.callbacks.reset_layers import check_build_model
 from keras_plasticity.weights import weights_of
 
 
-class ShrinkAndPerturbTasks(TaskCallback):
+class ShrinkAndPerturbTasks(BoundaryCallback):
     """Moves all weights toward those of a new network when a task begins.
 
     `w <- shrink * w + perturb * fresh`, for all trainable weights and biases,
     from the second task on. This is "shrink and perturb" as it was proposed;
     the method of that name in the papers on loss of plasticity acts at every
-    step: see `keras_plasticity.optimizers.ShrinkAndPerturb`. The slots of the
-    optimizer (momentum, ...) are not changed.
+    step: see `keras_plasticity.optimizers.ShrinkAndPerturb`.
 
-    It is a callback for `keras_plasticity.training.OnlineTrainer`.
+    Lee et al. take the learner's own first network for `fresh`, the same for
+    all tasks, and start the optimizer anew. For that let `build_model` ignore
+    the task, and set `reset_optimizer="all"`.
+
+    It works in `keras_plasticity.training.OnlineTrainer` and in `fit`: see
+    `keras_plasticity.callbacks.BoundaryCallback`.
 
     Args:
         build_model: Function of a learner's index and a task's index that
@@ -27,6 +33,12 @@ class ShrinkAndPerturbTasks(TaskCallback):
             the task, all tasks use the same network.
         shrink: Float in [0, 1]. Defaults to `0.2`.
         perturb: Float, at least 0. Defaults to `0.8`.
+        skip: Integer, the number of tasks that begin before it first acts.
+            Defaults to `1`.
+        epochs: Integer, for `fit` only: it acts every so many epochs. Defaults
+            to `None`: at the beginning of each `fit`.
+        reset_optimizer: `"all"`, `"changed"` or `"none"` (default): what of
+            the optimizer starts anew.
 
     References:
 
@@ -39,49 +51,31 @@ class ShrinkAndPerturbTasks(TaskCallback):
         build_model: Callable[[int, int], keras.Model],
         shrink: float = 0.2,
         perturb: float = 0.8,
+        skip: int = 1,
+        epochs: int | None = None,
+        reset_optimizer: str = "none",
     ):
-        self.build_model = validation.check_function(
-            "build_model",
-            build_model,
-            "a function of a learner's index and a task's index that returns a "
-            "model",
-        )
+        super().__init__(skip, epochs, reset_optimizer)
+        self.build_model = check_build_model(build_model)
         self.shrink = validation.check_in_interval("shrink", shrink, "[0, 1]")
         self.perturb = validation.check_in_interval(
             "perturb", perturb, "[0, inf)"
         )
-        self._is_first = True
 
-    def on_task_begin(self, task: int, x: np.ndarray, y: np.ndarray):
-        if self._is_first:
-            self._is_first = False
-            return
-        for learner in range(self.trainer.num_learners):
-            fresh = weights_of(self.build_model(learner, task))
-            with self.trainer.edit(learner) as model:
-                weights = weights_of(model)
-                expected, received = _shapes(weights), _shapes(fresh)
-                if received != expected:
-                    raise ValueError(
-                        "`build_model` must return a model of the same "
-                        "architecture. Received: one with weights of the "
-                        f"shapes {received}, expected {expected}"
-                    )
-                for weight, new in zip(weights, fresh):
-                    weight.assign(
-                        self.shrink * weight.value + self.perturb * new.value
-                    )
+    def on_boundary(self, model, learner, task, x, y):
+        fresh = self.build_model(learner, task)
+        new_layers.check_alike(model, fresh)
+        weights = weights_of(model)
+        for weight, new in zip(weights, weights_of(fresh)):
+            weight.assign(
+                self.shrink * weight.value
+                + self.perturb * ops.convert_to_tensor(new)
+            )
+        return weights
 
     def get_config(self) -> dict[str, Any]:
-        return {"shrink": self.shrink, "perturb": self.perturb}
-
-    def get_state(self) -> bool:
-        return self._is_first
-
-    def set_state(self, state: bool):
-        self._is_first = validation.check_boolean("state", state)
-
-
-def _shapes(variables):
-    # Tuples: a backend's own shapes print differently on each.
-    return [tuple(variable.shape) for variable in variables]
+        return {
+            **super().get_config(),
+            "shrink": self.shrink,
+            "perturb": self.perturb,
+        }

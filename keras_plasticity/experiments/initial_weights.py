@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 
+from keras_plasticity import keras_compat
 from keras_plasticity import validation
 
 
@@ -55,7 +56,9 @@ def draw_pytorch_biases(model: keras.Model, rng: np.random.Generator):
     """
     validation.check_model("model", model)
     _check_rng(rng)
-    for layer in model.layers:
+    for layer in keras_compat.in_order(model):
+        if not layer.trainable:
+            continue  # Such as those that an injection fills.
         if hasattr(layer, "kernel") and layer.bias is not None:
             bound = 1 / math.sqrt(math.prod(layer.kernel.shape[:-1]))
             layer.bias.assign(rng.uniform(-bound, bound, layer.bias.shape))

@@ -39,7 +39,7 @@ class Method:
             "Dense", units=100, kernel_initializer=initializer, name="hidden"
         )
         output = method.layers.Dense(10, name="output")
-        model = keras.Sequential(
+        model = method.network(
             [keras.Input((784,)), *method.input_layers(), *hidden, output]
         )
         model.compile(method.optimizer(seed, initializer), loss="mse")
@@ -119,12 +119,7 @@ class Method:
         Returns:
             List of Keras layers.
         """
-        layer = getattr(
-            self.layers, validation.check_string("weighted", weighted), None
-        )
-        if not isinstance(layer, type):
-            rule = "the name of a class of Keras layers, such as 'Dense'"
-            raise validation.error("weighted", rule, weighted)
+        layer = self._layer_class(weighted)
         name = validation.check_string("name", name)
         seed = _seed_of(arguments.get("kernel_initializer"))
         normalization = self._choice("normalization")
@@ -147,6 +142,35 @@ class Method:
                 seed = derived_seed(kernel_seed, part.name)
                 result.append(part.after_activation(self.settings, seed))
         return result
+
+    def network(self, layers: Sequence[keras.Layer]) -> keras.Sequential:
+        """The network, with all that the method changes of its layers.
+
+        Args:
+            layers: List of the layers that follow one another, the output
+                layer last.
+
+        Returns:
+            `keras.Sequential` model.
+        """
+        rule = "a list of one or more Keras layers"
+        layers = validation.check_list("layers", layers, rule=rule)
+        kinds = keras.Layer, keras.KerasTensor  # Such as `keras.Input`.
+        if not layers or not all(isinstance(each, kinds) for each in layers):
+            raise validation.error("layers", rule, layers)
+        around = self._choice("around_layers")
+        if around is not None:
+            layers = around(layers, self.settings)
+        return keras.Sequential(layers)
+
+    def _layer_class(self, weighted):
+        layer = getattr(
+            self.layers, validation.check_string("weighted", weighted), None
+        )
+        if not isinstance(layer, type):
+            rule = "the name of a class of Keras layers, such as 'Dense'"
+            raise validation.error("weighted", rule, weighted)
+        return layer
 
     def optimizer(
         self, seed: int, initializer: str | keras.Initializer
@@ -197,7 +221,9 @@ class Method:
         ]
 
         def build_fresh(learner, task):
-            seed = derived_seed(seeds[learner], "new network", task)
+            seed = seeds[learner]
+            if task is not None:
+                seed = derived_seed(seed, "new network", task)
             return build_model(self, seed)
 
         return [

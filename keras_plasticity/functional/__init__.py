@@ -10,6 +10,13 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.effective_rank import (
     effective_rank as effective_rank,
 )
+from keras_plasticity.functional.matrices import (
+    even_out_singular_values as even_out_singular_values,
+)
+from keras_plasticity.functional.matrices import orthogonalize as orthogonalize
+from keras_plasticity.functional.matrices import (
+    shrink_towards_direction as shrink_towards_direction,
+)
 from keras_plasticity.functional.penalties import (
     distance_gradient as distance_gradient,
 )
@@ -56,15 +63,18 @@ __all__ = [
     "distance_gradient",
     "dormancy_score",
     "effective_rank",
+    "even_out_singular_values",
     "joint_norm",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",
     "num_age_bins",
     "orthogonality_gradient",
+    "orthogonalize",
     "overall",
     "project_to_norm",
     "running_mean",
+    "shrink_towards_direction",
     "spectral_norm_and_gradient",
     "step_size",
     "weight_magnitude",

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_plasticity.functional.matrices import check_matrix
 from keras_plasticity.types import Tensor
 
 _EPSILON = 1e-8
@@ -16,7 +17,7 @@ def effective_rank(features: Tensor) -> Tensor:
     `keras_plasticity.diagnostics.effective_rank`, which computes in float64.
 
     Args:
-        features: Float32 tensor of shape `(examples, units)`.
+        features: Tensor of shape `(examples, units)`.
 
     Returns:
         Scalar tensor, between 1 and the rank of `features`; 1 for the zero
@@ -31,6 +32,7 @@ def effective_rank(features: Tensor) -> Tensor:
 
     - [Roy and Vetterli, 2007](https://ieeexplore.ieee.org/document/7098875)
     """
+    features = check_matrix("features", features)
     # Not by the backend's gradient of a decomposition, which is infinite where
     # singular values are equal. They alone count, of which the gradient is
     # `u * v` for each.

@@ -9,6 +9,7 @@ from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.graph import trace
 from keras_plasticity.layers import activations
+from keras_plasticity.layers.injectable import Injectable
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 
 # What may stand between a layer and its non-linearity.
@@ -109,7 +110,12 @@ def find_activations(model, traced, names=None) -> list[Activation]:
     """
     calls = _first_calls(model, traced)
     if names is None:
-        chosen = _hidden_layers(calls, traced)
+        frozen = set() if model is None else _frozen(model)
+        chosen = {
+            name: call
+            for name, call in _hidden_layers(calls, traced).items()
+            if id(call.operation) not in frozen
+        }
         # Of several layers that meet in a sum, the last call has the value.
         by_value = {}
         for found in _find(chosen, traced):
@@ -219,12 +225,29 @@ def has_kernel(layer) -> bool:
 
 
 def kernels(layer) -> list:
-    """The kernels of a layer, or of its sublayers, as variables."""
+    """The kernels of a layer, or of its sublayers, as variables.
+
+    Without those that are frozen in an `Injectable`.
+    """
+    frozen = _frozen(layer) if isinstance(layer, keras.Layer) else ()
     return [
         variable
         for variable in getattr(layer, "variables", ())
-        if variable.name.endswith("kernel") and len(variable.shape) > 1
+        if variable.name.endswith("kernel")
+        and len(variable.shape) > 1
+        and id(variable) not in frozen
     ]
+
+
+def _frozen(layer):
+    """The ids of frozen layers in an `Injectable`, and of their variables."""
+    return {
+        id(each)
+        for part in keras_compat.in_order(layer)
+        if isinstance(part, Injectable)
+        for frozen in (part.old, part.new)
+        for each in (*keras_compat.in_order(frozen), *frozen.variables)
+    }
 
 
 def _outputs_of_hidden_layers(calls):

@@ -34,6 +34,7 @@ from keras_plasticity.layers.convolutional import (
 )
 from keras_plasticity.layers.dense import Dense as Dense
 from keras_plasticity.layers.einsum_dense import EinsumDense as EinsumDense
+from keras_plasticity.layers.injectable import Injectable as Injectable
 from keras_plasticity.layers.input_normalization import (
     InputNormalization as InputNormalization,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "Injectable",
     "InputNormalization",
     "OnlineNormalization",
     "Rational",

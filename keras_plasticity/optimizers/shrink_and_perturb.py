@@ -9,11 +9,14 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity.optimizers.l2 import add_l2_gradients
+from keras_plasticity.optimizers.layer_weights import is_bias
+from keras_plasticity.optimizers.layer_weights import kernel_of
 from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_deserialized
 from keras_plasticity.validation import check_in_interval
 from keras_plasticity.validation import check_not_negative
@@ -100,10 +103,10 @@ class _PerturbingOptimizer(OptimizerWrapper):
             # Without noise there is no table, either.
             return
         offset = 0
-        for variable in variables:
-            initializer = None
-            if not is_statistic(variable):
-                initializer = self.noise_initializer(tuple(variable.shape))
+        weights = [v for v in variables if not is_statistic(v)]
+        for variable in weights:
+            shape = self.noise_shape(variable, weights)
+            initializer = self.noise_initializer(shape)
             if initializer is None:
                 continue
             self._noise[id(variable)] = _Noise(offset, _magnitude(initializer))
@@ -120,6 +123,15 @@ class _PerturbingOptimizer(OptimizerWrapper):
                 (1,), dtype="int32", name="position"
             )
             self._sign = self.add_variable((), name="sign")
+
+    def noise_shape(self, variable, weights):
+        """The shape that decides on a variable's noise.
+
+        Args:
+            variable: `keras.Variable`, a weight.
+            weights: List of all weights of the model.
+        """
+        return tuple(variable.shape)
 
     def noise_initializer(self, shape):
         """The initializer that draws the noise of variables of a shape.
@@ -372,7 +384,10 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     for each trainable weight, with `e` drawn from the distribution that
     `initializer` has for a variable of that shape. Variables of fewer than two
     axes, such as biases and the scales of normalization layers, have no `e`:
-    they shrink only.
+    they shrink only. With `perturb_biases`, the bias of a layer with a kernel
+    has an `e` from the distribution of that kernel. So it is in the code of
+    Kumar et al., where a new network of PyTorch is drawn at each update: for
+    that, take `keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")`.
 
     In `keras_plasticity.optimizers.ShrinkAndPerturb`, it is an L2 penalty that
     shrinks, in proportion to the learning rate, and all noise has the same
@@ -404,6 +419,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
             ahead for. Defaults to `10000`.
         seed: Integer, of the noise. Drawn at random by default.
         name: String, the optimizer's name.
+        perturb_biases: Boolean, whether biases have noise. Defaults to `False`.
 
     Example:
 
@@ -426,6 +442,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     shrink = Hyperparameter(_check_shrink, schedules=True)
     perturb = _NoiseMagnitude(check_not_negative, schedules=True)
     initializer = Setting()
+    perturb_biases = Setting(check_boolean)
     _shrink = "shrink"
     _perturb = "perturb"
 
@@ -438,6 +455,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         noise_refresh_steps: int = 10_000,
         seed: int | None = None,
         name: str | None = None,
+        perturb_biases: bool = False,
         **kwargs: Any,
     ):
         super().__init__(
@@ -449,6 +467,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         )
         self.shrink = shrink
         self.perturb = perturb
+        self.perturb_biases = perturb_biases
         self.initializer = check_deserialized(
             "initializer",
             initializer,
@@ -463,6 +482,13 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
                 f"Received: initializer={initializer}"
             )
 
+    def noise_shape(self, variable, weights):
+        if self.perturb_biases and is_bias(variable):
+            kernel = kernel_of(variable, weights)
+            if kernel is not None:
+                return tuple(kernel.shape)
+        return super().noise_shape(variable, weights)
+
     def noise_initializer(self, shape):
         if len(shape) < 2:
             return None
@@ -471,7 +497,9 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            **self.settings("shrink", "perturb", "initializer"),
+            **self.settings(
+                "shrink", "perturb", "initializer", "perturb_biases"
+            ),
         }
 
 

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_plasticity
 from keras_plasticity import layers
-from keras_plasticity.callbacks import activations
+from keras_plasticity.graph import activations
 from keras_plasticity.graph import trace
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import SelfNormalizedResets

@@ -31,7 +31,7 @@ def _forward(weights, x):
 def test_c_chain():
     batch = 4
     recent = keras_plasticity.layers.RecentInputs(batch)
-    trace = Trace("cchain_ddqn", [recent])
+    trace = Trace("cchain_ddqn", before=[recent])
     data, model = trace.data, trace.model
     # PyTorch's epsilon.
     optimizer = keras_plasticity.optimizers.ChurnRegularization(

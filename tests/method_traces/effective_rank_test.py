@@ -3,12 +3,13 @@
 import keras
 
 import keras_plasticity
+from keras_plasticity.layers import RecentInputs
 from tests.method_traces.trace import Trace
 
 
 def test_l2_er():
     # What a step looks at is all that was shown since the last one.
-    trace = Trace("l2er_sgd", [keras_plasticity.layers.RecentInputs(5 * 4)])
+    trace = Trace("l2er_sgd", before=[RecentInputs(5 * 4)])
     assert trace.settings == {
         "er_lr": 0.02,
         "er_batch": 5,

@@ -52,10 +52,13 @@ class Trace:
 
     Args:
         name: String, the file.
+        layers: Module that has the layers with weights. Defaults to the
+            plastic ones.
         before: List of Keras layers in front of the network.
     """
 
-    def __init__(self, name, before=()):
+    def __init__(self, name, layers=keras_plasticity.layers, before=()):
+        self._layers_module = layers
         with np.load(os.path.join(_DATA, f"{name}.npz")) as data:
             self.data = {key: data[key] for key in data.files}
         self.config = json.loads(str(self.data["config"]))
@@ -93,14 +96,14 @@ class Trace:
             units = kernel.shape[-1]
             if kernel.ndim == 4:
                 layers.append(
-                    keras_plasticity.layers.Conv2D(
+                    self._layers_module.Conv2D(
                         units, kernel.shape[:2], **arguments
                     )
                 )
                 continue
             if i > 0 and self.data[f"init_kernel_{i - 1}"].ndim == 4:
                 layers.append(keras.layers.Flatten())
-            layers.append(keras_plasticity.layers.Dense(units, **arguments))
+            layers.append(self._layers_module.Dense(units, **arguments))
         return keras.Sequential(layers)
 
     def set_draws(self, step):
@@ -153,18 +156,83 @@ class Trace:
         self.compare_weights()
 
     def compare_weights(self, snapshot=None):
+        """Compares all weights with a snapshot, or with the final ones."""
+        if snapshot is None:
+            self.compare("final_{}_{}")
+        else:
+            self.compare("{}_{}_t", snapshot)
+
+    def fit(self, callback, boundary=40):
+        """Trains by `fit`, with a callback that acts at a boundary.
+
+        Compares the weights every ten updates, and right before and after the
+        callback's action, at which the optimizer starts anew.
+
+        Args:
+            callback: `BoundaryCallback` with `skip=0`.
+            boundary: Integer, the number of updates before it.
+        """
+        model = self.model
+        model.compile(inner_optimizer(self.config["optimizer"]), self.loss)
+        x, y = self.data["x"], self.data["y"]
+        ends = self.data["snap_steps"].tolist()
+        assert boundary in ends and ends[-1] == len(x) == self.config["steps"]
+        seen = _After(self)
+        start = 0
+        for end in ends:
+            if start == boundary:
+                self.compare("before_{}_{}")
+            logs = model.fit(
+                np.concatenate(x[start:end]),
+                np.concatenate(y[start:end]),
+                batch_size=x.shape[1],
+                shuffle=False,
+                verbose=0,
+                callbacks=[callback, seen] if start == boundary else [],
+            ).history
+            np.testing.assert_allclose(
+                logs["loss"],
+                self.data["losses"][start:end].mean(),
+                rtol=1e-4,
+                err_msg=str(end),
+            )
+            if end != boundary:  # There, the file has what is after it.
+                self.compare("{}_{}_t", ends.index(end))
+            start = end
+        self.compare("final_{}_{}")
+        assert seen.was_called
+
+    def compare(self, key, index=()):
+        """Compares all weights with those of the file.
+
+        Args:
+            key: String, of the arrays: for `"kernel"` or `"bias"`, and the
+                number of the layer.
+            index: Integer, the snapshot, if there are several.
+        """
         for i, layer in enumerate(self.layers):
             for name in ("kernel", "bias"):
-                expected = self.data[f"final_{name}_{i}"]
-                if snapshot is not None:
-                    expected = self.data[f"{name}_{i}_t"][snapshot]
                 np.testing.assert_allclose(
                     to_numpy(getattr(layer, name)),
-                    expected,
+                    self.data[key.format(name, i)][index],
                     rtol=0,
                     atol=self.tolerance,
-                    err_msg=f"{name} {i}, snapshot {snapshot}",
+                    err_msg=f"{key} {name} {i} {index}",
                 )
+
+
+class _After(keras.callbacks.Callback):
+    """Compares the weights after a callback has acted, before any update."""
+
+    def __init__(self, trace):
+        super().__init__()
+        self._trace = trace
+        self.was_called = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            self._trace.compare("after_{}_{}")
+            self.was_called = True
 
 
 def inner_optimizer(description):

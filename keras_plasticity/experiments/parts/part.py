@@ -84,8 +84,9 @@ class Part:
     The fields say what the part changes. Those that are functions get the
     method's settings, a dict from the name of a flag to its value; a field that
     is `None` changes nothing. Two parts that choose the same thing
-    (`optimizer`, `activation` or `normalization`) contradict each other, and so
-    do a part without hidden layers and one that changes them.
+    (`optimizer`, `activation`, `normalization` or `around_layers`) contradict
+    each other, and so do a part without hidden layers and one that changes
+    them.
 
     A regularizer is an optimizer wrapper too, which adds to the gradients: as a
     term of the model's loss it would be part of the reported error.
@@ -113,6 +114,9 @@ class Part:
             the weights of a hidden layer and its activation.
         after_activation: Function `(settings, seed)` that returns a layer to
             follow each hidden layer.
+        around_layers: Function `(layers, settings)` that returns the list of
+            layers to use in place of those of a network without it, the output
+            layer last. It contradicts parts with plastic layers.
         plastic_layers: Boolean, whether layers with weights have to be those
             of `keras_plasticity.layers`.
         hidden_layers: Boolean, `False` for a network without any.
@@ -120,7 +124,8 @@ class Part:
             at least.
         task_callback: Function `(settings, build_fresh)` that returns a
             `training.TaskCallback`, where `build_fresh(learner, task)` returns
-            a new network, other weights for each task.
+            a new network, other weights for each task; for the task `None`,
+            one like the learner's own was at first.
 
     Example:
 
@@ -149,6 +154,7 @@ class Part:
     activation: Callable[[Settings, str], keras.Layer] | None = None
     normalization: Callable[[Settings], keras.Layer] | None = None
     after_activation: Callable[[Settings, int], keras.Layer] | None = None
+    around_layers: Callable[[list, Settings], list] | None = None
     plastic_layers: bool = False
     hidden_layers: bool = True
     smallest_batch: int = 1
@@ -167,6 +173,7 @@ class Part:
             "activation",
             "normalization",
             "after_activation",
+            "around_layers",
             "task_callback",
         ):
             if getattr(self, name) is not None:
@@ -186,7 +193,16 @@ class Part:
             return True
         if any(
             getattr(self, choice) and getattr(other, choice)
-            for choice in ("optimizer", "activation", "normalization")
+            for choice in (
+                "optimizer",
+                "activation",
+                "normalization",
+                "around_layers",
+            )
+        ):
+            return True
+        if (self.around_layers and other.plastic_layers) or (
+            other.around_layers and self.plastic_layers
         ):
             return True
         return (not self.hidden_layers and other._changes_hidden_layers()) or (
