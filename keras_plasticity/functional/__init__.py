@@ -7,6 +7,7 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.age_histogram import (
     num_age_bins as num_age_bins,
 )
+from keras_plasticity.functional.erfi import erfi as erfi
 from keras_plasticity.functional.replacement import (
     advance_count as advance_count,
 )
@@ -29,16 +30,33 @@ from keras_plasticity.functional.utility import overall as overall
 from keras_plasticity.functional.utility import (
     weight_magnitude as weight_magnitude,
 )
+from keras_plasticity.functional.weight_utility import below_mean as below_mean
+from keras_plasticity.functional.weight_utility import (
+    first_order_utility as first_order_utility,
+)
+from keras_plasticity.functional.weight_utility import (
+    global_protection as global_protection,
+)
+from keras_plasticity.functional.weight_utility import least as least
+from keras_plasticity.functional.weight_utility import (
+    local_protection as local_protection,
+)
 
 __all__ = [
     "adaptation",
     "advance_count",
     "age_bin",
     "age_quantile",
+    "below_mean",
     "contribution",
     "count_digits",
     "dormancy_score",
+    "erfi",
+    "first_order_utility",
+    "global_protection",
+    "least",
     "least_useful_unit",
+    "local_protection",
     "mean_corrected_contribution",
     "mean_magnitude",
     "num_age_bins",

@@ -3,6 +3,9 @@
 from keras_plasticity.optimizers.continual_backprop import (
     ContinualBackprop as ContinualBackprop,
 )
+from keras_plasticity.optimizers.hare_and_tortoise import (
+    HareAndTortoise as HareAndTortoise,
+)
 from keras_plasticity.optimizers.hidden_units import HiddenUnits as HiddenUnits
 from keras_plasticity.optimizers.hidden_units import Outgoing as Outgoing
 from keras_plasticity.optimizers.l2 import L2 as L2
@@ -10,6 +13,9 @@ from keras_plasticity.optimizers.optimizer_wrapper import (
     OptimizerWrapper as OptimizerWrapper,
 )
 from keras_plasticity.optimizers.redo import ReDo as ReDo
+from keras_plasticity.optimizers.selective_weight_reinitialization import (
+    SelectiveWeightReinitialization as SelectiveWeightReinitialization,
+)
 from keras_plasticity.optimizers.self_normalized_resets import (
     SelfNormalizedResets as SelfNormalizedResets,
 )
@@ -19,23 +25,29 @@ from keras_plasticity.optimizers.shrink_and_perturb import (
 from keras_plasticity.optimizers.shrink_and_perturb import (
     ShrinkAndPerturbByInitializer as ShrinkAndPerturbByInitializer,
 )
+from keras_plasticity.optimizers.trac import TRAC as TRAC
 from keras_plasticity.optimizers.unit_reset_optimizer import (
     UnitResetOptimizer as UnitResetOptimizer,
 )
+from keras_plasticity.optimizers.upgd import UPGD as UPGD
 from keras_plasticity.optimizers.weight_optimizer import (
     WeightOptimizer as WeightOptimizer,
 )
 
 __all__ = [
     "ContinualBackprop",
+    "HareAndTortoise",
     "HiddenUnits",
     "L2",
     "OptimizerWrapper",
     "Outgoing",
     "ReDo",
+    "SelectiveWeightReinitialization",
     "SelfNormalizedResets",
     "ShrinkAndPerturb",
     "ShrinkAndPerturbByInitializer",
+    "TRAC",
+    "UPGD",
     "UnitResetOptimizer",
     "WeightOptimizer",
 ]

@@ -48,9 +48,16 @@ class RecordedDraws(keras.initializers.Initializer):
 
 
 class Trace:
-    """One recorded run, and the same network and loss in Keras."""
+    """One recorded run, and the same network and loss in Keras.
 
-    def __init__(self, name):
+    Args:
+        name: String, of `traces`.
+        source: Module, where the layers come from: `keras.layers` for methods
+            of single weights.
+    """
+
+    def __init__(self, name, source=keras_plasticity.layers):
+        self._source = source
         with np.load(os.path.join(_DATA, f"{name}.npz")) as data:
             self.data = {key: data[key] for key in data.files}
         self.config = json.loads(str(self.data["config"]))
@@ -82,29 +89,47 @@ class Trace:
             units = kernel.shape[-1]
             if kernel.ndim == 4:
                 layers.append(
-                    keras_plasticity.layers.Conv2D(
-                        units, kernel.shape[:2], **arguments
-                    )
+                    self._source.Conv2D(units, kernel.shape[:2], **arguments)
                 )
                 continue
             if i > 0 and self.data[f"init_kernel_{i - 1}"].ndim == 4:
                 layers.append(keras.layers.Flatten())
-            layers.append(keras_plasticity.layers.Dense(units, **arguments))
+            layers.append(self._source.Dense(units, **arguments))
         return keras.Sequential(layers)
 
     def set_draws(self, step):
+        if "new_kernel_0" not in self.data:
+            return
         for i, draw in enumerate(self.draws[:-1]):
             draw.value = self.data[f"new_kernel_{i}"][step]
 
-    def train(self, optimizer, after_step):
-        """Trains on the recorded batches and compares the weights."""
+    def train(
+        self,
+        optimizer,
+        after_step=lambda step: None,
+        end_step=lambda step: None,
+        # The authors' code of ReDo and of SNR is in JAX.
+        tolerance=1e-4,
+    ):
+        """Trains on the recorded batches and compares the weights.
+
+        Args:
+            optimizer: Keras optimizer.
+            after_step: Function of the number of a step, from 0, called after
+                it.
+            end_step: The same, called once the weights have been compared.
+            tolerance: Float, of the weights.
+        """
         model = self.model
         optimizer.build(model.trainable_variables)
         snapshots = self.data["snap_steps"].tolist()
         compiled = None
         if keras.backend.backend() == "jax":
             compiled = compiled_step(model, optimizer, self.loss)
-        for step, (x, y) in enumerate(zip(self.data["x"], self.data["y"])):
+        # Some runs have each batch several times.
+        order = self.data.get("order", range(len(self.data["x"])))
+        for step, batch in enumerate(order):
+            x, y = self.data["x"][batch], self.data["y"][batch]
             self.set_draws(step)
             if compiled is not None:
                 loss = compiled(x, y)
@@ -118,11 +143,12 @@ class Trace:
             )
             after_step(step)
             if step + 1 in snapshots:
-                self._compare_weights(snapshots.index(step + 1))
-        assert step + 1 == self.config["steps"]
-        self._compare_weights()
+                self._compare_weights(snapshots.index(step + 1), tolerance)
+            end_step(step)
+        assert step + 1 == len(self.data["losses"])
+        self._compare_weights(None, tolerance)
 
-    def _compare_weights(self, snapshot=None):
+    def _compare_weights(self, snapshot, tolerance):
         for i, layer in enumerate(self.layers):
             for name in ("kernel", "bias"):
                 expected = self.data[f"final_{name}_{i}"]
@@ -131,9 +157,8 @@ class Trace:
                 np.testing.assert_allclose(
                     to_numpy(getattr(layer, name)),
                     expected,
-                    # The authors' code of both is in JAX.
                     rtol=0,
-                    atol=1e-4,
+                    atol=tolerance,
                     err_msg=f"{name} {i}, snapshot {snapshot}",
                 )
 
@@ -154,14 +179,14 @@ def inner_optimizer(description):
 
 
 class OptaxAdam(keras.optimizers.Adam):
-    """Adam with its epsilon beside the corrected second moment.
+    """Adam with its epsilon beside the corrected second moment; PyTorch's, too.
 
     Keras' own has it beside the uncorrected one, which is another number in
     the first updates.
     """
 
-    def __init__(self, learning_rate, beta_1, beta_2, epsilon):
-        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+    def __init__(self, learning_rate, beta_1, beta_2, epsilon, **kwargs):
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, **kwargs)
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
