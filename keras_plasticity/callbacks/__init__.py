@@ -1,5 +1,8 @@
 """Callbacks that monitor training or intervene at task boundaries."""
 
+from keras_plasticity.callbacks.evaluate_tortoise import (
+    EvaluateTortoise as EvaluateTortoise,
+)
 from keras_plasticity.callbacks.plasticity_monitor import (
     PlasticityMonitor as PlasticityMonitor,
 )
@@ -8,4 +11,9 @@ from keras_plasticity.callbacks.shrink_and_perturb_tasks import (
 )
 from keras_plasticity.callbacks.zero_weights import ZeroWeights as ZeroWeights
 
-__all__ = ["PlasticityMonitor", "ShrinkAndPerturbTasks", "ZeroWeights"]
+__all__ = [
+    "EvaluateTortoise",
+    "PlasticityMonitor",
+    "ShrinkAndPerturbTasks",
+    "ZeroWeights",
+]

@@ -144,9 +144,10 @@ class Trace:
             after_step(step)
             if step + 1 in snapshots:
                 self._compare_weights(snapshots.index(step + 1), tolerance)
+            if step + 1 == len(self.data["losses"]):
+                self._compare_weights(None, tolerance)
             end_step(step)
         assert step + 1 == len(self.data["losses"])
-        self._compare_weights(None, tolerance)
 
     def _compare_weights(self, snapshot, tolerance):
         for i, layer in enumerate(self.layers):
