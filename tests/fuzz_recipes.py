@@ -183,6 +183,9 @@ RECIPES |= {
             "perturb": _is(0.1),
         },
     ),
+    "callbacks.EvaluateTortoise": Recipe(
+        call=callbacks.EvaluateTortoise, arguments={}
+    ),
     "callbacks.ZeroWeights": Recipe(
         call=callbacks.ZeroWeights,
         arguments={"layers": lambda: ["layer_0"]},
@@ -264,6 +267,8 @@ def _formula(name, words=None, **arguments):
 
 
 _UNITS = _tensor(0.5, 2.0, 1.0)
+# Of a layer of two units.
+_WEIGHTS = _tensor([0.5, -2.0], [1.0, 0.25])
 
 _formula("adaptation", incoming_magnitude=_UNITS)
 _formula(
@@ -272,6 +277,12 @@ _formula(
     mature=lambda: ops.convert_to_tensor(3, dtype="int32"),
     digits=_is((0, (1,), 10)),
 )
+_formula("below_mean", utility=_WEIGHTS, factor=_is(0.5))
+_formula("erfi", x=_UNITS)
+_formula("first_order_utility", weight=_WEIGHTS, gradient=_WEIGHTS)
+_formula("global_protection", utility=_WEIGHTS, largest=_is(2.0))
+_formula("least", utility=_WEIGHTS, number=_is(2))
+_formula("local_protection", utility=_WEIGHTS)
 _formula("age_bin", age=_tensor(1.0, 3000.0, 7.0), max_age=_is(5000))
 _formula(
     "age_quantile",
@@ -420,6 +431,7 @@ _optimizer(
     reset_optimizer_state=True,
     seed=0,
 )
+_optimizer("HareAndTortoise", decay_rate=0.9, period=3, exclude=("bias",))
 _optimizer("L2", l2=1e-3)
 _optimizer("OptimizerWrapper", use=_build_optimizer)
 _optimizer(
@@ -429,6 +441,17 @@ _optimizer(
     score_updates=2,
     seed=0,
     words={"period": ("score_updates",)},
+)
+_optimizer(
+    "SelectiveWeightReinitialization",
+    utility="gradient",
+    rule="proportional",
+    replacement="resample",
+    factor=0.1,
+    period=3,
+    decay_rate=0.5,
+    seed=0,
+    exclude=("bias",),
 )
 _optimizer(
     "SelfNormalizedResets",
@@ -457,6 +480,18 @@ _optimizer(
     initializer="he_uniform",
     noise_refresh_steps=10,
     seed=0,
+)
+_optimizer("TRAC", betas=(0.5, 0.9), scale=0.1, epsilon=1e-3, exclude=("bias",))
+_optimizer(
+    "UPGD",
+    scope="local",
+    protecting=True,
+    utility_decay=0.9,
+    decay=0.1,
+    noise_stddev=0.1,
+    noise_refresh_steps=10,
+    seed=0,
+    exclude=("bias",),
 )
 _optimizer(
     "UnitResetOptimizer",
