@@ -121,6 +121,8 @@ def least(utility: Tensor, number: Tensor) -> Tensor:
     """
     (utility,) = validation.check_tensors(utility=utility)
     number = validation.check_integer_tensor("number", number)
+    if validation.shape_of(number) != ():
+        raise validation.error("number", "a single integer", number)
     utility = ops.convert_to_tensor(utility)
     order = ops.argsort(ops.reshape(utility, (-1,)))
     rank = ops.cast(ops.argsort(order), "int32")

@@ -101,3 +101,5 @@ def test_bad_input():
         functional.first_order_utility(_tensor(1, 2), _tensor(1, 2, 3))
     with pytest.raises(ValueError, match="`number` must be a tensor of int"):
         functional.least(_tensor(1, 2), 0.5)
+    with pytest.raises(ValueError, match="`number` must be a single integer"):
+        functional.least(_tensor(1, 2), np.array([1, 2]))
