@@ -111,7 +111,7 @@ def least(utility: Tensor, number: Tensor) -> Tensor:
 
     Returns:
         Boolean tensor of the same shape, true as often. Of equal weights, the
-        first ones count as the least useful.
+        first ones count as the least useful; NaN counts as infinite.
 
     Example:
 
@@ -124,6 +124,8 @@ def least(utility: Tensor, number: Tensor) -> Tensor:
     if validation.shape_of(number) != ():
         raise validation.error("number", "a single integer", number)
     utility = ops.convert_to_tensor(utility)
+    # Backends differ in where they sort it.
+    utility = ops.where(ops.isnan(utility), float("inf"), utility)
     order = ops.argsort(ops.reshape(utility, (-1,)))
     rank = ops.cast(ops.argsort(order), "int32")
     return ops.reshape(rank < ops.cast(number, "int32"), utility.shape)

@@ -172,27 +172,27 @@ class SelectiveWeightReinitialization(WeightOptimizer):
                     self.decay_rate * mean.value
                     + (1 - self.decay_rate) * utility
                 )
+        number = ops.cast(self.iterations, "int32")
+        # Here, as it may follow a schedule.
+        factor = self.now("factor")
         backend.run_if(
-            ops.equal(self._number() % self.now("period"), 0),
-            lambda: self._replace_all(weights, gradients),
+            ops.equal(number % self.now("period"), 0),
+            lambda: self._replace_all(weights, gradients, factor),
             [*weights, *self.own_variables()],
         )
-
-    def _number(self):
-        return ops.cast(self.iterations, "int32")
 
     def _utility(self, weight, gradient):
         value = ops.convert_to_tensor(weight)
         return ops.abs(value if gradient is None else value * gradient)
 
-    def _replace_all(self, weights, gradients):
+    def _replace_all(self, weights, gradients, factor):
         for weight, gradient in zip(weights, gradients):
             mean = self._means.get(id(weight))
             if mean is None:
                 utility = self._utility(weight, gradient)
             else:
                 utility = mean.value
-            is_replaced = self._choose_weights(utility)
+            is_replaced = self._choose_weights(utility, factor)
             value = ops.where(
                 is_replaced, self._new_values(weight), weight.value
             )
@@ -202,8 +202,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             if mean is not None:
                 mean.assign(ops.where(ops.any(is_replaced), 0.0, utility))
 
-    def _choose_weights(self, utility):
-        factor = self.now("factor")
+    def _choose_weights(self, utility, factor):
         if self.rule == "threshold":
             return functional.below_mean(
                 utility, ops.cast(factor, utility.dtype)

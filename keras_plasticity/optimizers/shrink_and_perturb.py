@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.optimizers.inner_optimizers import counts
 from keras_plasticity.optimizers.l2 import add_l2_gradients
 from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.noise import NoiseMagnitude
@@ -119,7 +120,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
             backend.run_if(
                 is_update,
                 lambda: self._change_weights(weights),
-                weights + self._noise_variables(),
+                [*weights, *self._noise_variables(), *counts(self)],
             )
 
     def _noise_variables(self):

@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from keras_plasticity.optimizers import SelectiveWeightReinitialization
+from tests.gradients import step_by_gradients
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import make_plain_model
@@ -27,12 +28,17 @@ def _variables(**shapes):
     return result
 
 
-def _apply(optimizer, variables, gradient=1.0, steps=1):
+def _steps(optimizer, variables):
+    """A function that makes steps, and returns what the variables then are."""
     values = list(variables.values())
-    for _ in range(steps):
-        grads = [ops.full(v.shape, gradient) for v in values]
-        optimizer.apply(grads, values)
-    return {name: to_numpy(v) for name, v in variables.items()}
+    apply = step_by_gradients(optimizer, values)
+
+    def run(number=1):
+        for _ in range(number):
+            apply([ops.ones(v.shape) for v in values])
+        return {name: to_numpy(v) for name, v in variables.items()}
+
+    return run
 
 
 def test_what_the_new_values_are():
@@ -40,7 +46,7 @@ def test_what_the_new_values_are():
         kernel=(3, 3, 100, 50), bias=(50,), gamma=(50,), scale=(7,), beta=(50,)
     )
     # Of all weights, as all have the mean utility at most ten times.
-    new = _apply(_make(factor=10.0, seed=1), variables)
+    new = _steps(_make(factor=10.0, seed=1), variables)()
     np.testing.assert_allclose(new["kernel"].mean(), 0.0, atol=1e-3)
     np.testing.assert_allclose(new["kernel"].std(), np.sqrt(2 / 900), rtol=0.02)
     for name, value in (("bias", 0), ("beta", 0), ("gamma", 1), ("scale", 1)):
@@ -49,7 +55,7 @@ def test_what_the_new_values_are():
 
 def test_the_mean():
     variables = _variables(kernel=(8, 5), gamma=(5,))
-    new = _apply(_make(factor=10.0, replacement="mean"), variables)
+    new = _steps(_make(factor=10.0, replacement="mean"), variables)()
     np.testing.assert_array_equal(new["kernel"], 0.0)
     np.testing.assert_array_equal(new["gamma"], 1.0)
 
@@ -57,7 +63,7 @@ def test_the_mean():
 def test_what_it_leaves_alone():
     variables = _variables(embeddings=(9, 4), temperature=(), kernel=(4, 3))
     old = {name: to_numpy(v) for name, v in variables.items()}
-    new = _apply(_make(factor=10.0), variables)
+    new = _steps(_make(factor=10.0), variables)()
     np.testing.assert_array_equal(new["embeddings"], old["embeddings"])
     np.testing.assert_array_equal(new["temperature"], old["temperature"])
     assert np.all(new["kernel"] != old["kernel"])
@@ -79,9 +85,10 @@ def test_weights_of_no_utility_always_go(utility):
 def test_period_and_number(period):
     variables = _variables(kernel=(25, 8))
     optimizer = _make(rule="proportional", factor=0.1, period=period, seed=1)
+    run = _steps(optimizer, variables)
     before = to_numpy(variables["kernel"])
     for step in range(1, 7):
-        after = _apply(optimizer, variables)["kernel"]
+        after = run()["kernel"]
         assert np.sum(after != before) == (20 if step % period == 0 else 0)
         before = after
 
@@ -89,10 +96,11 @@ def test_period_and_number(period):
 def test_the_fraction_decides_by_chance():
     variables = _variables(kernel=(5, 3))
     optimizer = _make(rule="proportional", factor=0.15, seed=1)  # 2.25 of 15.
+    run = _steps(optimizer, variables)
     numbers = []
     before = to_numpy(variables["kernel"])
     for _ in range(200):
-        after = _apply(optimizer, variables)["kernel"]
+        after = run()["kernel"]
         numbers.append(np.sum(after != before))
         before = after
     assert set(numbers) == {2, 3}
@@ -109,10 +117,11 @@ def test_means_begin_anew_where_a_weight_was_replaced():
         period=2,
         seed=2,
     )
+    run = _steps(optimizer, variables)
     seen = set()
     for step in range(1, 21):
         before = {k: to_numpy(v) for k, v in variables.items()}
-        after = _apply(optimizer, variables)
+        after = run()
         for name, variable in variables.items():
             mean = to_numpy(optimizer._means[id(variable)])
             is_replaced = np.any(before[name] != after[name])
@@ -129,7 +138,7 @@ def test_slots_stay_as_they_are():
     variables = _variables(kernel=(4, 3))
     inner = keras.optimizers.SGD(0.1, momentum=0.9)
     optimizer = SelectiveWeightReinitialization(inner, factor=10.0, period=1)
-    _apply(optimizer, variables)
+    _steps(optimizer, variables)()
     (velocity,) = [v for v in inner.variables if "momentum" in v.path]
     np.testing.assert_allclose(to_numpy(velocity), -0.1, rtol=1e-6)
 
@@ -137,7 +146,7 @@ def test_slots_stay_as_they_are():
 def test_constraint():
     variables = _variables(kernel=(40, 30))
     variables["kernel"].constraint = keras.constraints.NonNeg()
-    new = _apply(_make(factor=10.0, seed=1), variables)["kernel"]
+    new = _steps(_make(factor=10.0, seed=1), variables)()["kernel"]
     assert new.min() == 0 and new.max() > 0
 
 
@@ -159,10 +168,11 @@ def test_models():
 def test_settings_change_during_training():
     variables = _variables(kernel=(20, 10))
     optimizer = _make(rule="proportional", factor=0.1, period=100)
-    before = _apply(optimizer, variables)["kernel"]
+    run = _steps(optimizer, variables)
+    before = run()["kernel"]
     optimizer.period = 2
     optimizer.factor = 0.5
-    after = _apply(optimizer, variables)["kernel"]
+    after = run()["kernel"]
     assert np.sum(after != before) == 100
     with pytest.raises(ValueError, match=r"`factor` must be .* \[0, 1\]"):
         optimizer.factor = 1.5
@@ -176,11 +186,10 @@ def test_a_schedule():
         [2], [0.0, 0.5]
     )
     optimizer = _make(rule="proportional", factor=schedule)
+    run = _steps(optimizer, variables)
     start = to_numpy(variables["kernel"])
-    np.testing.assert_array_equal(
-        _apply(optimizer, variables, steps=2)["kernel"], start
-    )
-    assert np.sum(_apply(optimizer, variables)["kernel"] != start) == 100
+    np.testing.assert_array_equal(run(2)["kernel"], start)
+    assert np.sum(run()["kernel"] != start) == 100
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ There is no model: the optimizers are given the same variables and gradients as
 a transcription of what their docstrings say.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from keras_plasticity.optimizers import TRAC
 from keras_plasticity.optimizers import UPGD
 from keras_plasticity.optimizers import HareAndTortoise
 from keras_plasticity.optimizers import SelectiveWeightReinitialization
+from tests.gradients import read_when_run
+from tests.gradients import step_by_gradients
 from tests.helpers import to_numpy
 from tests.reference_erfi import erfi
 
@@ -72,7 +76,9 @@ class _Run:
 
     def noise_of(self, variable):
         (path,) = [p for p, v in self.variables.items() if v is variable]
-        return ops.convert_to_tensor(self.noise[path][self.step])
+        return read_when_run(
+            lambda: self.noise[path][self.step], tuple(variable.shape)
+        )
 
     def train(self, optimizer, expected, tolerance=2e-5):
         """Makes all steps.
@@ -84,18 +90,17 @@ class _Run:
             tolerance: Float.
         """
         variables = list(self.variables.values())
-        optimizer.build(variables)
+        apply = step_by_gradients(optimizer, variables)
         weights = {k: v.astype("float64") for k, v in self.start.items()}
         for self.step in range(_STEPS):
             gradients = {k: self.gradient(k, w) for k, w in weights.items()}
             weights = expected(self.step, weights, gradients)
-            optimizer.apply(
-                # The same for both: rounding is not to be amplified.
+            # The same for both: rounding is not to be amplified.
+            apply(
                 [
                     ops.convert_to_tensor(gradients[path].astype("float32"))
                     for path in self.variables
-                ],
-                variables,
+                ]
             )
             for path, variable in self.variables.items():
                 np.testing.assert_allclose(
@@ -277,19 +282,15 @@ def test_selective_weight_reinitialization(
     for step in range(_STEPS):
         for path in _SHAPES:
             draws[step, path] = np.float32(rng.uniform())
-    # It draws for one variable after another.
-    chances = (
-        draws[step, path]
-        for step in range(_STEPS)
-        for path in _SHAPES
-        if (step + 1) % settings["period"] == 0
-    )
+    paths = itertools.cycle(_SHAPES)
+
+    def uniform(shape, seed):
+        # For one variable after another.
+        path = next(paths)
+        return read_when_run(lambda: draws[run.step, path], shape)
+
     monkeypatch.setattr(optimizer, "_draw", run.noise_of)
-    monkeypatch.setattr(
-        keras.random,
-        "uniform",
-        lambda shape, seed: ops.convert_to_tensor(next(chances)),
-    )
+    monkeypatch.setattr(keras.random, "uniform", uniform)
     update, replaced = _reinitialization(inner, draws, settings)
     run.train(optimizer, update)
     assert sum(replaced) > 10 and min(replaced) < max(replaced)

@@ -5,6 +5,7 @@ from keras import ops
 
 import keras_plasticity
 from keras_plasticity.optimizers import UPGD
+from tests.gradients import step_by_gradients
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import make_plain_model
@@ -95,10 +96,10 @@ def test_decay_and_noise(protecting):
 def test_noise_of_updates_is_independent():
     optimizer = _upgd(1.0, noise_stddev=1.0, noise_refresh_steps=4, seed=1)
     variable = keras.Variable(np.zeros(50_000, "float32"))
-    optimizer.build([variable])
+    apply = step_by_gradients(optimizer, [variable])
     changes, before = [], to_numpy(variable)
     for _ in range(8):
-        optimizer.apply([ops.zeros(50_000)], [variable])
+        apply([ops.zeros(50_000)])
         after = to_numpy(variable)
         changes.append(after - before)
         before = after
@@ -185,3 +186,24 @@ def test_inside_continual_backprop():
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         UPGD(keras.optimizers.SGD(), **settings)
+
+
+def test_accumulation_with_schedules():
+    # The number of updates counts, within the condition that there is one.
+    def make(**kwargs):
+        schedule = keras.optimizers.schedules.PolynomialDecay
+        return UPGD(
+            keras.optimizers.SGD(0.5, **kwargs),
+            utility_decay=0.8,
+            decay=schedule(0.5, 6, 0.1),
+            noise_stddev=0,
+        )
+
+    models = make_plain_model(), make_plain_model()
+    data = make_data(24)
+    train(models[0], make(), data, batch_size=4)
+    train(models[1], make(gradient_accumulation_steps=2), data, batch_size=2)
+    for one, other in zip(*(model.layers for model in models)):
+        np.testing.assert_allclose(
+            to_numpy(one.kernel), to_numpy(other.kernel), rtol=1e-4, atol=1e-5
+        )
