@@ -57,7 +57,7 @@ class Row(NamedTuple):
         config: Dict, a value other than the default for every setting.
         needs_plastic: Boolean, whether the model has to have plastic layers.
         is_slow: Boolean, whether it takes more than the few updates made here
-            to learn much.
+            to learn much, or what it does was done too recently.
         inside: `Row` of a wrapper between this one and the inner optimizer.
     """
 
@@ -146,6 +146,7 @@ _REINITIALIZATION = Row(
         "seed": 9,
         "exclude": ["bias"],
     },
+    is_slow=True,
 )
 ROWS = [
     _L2,
