@@ -271,6 +271,9 @@ RECIPES |= {
         call=lambda state: _Boundary().set_state(state),
         arguments={"state": lambda: {"begun": 1, "epochs_begun": 2}},
     ),
+    "callbacks.EvaluateTortoise": Recipe(
+        call=callbacks.EvaluateTortoise, arguments={}
+    ),
 }
 
 
@@ -349,6 +352,8 @@ def _formula(name, words=None, **arguments):
 
 _UNITS = _tensor(0.5, 2.0, 1.0)
 _MATRIX = _tensor([0.5, 2.0, 1.0], [0.0, 1.0, -1.0])
+# Of a layer of two units.
+_WEIGHTS = _tensor([0.5, -2.0], [1.0, 0.25])
 
 _formula("adaptation", incoming_magnitude=_UNITS)
 _formula(
@@ -357,6 +362,12 @@ _formula(
     mature=lambda: ops.convert_to_tensor(3, dtype="int32"),
     digits=_is((0, (1,), 10)),
 )
+_formula("below_mean", utility=_WEIGHTS, factor=_is(0.5))
+_formula("erfi", x=_UNITS)
+_formula("first_order_utility", weight=_WEIGHTS, gradient=_WEIGHTS)
+_formula("global_protection", utility=_WEIGHTS, largest=_is(2.0))
+_formula("least", utility=_WEIGHTS, number=_is(2))
+_formula("local_protection", utility=_WEIGHTS)
 _formula("age_bin", age=_tensor(1.0, 3000.0, 7.0), max_age=_is(5000))
 _formula(
     "age_quantile",
@@ -605,6 +616,7 @@ _optimizer(
     steps=2,
     layers=1,
 )
+_optimizer("HareAndTortoise", decay_rate=0.9, period=3, exclude=("bias",))
 _optimizer("L2", l2=1e-3)
 _optimizer("L2Init", strength=0.1, distance="l1", exclude=("bias",))
 _optimizer("NormalizeAndProject", period=2, exclude=("layer_2",))
@@ -629,6 +641,17 @@ _optimizer(
     score_updates=2,
     seed=0,
     words={"period": ("score_updates",)},
+)
+_optimizer(
+    "SelectiveWeightReinitialization",
+    utility="gradient",
+    rule="proportional",
+    replacement="resample",
+    factor=0.1,
+    period=3,
+    decay_rate=0.5,
+    seed=0,
+    exclude=("bias",),
 )
 _optimizer(
     "SelfNormalizedResets",
@@ -658,6 +681,18 @@ _optimizer(
     noise_refresh_steps=10,
     seed=0,
     perturb_biases=True,
+)
+_optimizer("TRAC", betas=(0.5, 0.9), scale=0.1, epsilon=1e-3, exclude=("bias",))
+_optimizer(
+    "UPGD",
+    scope="local",
+    protecting=True,
+    utility_decay=0.9,
+    decay=0.1,
+    noise_stddev=0.1,
+    noise_refresh_steps=10,
+    seed=0,
+    exclude=("bias",),
 )
 _optimizer(
     "UnitResetOptimizer",

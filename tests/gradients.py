@@ -106,6 +106,31 @@ def compiled_step(model, optimizer, loss_fn):
     return run
 
 
+def step_by_gradients(optimizer, variables):
+    """Makes a function of gradients that makes one step of an optimizer.
+
+    On JAX it is compiled, or each step would trace its conditions anew.
+    """
+    optimizer.build(variables)
+    if keras.backend.backend() != "jax":
+        return lambda gradients: optimizer.apply(gradients, variables)
+    import jax
+
+    @jax.jit
+    def apply(state, gradients, values):
+        return optimizer.stateless_apply(state, gradients, values)
+
+    def run(gradients):
+        own = optimizer.variables
+        values, state = apply(
+            [v.value for v in own], gradients, [v.value for v in variables]
+        )
+        for variable, value in zip([*variables, *own], [*values, *state]):
+            variable.assign(value)
+
+    return run
+
+
 def read_when_run(function, shape):
     """What `function()` returns when a step runs, not when it is traced.
 

@@ -40,6 +40,12 @@ _OPTIMIZERS = {
     ),
     "l2": lambda: optimizers.L2(_sgd()),
     "shrink_and_perturb": lambda: optimizers.ShrinkAndPerturb(_sgd(), seed=3),
+    "upgd": lambda: optimizers.UPGD(_sgd(), seed=3),
+    "selective_weight_reinitialization": lambda: (
+        optimizers.SelectiveWeightReinitialization(_sgd(), period=2, seed=3)
+    ),
+    "trac": lambda: optimizers.TRAC(_sgd(), betas=[0.5, 0.9]),
+    "hare_and_tortoise": lambda: optimizers.HareAndTortoise(_sgd(), period=2),
     "nested": lambda: optimizers.ShrinkAndPerturb(
         optimizers.L2(_continual_backprop()), seed=3
     ),

@@ -10,9 +10,11 @@ from keras_plasticity import derived_seed
 from keras_plasticity import experiments
 from keras_plasticity.experiments import parts
 from keras_plasticity.optimizers import L2
+from keras_plasticity.optimizers import UPGD
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import OptimizerWrapper
 from keras_plasticity.optimizers import ReDo
+from keras_plasticity.optimizers import SelectiveWeightReinitialization
 from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
@@ -24,9 +26,11 @@ from tests.helpers import make_model
 _SEEDED = (
     ContinualBackprop,
     ReDo,
+    SelectiveWeightReinitialization,
     SelfNormalizedResets,
     ShrinkAndPerturb,
     ShrinkAndPerturbByInitializer,
+    UPGD,
 )
 
 

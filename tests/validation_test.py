@@ -232,11 +232,18 @@ _OPTIMIZERS = {
         reset_optimizer_state=np.False_,
         seed=np.uint8(3),
     ),
+    "HareAndTortoise": dict(decay_rate=np.float32(0.9), period=np.int64(7)),
     "L2": dict(l2=np.float32(1e-3)),
     "ReDo": dict(
         threshold=np.float32(0.1),
         period=np.int32(20),
         score_updates=np.int64(5),
+    ),
+    "SelectiveWeightReinitialization": dict(
+        factor=np.float32(0.1),
+        period=np.uint8(9),
+        decay_rate=np.float16(0.5),
+        seed=np.int64(0),
     ),
     "SelfNormalizedResets": dict(
         quantile=np.float32(0.9),
@@ -253,6 +260,15 @@ _OPTIMIZERS = {
     ),
     "ShrinkAndPerturbByInitializer": dict(
         shrink=np.float32(0.9), perturb=np.float32(0.1)
+    ),
+    "TRAC": dict(scale=np.float32(1e-3), epsilon=np.float32(1e-6)),
+    "UPGD": dict(
+        protecting=np.False_,
+        utility_decay=np.float32(0.9),
+        decay=np.float32(0.1),
+        noise_stddev=np.float32(0.1),
+        noise_refresh_steps=np.int64(50),
+        seed=np.uint8(3),
     ),
 }
 

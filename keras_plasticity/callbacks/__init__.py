@@ -4,6 +4,9 @@ from keras_plasticity.callbacks.boundary_callback import (
     BoundaryCallback as BoundaryCallback,
 )
 from keras_plasticity.callbacks.dash import DASH as DASH
+from keras_plasticity.callbacks.evaluate_tortoise import (
+    EvaluateTortoise as EvaluateTortoise,
+)
 from keras_plasticity.callbacks.fire import FIRE as FIRE
 from keras_plasticity.callbacks.plasticity_injection import (
     PlasticityInjection as PlasticityInjection,
@@ -24,6 +27,7 @@ from keras_plasticity.callbacks.zero_weights import ZeroWeights as ZeroWeights
 __all__ = [
     "BoundaryCallback",
     "DASH",
+    "EvaluateTortoise",
     "FIRE",
     "PlasticityInjection",
     "PlasticityMonitor",

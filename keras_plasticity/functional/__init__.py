@@ -10,6 +10,7 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.effective_rank import (
     effective_rank as effective_rank,
 )
+from keras_plasticity.functional.erfi import erfi as erfi
 from keras_plasticity.functional.matrices import (
     even_out_singular_values as even_out_singular_values,
 )
@@ -52,20 +53,37 @@ from keras_plasticity.functional.utility import overall as overall
 from keras_plasticity.functional.utility import (
     weight_magnitude as weight_magnitude,
 )
+from keras_plasticity.functional.weight_utility import below_mean as below_mean
+from keras_plasticity.functional.weight_utility import (
+    first_order_utility as first_order_utility,
+)
+from keras_plasticity.functional.weight_utility import (
+    global_protection as global_protection,
+)
+from keras_plasticity.functional.weight_utility import least as least
+from keras_plasticity.functional.weight_utility import (
+    local_protection as local_protection,
+)
 
 __all__ = [
     "adaptation",
     "advance_count",
     "age_bin",
     "age_quantile",
+    "below_mean",
     "contribution",
     "count_digits",
     "distance_gradient",
     "dormancy_score",
     "effective_rank",
+    "erfi",
     "even_out_singular_values",
+    "first_order_utility",
+    "global_protection",
     "joint_norm",
+    "least",
     "least_useful_unit",
+    "local_protection",
     "mean_corrected_contribution",
     "mean_magnitude",
     "num_age_bins",

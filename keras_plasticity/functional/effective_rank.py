@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.functional.matrices import check_matrix
 from keras_plasticity.types import Tensor
 
@@ -32,7 +33,7 @@ def effective_rank(features: Tensor) -> Tensor:
 
     - [Roy and Vetterli, 2007](https://ieeexplore.ieee.org/document/7098875)
     """
-    features = check_matrix("features", features)
+    features = at_least_float32(check_matrix("features", features))
     # Not by the backend's gradient of a decomposition, which is infinite where
     # singular values are equal. They alone count, of which the gradient is
     # `u * v` for each.

@@ -32,7 +32,7 @@ def orthogonalize(matrix: Tensor, iterations: int = 10) -> Tensor:
     """
     x = check_matrix("matrix", matrix)
     iterations = validation.check_integer("iterations", iterations, 0)
-    dtype, x = x.dtype, _at_least_float32(x)
+    dtype, x = x.dtype, at_least_float32(x)
     # First by the largest entry, so that no square overflows or vanishes.
     x = _divide(x, ops.max(ops.abs(x), axis=(-2, -1), keepdims=True))
     norm = ops.sqrt(ops.sum(ops.square(x), axis=(-2, -1), keepdims=True))
@@ -79,7 +79,7 @@ def even_out_singular_values(
     matrix = check_matrix("matrix", matrix)
     strength = validation.check_in_interval("strength", strength, "[0, 1]")
     minimum = validation.check_positive("minimum", minimum)
-    exact = _at_least_float32(matrix)
+    exact = at_least_float32(matrix)
     is_finite = ops.all(ops.isfinite(exact), axis=(-2, -1), keepdims=True)
     left, values, right = ops.svd(
         ops.where(is_finite, exact, 0.0), full_matrices=False
@@ -153,7 +153,7 @@ def _divide(x, norm):
     return x / ops.where(norm > 0, norm, 1.0)
 
 
-def _at_least_float32(x):
+def at_least_float32(x):
     """Half precision is too coarse for products of many matrices."""
     is_half = keras.backend.standardize_dtype(x.dtype) in (
         "float16",

@@ -12,6 +12,9 @@ from keras_plasticity.optimizers.decoupled_orthogonality import (
 from keras_plasticity.optimizers.effective_rank import (
     EffectiveRank as EffectiveRank,
 )
+from keras_plasticity.optimizers.hare_and_tortoise import (
+    HareAndTortoise as HareAndTortoise,
+)
 from keras_plasticity.optimizers.hidden_units import HiddenUnits as HiddenUnits
 from keras_plasticity.optimizers.hidden_units import Outgoing as Outgoing
 from keras_plasticity.optimizers.l2 import L2 as L2
@@ -26,6 +29,9 @@ from keras_plasticity.optimizers.parseval_regularization import (
     ParsevalRegularization as ParsevalRegularization,
 )
 from keras_plasticity.optimizers.redo import ReDo as ReDo
+from keras_plasticity.optimizers.selective_weight_reinitialization import (
+    SelectiveWeightReinitialization as SelectiveWeightReinitialization,
+)
 from keras_plasticity.optimizers.self_normalized_resets import (
     SelfNormalizedResets as SelfNormalizedResets,
 )
@@ -38,9 +44,11 @@ from keras_plasticity.optimizers.shrink_and_perturb import (
 from keras_plasticity.optimizers.spectral_regularization import (
     SpectralRegularization as SpectralRegularization,
 )
+from keras_plasticity.optimizers.trac import TRAC as TRAC
 from keras_plasticity.optimizers.unit_reset_optimizer import (
     UnitResetOptimizer as UnitResetOptimizer,
 )
+from keras_plasticity.optimizers.upgd import UPGD as UPGD
 from keras_plasticity.optimizers.weight_clipping import (
     WeightClipping as WeightClipping,
 )
@@ -53,6 +61,7 @@ __all__ = [
     "ContinualBackprop",
     "DecoupledOrthogonality",
     "EffectiveRank",
+    "HareAndTortoise",
     "HiddenUnits",
     "L2",
     "L2Init",
@@ -61,10 +70,13 @@ __all__ = [
     "Outgoing",
     "ParsevalRegularization",
     "ReDo",
+    "SelectiveWeightReinitialization",
     "SelfNormalizedResets",
     "ShrinkAndPerturb",
     "ShrinkAndPerturbByInitializer",
     "SpectralRegularization",
+    "TRAC",
+    "UPGD",
     "UnitResetOptimizer",
     "WeightClipping",
     "WeightOptimizer",

@@ -22,3 +22,12 @@ def loss_scaler(optimizer):
         if isinstance(each, keras.optimizers.LossScaleOptimizer):
             return each
     return None
+
+
+def counts(optimizer):
+    """The variables that `iterations` is computed from, as a list.
+
+    Whatever is computed within a condition and reads `iterations`, as schedules
+    do, needs them among the condition's variables.
+    """
+    return [v for v in innermost(optimizer).variables if v.name == "iteration"]

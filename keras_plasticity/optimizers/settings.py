@@ -5,12 +5,15 @@ them, in the constructor or later.
 """
 
 import functools
+from fractions import Fraction
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.functional.running_mean import decay_constants
+from keras_plasticity.validation import check_in_interval
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -141,6 +144,26 @@ class Hyperparameter(Setting):
         if isinstance(value, Schedule):
             return value(optimizer.iterations)
         return self.variable(optimizer).value
+
+
+class DecayRate(Hyperparameter):
+    """The decay rate of running means, in [0, 1).
+
+    Its variable holds what cannot be computed in float32: `decay_constants`.
+    """
+
+    def __init__(self):
+        super().__init__(_check_decay_rate)
+
+    def encode(self, optimizer, value):
+        return np.asarray(decay_constants(value), "float32")
+
+    def decode(self, optimizer, array):
+        return float(1 - Fraction(repr(shortest_float(array[1]))))
+
+
+def _check_decay_rate(name, value):
+    return check_in_interval(name, value, "[0, 1)")
 
 
 def shortest_float(array):

@@ -1,8 +1,6 @@
 """Optimizer wrappers that shrink weights and add noise to them."""
 
-import math
 from typing import Any
-from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -12,6 +10,8 @@ from keras_plasticity.optimizers.l2 import add_l2_gradients
 from keras_plasticity.optimizers.layer_weights import is_bias
 from keras_plasticity.optimizers.layer_weights import kernel_of
 from keras_plasticity.optimizers.new_weights import independent_initializer
+from keras_plasticity.optimizers.noise import NoiseMagnitude
+from keras_plasticity.optimizers.noise import NoiseTable
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
@@ -29,35 +29,10 @@ def _check_shrink(name, value):
     return check_in_interval(name, value, "[0, 1]")
 
 
-class _NoiseMagnitude(Hyperparameter):
-    """What noise is multiplied by; without any there is no table of noise."""
-
-    def __set__(self, optimizer, value):
-        if optimizer.built and (before := self.__get__(optimizer)) == 0:
-            raise ValueError(
-                f"`{self.name}` of a `{type(optimizer).__name__}` that was "
-                "built on a model with 0, so without noise, cannot change. "
-                "Make a new optimizer, and `compile` the model again. "
-                f"Received: {self.name}={value}, before {before}"
-            )
-        super().__set__(optimizer, value)
-
-
 class _PerturbingOptimizer(OptimizerWrapper):
     """Base class: after each update, `w <- shrink * w + perturb * noise`.
 
-    To draw a random number takes far longer than to update a weight. So the
-    numbers for `noise_refresh_steps` updates are drawn at once, into a table
-    that has one place for each weight, and one more for each further update.
-    An update reads a window of it, which is one place further on each time,
-    times a random sign, the same for all weights. Hence
-
-    - in one update, the noise of all weights is independent;
-    - from update to update, so is the noise of one weight, which never meets
-        the same number twice;
-    - but the noise of a weight has the magnitude that its neighbour in memory
-        had an update before. The signs make the two uncorrelated all the
-        same. Without them, neighbours would drift together.
+    How the noise is drawn: see `NoiseTable`.
 
     Args:
         inner_optimizer: The optimizer to wrap.
@@ -87,8 +62,8 @@ class _PerturbingOptimizer(OptimizerWrapper):
         self.seed = seed
         self._seed_generator = self.add_seed_generator(seed)
         # By the id of a variable that has noise.
-        self._noise = {}
-        self._table = None
+        self._magnitudes = {}
+        self._noise = None
 
     def build(self, variables: list[keras.Variable]):
         """Creates the variables of this optimizer and of the inner one.
@@ -99,30 +74,20 @@ class _PerturbingOptimizer(OptimizerWrapper):
         if self.built:
             return
         super().build(variables)
-        if getattr(self, self._perturb) == 0:
-            # Without noise there is no table, either.
-            return
-        offset = 0
+        draw = None
+        noisy = []
+        # Without noise there is no table, either.
+        has_noise = getattr(self, self._perturb) != 0
         weights = [v for v in variables if not is_statistic(v)]
-        for variable in weights:
+        for variable in weights if has_noise else ():
             shape = self.noise_shape(variable, weights)
             initializer = self.noise_initializer(shape)
             if initializer is None:
                 continue
-            self._noise[id(variable)] = _Noise(offset, _magnitude(initializer))
-            self._draw = _of_magnitude_one(initializer, self._seed_generator)
-            offset += math.prod(variable.shape)
-        steps = self.noise_refresh_steps
-        if self._noise and steps > 1:
-            # Half precision is half the memory to read in each update.
-            self._table = self.add_variable(
-                (offset + steps - 1,), dtype="float16", name="noise"
-            )
-            self._signs = self.add_variable((steps,), name="signs")
-            self._position = self.add_variable(
-                (1,), dtype="int32", name="position"
-            )
-            self._sign = self.add_variable((), name="sign")
+            self._magnitudes[id(variable)] = _magnitude(initializer)
+            draw = _of_magnitude_one(initializer, self._seed_generator)
+            noisy.append(variable)
+        self._noise = NoiseTable(self, self.noise_refresh_steps, noisy, draw)
 
     def noise_shape(self, variable, weights):
         """The shape that decides on a variable's noise.
@@ -148,7 +113,7 @@ class _PerturbingOptimizer(OptimizerWrapper):
 
     def make_step(self, grads, variables):
         grads = self.change_gradients(grads, variables)
-        if self._shrink is None and not self._noise:
+        if self._shrink is None and not self._magnitudes:
             self.apply_inner(grads, variables)
             return
         weights = [
@@ -177,79 +142,31 @@ class _PerturbingOptimizer(OptimizerWrapper):
         return shrink, self.now(self._perturb)
 
     def _noise_variables(self):
-        result = [self._seed_generator.state, *self.hyperparameter_variables()]
-        if self._table is not None:
-            result += [self._table, self._signs, self._position, self._sign]
-        return result
+        return [*self.hyperparameter_variables(), *self._noise.variables]
 
     def _change_weights(self, weights, shrink, scale):
-        position = None
-        if self._table is not None:
-            position = ops.convert_to_tensor(self._position)
-            backend.run_if(
-                ops.equal(position[0], 0),
-                self._refresh,
-                self._noise_variables(),
-            )
-            scale = scale * ops.convert_to_tensor(self._sign)
+        scale = scale * self._noise.begin_update()
         for weight in weights:
             value = weight.value
             if shrink is not None:
                 value = ops.cast(shrink, weight.dtype) * value
-            if id(weight) in self._noise:
-                noise = self._noise[id(weight)]
-                numbers = self._numbers(tuple(weight.shape), noise, position)
+            if weight in self._noise:
+                magnitude = self._magnitudes[id(weight)]
+                numbers = self._noise.numbers(weight)
                 value = value + ops.cast(
-                    (scale * noise.magnitude) * numbers, weight.dtype
+                    (scale * magnitude) * numbers, weight.dtype
                 )
             if weight.constraint is not None:
                 # The optimizer's own came before the noise.
                 value = weight.constraint(value)
             weight.assign(value)
-        if position is not None:
-            position = (position + 1) % self.noise_refresh_steps
-            self._position.assign(position)
-            self._set_sign(position)
-
-    def _numbers(self, shape, noise, position):
-        """Random numbers of magnitude one for a variable in this update."""
-        if position is None:
-            return self._draw(shape, "float32")
-        window = ops.slice(
-            ops.convert_to_tensor(self._table),
-            position + noise.offset,
-            (math.prod(shape),),
-        )
-        return ops.cast(ops.reshape(window, shape), "float32")
-
-    def _set_sign(self, position):
-        # Looked up for the next update, not for this one: on a CPU, XLA would
-        # look it up once for each weight.
-        sign = ops.reshape(ops.slice(self._signs.value, position, (1,)), ())
-        self._sign.assign(sign)
-
-    def _refresh(self):
-        """Draws the table and the signs of the next updates."""
-        numbers = self._draw(self._table.shape, "float32")
-        self._table.assign(ops.cast(numbers, "float16"))
-        heads = keras.random.randint(
-            self._signs.shape, 0, 2, seed=self._seed_generator
-        )
-        self._signs.assign(2.0 * ops.cast(heads, self._signs.dtype) - 1.0)
-        self._set_sign(self._position.value)
+        self._noise.end_update()
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             **self.settings("noise_refresh_steps", "seed"),
         }
-
-
-class _Noise(NamedTuple):
-    """Where a variable's window begins, and how large its noise is."""
-
-    offset: int
-    magnitude: float
 
 
 def _magnitude(initializer):
@@ -336,7 +253,7 @@ class ShrinkAndPerturb(_PerturbingOptimizer):
     """
 
     l2 = Hyperparameter(check_not_negative, schedules=True)
-    noise_stddev = _NoiseMagnitude(check_not_negative, schedules=True)
+    noise_stddev = NoiseMagnitude(check_not_negative, schedules=True)
     _perturb = "noise_stddev"
 
     def __init__(
@@ -440,7 +357,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     """
 
     shrink = Hyperparameter(_check_shrink, schedules=True)
-    perturb = _NoiseMagnitude(check_not_negative, schedules=True)
+    perturb = NoiseMagnitude(check_not_negative, schedules=True)
     initializer = Setting()
     perturb_biases = Setting(check_boolean)
     _shrink = "shrink"

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.optimizers.inner_optimizers import counts
 from keras_plasticity.optimizers.inner_optimizers import innermost
 from keras_plasticity.optimizers.inner_optimizers import loss_scaler
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
@@ -254,7 +255,7 @@ class WeightOptimizer(OptimizerWrapper):
             backend.run_if(
                 is_update,
                 lambda: self.after_update(weights, gradients, before),
-                [*weights, *self.own_variables()],
+                [*weights, *self.own_variables(), *counts(self)],
             )
             for accumulator in self._accumulators.values():
                 value = ops.convert_to_tensor(accumulator)

@@ -82,6 +82,8 @@ def test_every_method_trains_and_differs_from_bp(trainer, bp_errors, name):
             "--resets_min_threshold=1",
             "--resets_initial_threshold=5",
         ],
+        "selective_weight_reinitialization": ["--reinitialization_period=20"],
+        "hare_and_tortoise": ["--tortoise_period=20"],
     }.get(name.split(",")[0], [])
     method, errors, model = train(trainer, f"--method={name}", *arguments)
     assert method.name == name

@@ -117,5 +117,5 @@ def test_shrink_and_perturb_at_each_update():
         now[0] = step + 1
 
     optimizer._draw = draw
-    trace.train(optimizer, after_step, atol=2e-5)
+    trace.train(optimizer, after_step)
     assert now[0] == trace.config["steps"]

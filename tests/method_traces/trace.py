@@ -118,12 +118,19 @@ class Trace:
             [to_numpy(layer.bias).astype("float64") for layer in self.layers],
         )
 
-    def train(self, optimizer, after_step=lambda step: None, penalty=None):
+    def train(
+        self,
+        optimizer,
+        after_step=lambda step: None,
+        end_step=lambda step: None,
+        penalty=None,
+    ):
         """Trains on the recorded batches and compares the weights.
 
         Args:
             optimizer: The optimizer.
             after_step: Function of the number of updates before this one.
+            end_step: The same, called once the weights have been compared.
             penalty: Function of kernels and biases, before an update, that
                 returns what the recorded loss has beside the loss of the model.
         """
@@ -133,7 +140,10 @@ class Trace:
         compiled = None
         if keras.backend.backend() == "jax":
             compiled = compiled_step(model, optimizer, self.loss)
-        for step, (x, y) in enumerate(zip(self.data["x"], self.data["y"])):
+        # Some runs have each batch several times.
+        order = self.data.get("order", range(len(self.data["x"])))
+        for step, batch in enumerate(order):
+            x, y = self.data["x"][batch], self.data["y"][batch]
             self.set_draws(step)
             extra = 0.0 if penalty is None else penalty(*self.weights())
             if compiled is not None:
@@ -152,8 +162,10 @@ class Trace:
             after_step(step)
             if step + 1 in snapshots:
                 self.compare_weights(snapshots.index(step + 1))
-        assert step + 1 == self.config["steps"]
-        self.compare_weights()
+            if step + 1 == len(self.data["losses"]):
+                self.compare_weights()
+            end_step(step)
+        assert step + 1 == len(self.data["losses"])
 
     def compare_weights(self, snapshot=None):
         """Compares all weights with a snapshot, or with the final ones."""
@@ -259,8 +271,8 @@ class CorrectedAdam(keras.optimizers.Adam):
     the first updates.
     """
 
-    def __init__(self, learning_rate, beta_1, beta_2, epsilon):
-        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+    def __init__(self, learning_rate, beta_1, beta_2, epsilon, **kwargs):
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, **kwargs)
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)

@@ -17,15 +17,19 @@ from keras import ops
 
 import keras_plasticity
 from keras_plasticity.optimizers import L2
+from keras_plasticity.optimizers import TRAC
+from keras_plasticity.optimizers import UPGD
 from keras_plasticity.optimizers import ChurnRegularization
 from keras_plasticity.optimizers import ContinualBackprop
 from keras_plasticity.optimizers import DecoupledOrthogonality
 from keras_plasticity.optimizers import EffectiveRank
+from keras_plasticity.optimizers import HareAndTortoise
 from keras_plasticity.optimizers import L2Init
 from keras_plasticity.optimizers import NormalizeAndProject
 from keras_plasticity.optimizers import OptimizerWrapper
 from keras_plasticity.optimizers import ParsevalRegularization
 from keras_plasticity.optimizers import ReDo
+from keras_plasticity.optimizers import SelectiveWeightReinitialization
 from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
@@ -56,20 +60,24 @@ class Row(NamedTuple):
         kind: The class.
         visible: Dict, settings under which it does something in each of the
             first few updates; if it replaces units, in the first four.
-        nothing: Dict, settings under which it is the inner optimizer.
+        nothing: Dict, settings under which it is the inner optimizer; `None`
+            if there are none.
         config: Dict, a value other than the default for every setting.
         needs_plastic: Boolean, whether the model has to have plastic layers.
         num_recent: Integer, how many examples it has to remember.
+        is_slow: Boolean, whether it takes more than the few updates made here
+            to learn much, or what it does was done too recently.
         inside: `Row` of a wrapper between this one and the inner optimizer.
     """
 
     name: str
     kind: type
     visible: dict
-    nothing: dict
+    nothing: dict | None
     config: dict
     needs_plastic: bool = False
     num_recent: int = 0
+    is_slow: bool = False
     inside: "Row | None" = None
 
     def make(self, inner, **settings):
@@ -114,6 +122,41 @@ _CONTINUAL_BACKPROP = Row(
         "seed": 9,
     },
     needs_plastic=True,
+)
+_UPGD = Row(
+    "UPGD",
+    UPGD,
+    {"decay": 0.1, "noise_stddev": 0.1, "noise_refresh_steps": 3}
+    | {"seed": _SEED},
+    {"protecting": False, "decay": 0, "noise_stddev": 0},
+    {
+        "scope": "local",
+        "protecting": False,
+        "utility_decay": 0.5,
+        "decay": 0.5,
+        "noise_stddev": 0.25,
+        "noise_refresh_steps": 7,
+        "seed": 9,
+        "exclude": ["bias"],
+    },
+    is_slow=True,
+)
+_REINITIALIZATION = Row(
+    "SelectiveWeightReinitialization",
+    SelectiveWeightReinitialization,
+    {"factor": 0.01, "period": 2, "seed": _SEED},
+    {"period": 10**6},
+    {
+        "utility": "magnitude",
+        "rule": "proportional",
+        "replacement": "mean",
+        "factor": 0.5,
+        "period": 7,
+        "decay_rate": 0.5,
+        "seed": 9,
+        "exclude": ["bias"],
+    },
+    is_slow=True,
 )
 ROWS = [
     _L2,
@@ -246,8 +289,38 @@ ROWS = [
         {"period": 7, "exclude": ["layer_2"]},
     ),
     # Noise, clipping and gates of single weights.
+    _UPGD,
+    # Without a table of noise, compared within a unit, and not protecting.
+    _UPGD._replace(
+        name="UPGD_local",
+        visible={"scope": "local", "protecting": False}
+        | {**_UPGD.visible, "noise_refresh_steps": 1},
+        is_slow=False,
+    ),
+    _REINITIALIZATION,
+    _REINITIALIZATION._replace(
+        name="SelectiveWeightReinitialization_proportional",
+        visible={"rule": "proportional", "factor": 0.05, "period": 2}
+        | {"utility": "magnitude", "decay_rate": 0.5, "seed": _SEED},
+    ),
     # Resets of units, or of parts of them.
     # Other optimizers.
+    Row(
+        "TRAC",
+        TRAC,
+        {"betas": [0.9, 0.99], "scale": 0.05},
+        None,
+        {"betas": [0.5, 0.25], "scale": 0.5, "epsilon": 0.25}
+        | {"exclude": ["bias"]},
+        is_slow=True,
+    ),
+    Row(
+        "HareAndTortoise",
+        HareAndTortoise,
+        {"decay_rate": 0.5, "period": 2},
+        {"period": 10**6},
+        {"decay_rate": 0.5, "period": 7, "exclude": ["bias"]},
+    ),
     # Methods of a user's own, as the base classes' docstrings have them.
     Row(
         "PullBack",
@@ -296,6 +369,10 @@ def rows(*quick, where=lambda row: True):
 
 def resets(row):
     return row.replaces_units
+
+
+def can_do_nothing(row):
+    return row.nothing is not None
 
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -485,7 +562,7 @@ def test_does_something(row):
         assert all(reference.short_replaced.values())
 
 
-@rows()
+@rows(where=lambda row: not row.is_slow)
 def test_converges(row):
     reference = _reference(row.name)
     x, y = _data()
@@ -583,6 +660,7 @@ _QUICK_PAIRS = {
         else pytest.param(row.name, inner, marks=pytest.mark.slow)
         for row in ROWS
         for inner in _INNER
+        if row.nothing is not None
     ],
 )
 def test_strength_0_is_the_inner_optimizer(name, inner):
@@ -757,7 +835,7 @@ def test_loss_is_scaled_once(row):
         ("ema_overwriting", {"use_ema": True, "ema_overwrite_frequency": 3}),
     ],
 )
-@rows("ContinualBackprop")
+@rows("ContinualBackprop", where=can_do_nothing)
 def test_settings_set_on_the_wrapper_act(row, run, settings):
     optimizer = row.make_nothing(keras.optimizers.SGD(0.1, ema_momentum=0.5))
     for name, value in settings.items():
@@ -782,7 +860,7 @@ def test_settings_that_need_variables(row):
 
 @_places
 @pytest.mark.parametrize("by", ["var_names", "var_list"])
-@rows(*_KINDS)
+@rows(*_KINDS, where=can_do_nothing)
 def test_exclude_from_weight_decay(row, by, place):
     model = _make_model(row)
     excluded = {"layer_0/bias", "layer_1/bias", "layer_2/bias"}
@@ -1275,6 +1353,7 @@ _QUICK_NESTED = {
         if not all(_ROWS[name].replaces_units for name in case[:2])
         # Each with one of each kind.
         and not {*_KINDS, "EffectiveRank"}.isdisjoint(case[:2])
+        and can_do_nothing(_ROWS[case[case[2] == "outer"]])
     ],
 )
 def test_nested(outer, inner, active):

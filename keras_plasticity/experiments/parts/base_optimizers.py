@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_plasticity import optimizers
 from keras_plasticity.experiments.parts.part import Flag
 from keras_plasticity.experiments.parts.part import Part
 from keras_plasticity.experiments.parts.part import Settings
@@ -22,6 +23,10 @@ def adam(settings: Settings) -> keras.optimizers.Optimizer:
 def _decay_weights(optimizer, settings, seed, initializer):
     optimizer.weight_decay = settings["weight_decay"]
     return optimizer
+
+
+def _trac(optimizer, settings, seed, initializer):
+    return optimizers.TRAC(optimizer, scale=settings["trac_scale"])
 
 
 PARTS = (
@@ -51,5 +56,13 @@ PARTS = (
             ),
         ),
         wrap=_decay_weights,
+    ),
+    Part(
+        "trac",
+        "how far weights go from the first ones is tuned "
+        "([Muppidi et al.](https://arxiv.org/abs/2405.16642))",
+        "`optimizers.TRAC`",
+        flags=(Flag("trac_scale", "scale of a tuner", 1e-8, "(0, inf)"),),
+        wrap=_trac,
     ),
 )

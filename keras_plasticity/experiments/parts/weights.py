@@ -39,6 +39,37 @@ def _normalize_and_project(optimizer, settings, seed, initializer):
     )
 
 
+def _upgd(optimizer, settings, seed, initializer):
+    return optimizers.UPGD(
+        optimizer,
+        scope=settings["upgd_scope"],
+        protecting=settings["upgd_protecting"],
+        utility_decay=settings["upgd_utility_decay"],
+        decay=settings["upgd_decay"],
+        noise_stddev=settings["upgd_noise_stddev"],
+        seed=seed,
+    )
+
+
+def _selective_weight_reinitialization(optimizer, settings, seed, initializer):
+    return optimizers.SelectiveWeightReinitialization(
+        optimizer,
+        utility=settings["reinitialization_utility"],
+        rule=settings["reinitialization_rule"],
+        replacement=settings["reinitialization_replacement"],
+        factor=settings["reinitialization_factor"],
+        period=settings["reinitialization_period"],
+        decay_rate=settings["reinitialization_decay_rate"],
+        seed=seed,
+    )
+
+
+def _hare_and_tortoise(optimizer, settings, seed, initializer):
+    return optimizers.HareAndTortoise(
+        optimizer, settings["tortoise_decay_rate"], settings["tortoise_period"]
+    )
+
+
 PARTS = (
     Part(
         "shrink_and_perturb",
@@ -97,5 +128,117 @@ PARTS = (
         excludes=("weight_clipping",),
         normalization=lambda settings: keras.layers.LayerNormalization(),
         wrap=_normalize_and_project,
+    ),
+    Part(
+        "upgd",
+        "useful weights protected, the others perturbed "
+        "([Elsayed and Mahmood](https://arxiv.org/abs/2404.00781))",
+        "`optimizers.UPGD`",
+        flags=(
+            Flag(
+                "upgd_scope",
+                "which weights are compared",
+                "global",
+                choices=("global", "local"),
+            ),
+            Flag(
+                "upgd_protecting",
+                "whether the step is gated, and not the noise alone",
+                True,
+                type=bool,
+            ),
+            Flag(
+                "upgd_utility_decay",
+                "decay rate of the mean utility",
+                0.999,
+                "[0, 1)",
+            ),
+            Flag(
+                "upgd_decay",
+                "part of a weight that a step of size 1 takes off",
+                0.001,
+                "[0, inf)",
+            ),
+            Flag(
+                "upgd_noise_stddev",
+                "standard deviation of the gradient's noise",
+                0.001,
+                "[0, inf)",
+            ),
+        ),
+        excludes=(
+            "weight_decay",
+            "shrink_and_perturb",
+            "shrink_and_perturb_by_initializer",
+        ),
+        wrap=_upgd,
+    ),
+    Part(
+        "selective_weight_reinitialization",
+        "weights of least utility redrawn now and then "
+        "([Hernandez-Garcia et al.](https://arxiv.org/abs/2508.00212))",
+        "`optimizers.SelectiveWeightReinitialization`",
+        flags=(
+            Flag(
+                "reinitialization_utility",
+                "utility of a weight: its size, also times its gradient",
+                "gradient",
+                choices=("gradient", "magnitude"),
+            ),
+            Flag(
+                "reinitialization_rule",
+                "whether a part of the mean utility, or of the weights, counts",
+                "threshold",
+                choices=("threshold", "proportional"),
+            ),
+            Flag(
+                "reinitialization_replacement",
+                "new weights: drawn, or the mean",
+                "resample",
+                choices=("resample", "mean"),
+            ),
+            Flag(
+                "reinitialization_factor",
+                "part of the mean utility, or of the weights",
+                1e-5,
+                "[0, inf)",
+            ),
+            Flag(
+                "reinitialization_period",
+                "updates from one time to the next",
+                2048,
+                "[1, inf)",
+                type=int,
+            ),
+            Flag(
+                "reinitialization_decay_rate",
+                "decay rate of the mean utility, 0 for the last one",
+                0.0,
+                "[0, 1)",
+            ),
+        ),
+        wrap=_selective_weight_reinitialization,
+    ),
+    Part(
+        "hare_and_tortoise",
+        "weights put back to their running mean now and then "
+        "([Lee et al.](https://arxiv.org/abs/2406.02596))",
+        "`optimizers.HareAndTortoise`",
+        flags=(
+            Flag(
+                "tortoise_decay_rate",
+                "decay rate of the mean weights",
+                0.999,
+                "[0, 1)",
+            ),
+            Flag(
+                "tortoise_period",
+                "updates from one time to the next",
+                2000,
+                "[1, inf)",
+                type=int,
+            ),
+        ),
+        wrap=_hare_and_tortoise,
     ),
 )

@@ -1,0 +1,209 @@
+"""Step by step against runs of the authors' code: methods of single weights."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_plasticity.optimizers import TRAC
+from keras_plasticity.optimizers import UPGD
+from keras_plasticity.optimizers import HareAndTortoise
+from keras_plasticity.optimizers import SelectiveWeightReinitialization
+from tests.gradients import read_when_run
+from tests.helpers import to_numpy
+from tests.method_traces.trace import CorrectedAdam
+from tests.method_traces.trace import Trace
+from tests.method_traces.trace import traces
+
+
+def _weights(trace):
+    """The weights by the names that a trace has for them."""
+    return {
+        f"{name}_{i}": getattr(layer, name)
+        for i, layer in enumerate(trace.layers)
+        for name in ("kernel", "bias")
+    }
+
+
+class _Recorded:
+    """Gives an optimizer, in each step, what a trace says was drawn."""
+
+    def __init__(self, trace, prefix):
+        self._trace, self._prefix = trace, prefix
+        self.step = 0
+
+    def __call__(self, weight):
+        (name,) = [
+            name
+            for name, each in _weights(self._trace).items()
+            if each is weight
+        ]
+        return read_when_run(lambda: self._read(name), tuple(weight.shape))
+
+    def _read(self, name):
+        values = self._trace.data[f"{self._prefix}_{name}"][self.step]
+        return np.nan_to_num(values).astype("float32")
+
+    def next(self, step):
+        self.step = step + 1
+
+
+@pytest.mark.parametrize("name", traces("upgd_weight"))
+def test_upgd(name):
+    trace = Trace(name, keras.layers)
+    settings = trace.settings
+    optimizer = UPGD(
+        keras.optimizers.SGD(settings["lr"]),
+        scope="local" if "local" in name else "global",
+        utility_decay=settings["beta_utility"],
+        decay=settings["weight_decay"],
+        noise_stddev=settings["sigma"],
+    )
+    steps = len(trace.data["losses"])
+    correction = 1 - settings["beta_utility"] ** steps
+    trace.train(optimizer)
+    for name, weight in _weights(trace).items():
+        np.testing.assert_allclose(
+            to_numpy(optimizer._utilities[id(weight)]) * correction,
+            trace.data[f"final_utility_{name}"],
+            rtol=1e-3,
+            atol=1e-6,
+        )
+
+
+def test_upgd_adaptive(monkeypatch):
+    trace = Trace("upgd_adaptive", keras.layers)
+    settings = trace.settings
+    # Theirs makes steps twice as long as the learning rate says.
+    optimizer = UPGD(
+        CorrectedAdam(
+            2 * settings["lr"],
+            settings["beta1"],
+            settings["beta2"],
+            settings["eps"],
+        ),
+        utility_decay=settings["beta_utility"],
+        decay=settings["weight_decay"] / 2,
+        noise_stddev=settings["sigma"],
+        noise_refresh_steps=1,
+    )
+    noise = _Recorded(trace, "noise")
+    monkeypatch.setattr(optimizer, "_draw_noise", noise)
+    trace.train(optimizer, end_step=noise.next)
+
+
+@pytest.mark.parametrize("name", traces("swr"))
+def test_selective_weight_reinitialization(name, monkeypatch):
+    trace = Trace(name, keras.layers)
+    settings = trace.settings
+    optimizer = SelectiveWeightReinitialization(
+        keras.optimizers.SGD(0.05),
+        utility=settings["utility_function"],
+        rule=settings["pruning_method"],
+        replacement=settings["reinit_strat"],
+        factor=settings["reinit_factor"],
+        period=settings["reinit_freq"],
+        decay_rate=settings["decay_rate"],
+    )
+    drawn = _Recorded(trace, "new")
+    stddevs = dict(zip(_weights(trace), trace.config["stds"], strict=True))
+
+    def draw(weight):
+        # Of magnitude one, as the optimizer draws.
+        (name,) = [n for n, w in _weights(trace).items() if w is weight]
+        return drawn(weight) / stddevs[name]
+
+    monkeypatch.setattr(optimizer, "_draw", draw)
+    resets = []
+
+    def compare(step):
+        for name, weight in _weights(trace).items():
+            reset = trace.data[f"reset_{name}"][step]
+            new = trace.data[f"new_{name}"][step]
+            resets.append(reset.sum())
+            np.testing.assert_allclose(
+                to_numpy(weight)[reset], new[reset], rtol=1e-5
+            )
+
+    trace.train(optimizer, compare, drawn.next)
+    assert sum(resets) > 100
+
+
+def test_trac():
+    trace = Trace("trac_sgd_s0.01_exact_erfi", keras.layers)
+    settings = trace.settings
+    optimizer = TRAC(
+        keras.optimizers.SGD(0.05),
+        settings["betas"],
+        settings["s_prev"],
+        settings["eps"],
+    )
+
+    def compare(step):
+        for variable, name in (
+            (optimizer._sums, "sigma"),
+            (optimizer._variances, "variance"),
+        ):
+            expected = trace.data[name][step]
+            np.testing.assert_allclose(
+                to_numpy(variable), expected, rtol=1e-3, atol=1e-4
+            )
+
+    # It amplifies roundings.
+    trace.tolerance = 1e-3
+    trace.train(optimizer, compare)
+
+
+def test_hare_and_tortoise():
+    trace = Trace("hare_tortoise_ema0.9_every4", keras.layers)
+    settings = trace.settings
+    inner = CorrectedAdam(
+        0.01, 0.9, 0.999, 1e-8, weight_decay=0.01, global_clipnorm=0.5
+    )
+    # When the hare is put back depends on the epochs of each task.
+    optimizer = HareAndTortoise(inner, settings["ema"], period=10**6)
+    weights = _weights(trace)
+    snapshots = trace.data["snap_steps"].tolist()
+    steps = settings["batches_per_epoch"] * settings["epochs_per_task"]
+    swaps = []
+
+    def tortoises():
+        with optimizer.tortoise():
+            return {name: to_numpy(each) for name, each in weights.items()}
+
+    def follow(step):
+        if step - 1 in swaps and step != steps:
+            # In their code the two share their memory then, but not after the
+            # last epoch of a task.
+            for weight in weights.values():
+                tortoise = optimizer._tortoises[id(weight)]
+                tortoise.assign(to_numpy(weight))
+        if step + 1 in snapshots:
+            values = tortoises()
+            for name, value in values.items():
+                expected = trace.data[
+                    f"tortoise_{name.rpartition('_')[0]}_{name[-1]}_t"
+                ][snapshots.index(step + 1)]
+                np.testing.assert_allclose(value, expected, atol=1e-4)
+
+    def put_back(step):
+        task, step_in_task = divmod(step, steps)
+        epoch, batch = divmod(step_in_task, settings["batches_per_epoch"])
+        is_end = batch == settings["batches_per_epoch"] - 1
+        if is_end and epoch % settings["reset_every_epochs"] == 0:
+            optimizer.reset_hare()
+            swaps.append(step)
+        if step_in_task < steps - 1:
+            return
+        for name, value in tortoises().items():
+            if "bias" in name:  # Not recorded.
+                continue
+            hare = to_numpy(weights[name])
+            for key, each in (("hare", hare), ("tortoise", value)):
+                expected = trace.data[f"end_task{task}_{key}_{name}"]
+                np.testing.assert_allclose(each, expected, atol=1e-4)
+        # The authors' optimizer is a new one for each task.
+        for variable in inner.variables[:1] + inner.variables[2:]:
+            variable.assign(np.zeros(variable.shape, variable.dtype))
+
+    trace.train(optimizer, follow, put_back)
+    assert len(swaps) == 14
