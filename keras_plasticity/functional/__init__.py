@@ -7,6 +7,7 @@ from keras_plasticity.functional.age_histogram import (
 from keras_plasticity.functional.age_histogram import (
     num_age_bins as num_age_bins,
 )
+from keras_plasticity.functional.partial_reset import reset_share as reset_share
 from keras_plasticity.functional.replacement import (
     advance_count as advance_count,
 )
@@ -21,6 +22,7 @@ from keras_plasticity.functional.running_mean import step_size as step_size
 from keras_plasticity.functional.utility import adaptation as adaptation
 from keras_plasticity.functional.utility import contribution as contribution
 from keras_plasticity.functional.utility import dormancy_score as dormancy_score
+from keras_plasticity.functional.utility import gradient_score as gradient_score
 from keras_plasticity.functional.utility import (
     mean_corrected_contribution as mean_corrected_contribution,
 )
@@ -38,11 +40,13 @@ __all__ = [
     "contribution",
     "count_digits",
     "dormancy_score",
+    "gradient_score",
     "least_useful_unit",
     "mean_corrected_contribution",
     "mean_magnitude",
     "num_age_bins",
     "overall",
+    "reset_share",
     "running_mean",
     "step_size",
     "weight_magnitude",

@@ -1,8 +1,10 @@
 """Optimizer wrappers that keep a network plastic."""
 
+from keras_plasticity.optimizers.ccbp import CCBP as CCBP
 from keras_plasticity.optimizers.continual_backprop import (
     ContinualBackprop as ContinualBackprop,
 )
+from keras_plasticity.optimizers.cpr import CPR as CPR
 from keras_plasticity.optimizers.hidden_units import HiddenUnits as HiddenUnits
 from keras_plasticity.optimizers.hidden_units import Outgoing as Outgoing
 from keras_plasticity.optimizers.l2 import L2 as L2
@@ -10,6 +12,7 @@ from keras_plasticity.optimizers.optimizer_wrapper import (
     OptimizerWrapper as OptimizerWrapper,
 )
 from keras_plasticity.optimizers.redo import ReDo as ReDo
+from keras_plasticity.optimizers.regrama import ReGraMa as ReGraMa
 from keras_plasticity.optimizers.self_normalized_resets import (
     SelfNormalizedResets as SelfNormalizedResets,
 )
@@ -27,12 +30,15 @@ from keras_plasticity.optimizers.weight_optimizer import (
 )
 
 __all__ = [
+    "CCBP",
+    "CPR",
     "ContinualBackprop",
     "HiddenUnits",
     "L2",
     "OptimizerWrapper",
     "Outgoing",
     "ReDo",
+    "ReGraMa",
     "SelfNormalizedResets",
     "ShrinkAndPerturb",
     "ShrinkAndPerturbByInitializer",

@@ -10,12 +10,11 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
-from keras_plasticity.functional.running_mean import decay_constants
 from keras_plasticity.functional.running_mean import step_size_by_log
+from keras_plasticity.optimizers.settings import DecayRate
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
-from keras_plasticity.optimizers.settings import shortest_float
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.types import Tensor
 from keras_plasticity.validation import check_boolean
@@ -45,10 +44,6 @@ _LARGEST_AGE = 2**24
 
 def _check_rate(name, value):
     return check_in_interval(name, value, "[0, 1]")
-
-
-def _check_decay_rate(name, value):
-    return check_in_interval(name, value, "[0, 1)")
 
 
 def _check_maturity_threshold(name, value):
@@ -130,16 +125,6 @@ class _ReplacementRate(Hyperparameter):
         return digits[0], digits[1:], base
 
 
-class _DecayRate(Hyperparameter):
-    """Its variable holds what cannot be computed in float32: see `encode`."""
-
-    def encode(self, optimizer, value):
-        return np.asarray(decay_constants(value), "float32")
-
-    def decode(self, optimizer, array):
-        return float(1 - Fraction(repr(shortest_float(array[1]))))
-
-
 @keras.saving.register_keras_serializable(package="keras_plasticity")
 class ContinualBackprop(UnitResetOptimizer):
     """Optimizer wrapper that replaces the least useful units.
@@ -217,7 +202,7 @@ class ContinualBackprop(UnitResetOptimizer):
 
     replacement_rate = _ReplacementRate(_check_rate, schedules=True)
     maturity_threshold = Hyperparameter(_check_maturity_threshold)
-    decay_rate = _DecayRate(_check_decay_rate)
+    decay_rate = DecayRate()
     utility = Setting(_check_utility)
     transfer_mean = Setting(check_boolean)
     _chosen_by = ("maturity_threshold",)

@@ -5,12 +5,16 @@ them, in the constructor or later.
 """
 
 import functools
+from fractions import Fraction
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.functional.running_mean import decay_constants
+from keras_plasticity.optimizers.inner_optimizers import innermost
+from keras_plasticity.validation import check_in_interval
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -117,6 +121,15 @@ class Hyperparameter(Setting):
         """The variable that holds the number; `None` before it is built."""
         return vars(optimizer).get(f"_variable_{self.name}")
 
+    def read_variables(self, optimizer):
+        """List of the variables that `now` reads."""
+        if isinstance(super().__get__(optimizer), Schedule):
+            # Not `iterations`, which is computed where gradients accumulate.
+            variables = innermost(optimizer.inner_optimizer).variables
+            return [v for v in variables if v.name == "iteration"]
+        variable = self.variable(optimizer)
+        return [] if variable is None else [variable]
+
     def build(self, optimizer):
         """Adds the variable."""
         value = super().__get__(optimizer)
@@ -141,6 +154,27 @@ class Hyperparameter(Setting):
         if isinstance(value, Schedule):
             return value(optimizer.iterations)
         return self.variable(optimizer).value
+
+
+class DecayRate(Hyperparameter):
+    """The decay rate of a running mean, in [0, 1).
+
+    Its variable holds two numbers that cannot be computed in float32: see
+    `keras_plasticity.functional.running_mean.decay_constants`.
+    """
+
+    def __init__(self):
+        super().__init__(_check_decay_rate)
+
+    def encode(self, optimizer, value):
+        return np.asarray(decay_constants(value), "float32")
+
+    def decode(self, optimizer, array):
+        return float(1 - Fraction(repr(shortest_float(array[1]))))
+
+
+def _check_decay_rate(name, value):
+    return check_in_interval(name, value, "[0, 1)")
 
 
 def shortest_float(array):
