@@ -381,6 +381,7 @@ class HiddenUnits:
         weights = [*self._weights]
         weights += [view.variable for view, _, _ in self._parameters]
         variables = self.variables + weights
+        variables += self._initial_values.values()
         for outgoing in self.outgoing:
             variables += outgoing.inputs.center_variables()
             variables += outgoing.consumer.fold_variables()
@@ -437,7 +438,6 @@ class HiddenUnits:
             if id(view.variable) not in self._initial_values:
                 copy = self._optimizer.add_copy(view.variable, "initial")
                 self._initial_values[id(view.variable)] = copy
-                self.variables.append(copy)
 
     def reset_partially(self, share: Tensor):
         """Moves all units a part of the way to a new start, each its own.
