@@ -281,6 +281,7 @@ _formula(
 _formula("contribution", activation_magnitude=_UNITS, outgoing_magnitude=_UNITS)
 _formula("count_digits", replacement_rate=_is(1e-4), units=_is(100))
 _formula("dormancy_score", activation_magnitude=_UNITS)
+_formula("gradient_score", gradient_magnitude=_UNITS)
 _formula(
     "least_useful_unit",
     utility=_UNITS,
@@ -304,6 +305,13 @@ _formula(
     activation_deviation=_UNITS,
     outgoing_magnitude=_UNITS,
     incoming_magnitude=_UNITS,
+)
+_formula(
+    "reset_share",
+    utility=_UNITS,
+    sharpness=_is(16.0),
+    threshold=_is(1.0),
+    transform=_is("sigmoid"),
 )
 _formula("running_mean", mean=_UNITS, value=_UNITS, step_size=_UNITS)
 _formula("step_size", age=_tensor(1.0, 2.0, 3.0), decay_rate=_is(0.9))
@@ -420,6 +428,25 @@ _optimizer(
     reset_optimizer_state=True,
     seed=0,
 )
+_optimizer(
+    "CCBP",
+    replacement_rate=0.1,
+    sharpness=4.0,
+    decay_rate=0.9,
+    period=5,
+    utility="contribution",
+    seed=0,
+)
+_optimizer(
+    "CPR",
+    replacement_rate=0.1,
+    sharpness=4.0,
+    threshold=0.5,
+    decay_rate=0.9,
+    period=5,
+    transform="linear",
+    seed=0,
+)
 _optimizer("L2", l2=1e-3)
 _optimizer("OptimizerWrapper", use=_build_optimizer)
 _optimizer(
@@ -429,6 +456,9 @@ _optimizer(
     score_updates=2,
     seed=0,
     words={"period": ("score_updates",)},
+)
+_optimizer(
+    "ReGraMa", threshold=0.1, period=5, reset_optimizer_state=True, seed=0
 )
 _optimizer(
     "SelfNormalizedResets",
@@ -1024,6 +1054,8 @@ NOT_FUZZED = {
     "optimizers.HiddenUnits.begin_step": _HOOK,
     "optimizers.HiddenUnits.mean_over_consumers": _HOOK,
     "optimizers.HiddenUnits.replace": _HOOK,
+    "optimizers.HiddenUnits.reset_partially": _HOOK,
+    "optimizers.HiddenUnits.take_in_gradients": _HOOK,
     "optimizers.OptimizerWrapper.apply_inner": _HOOK,
     "optimizers.OptimizerWrapper.apply_inner_and_tell": _HOOK,
     "optimizers.OptimizerWrapper.build_inner": _HOOK,
