@@ -371,13 +371,12 @@ class UnitResetOptimizer(OptimizerWrapper):
                 inner_grads.append(gradient)
                 inner_variables.append(variable)
         inner_grads = backend.after_backward(inner_grads)
-        self._take_in_gradients(inner_grads, inner_variables)
+        gradients = self._observed_gradients(inner_grads, inner_variables)
 
         if self.always_updates:
             self.apply_inner(inner_grads, inner_variables)
             with backend.no_gradient():
-                self._update(observations)
-            self._network.take_in_gradients({})
+                self._update(observations, gradients)
             return
         scaler = loss_scaler(self.inner_optimizer)
         finite = None if scaler is None else scaler.check_finite(inner_grads)
@@ -386,20 +385,19 @@ class UnitResetOptimizer(OptimizerWrapper):
             self._network.accumulate(observations, finite)
             backend.run_if(
                 is_update,
-                lambda: self._update(observations),
+                lambda: self._update(observations, gradients),
                 self._network.touched_variables()
                 + [self._seed_generator.state]
                 + self.hyperparameter_variables(),
             )
             self._network.reset_accumulators(is_update)
             self._update_gradients.end_step(is_update)
-        self._network.take_in_gradients({})
 
-    def _take_in_gradients(self, grads, variables):
-        """Notes the gradients that the method observes, before the update."""
+    def _observed_gradients(self, grads, variables):
+        """The gradients that the method observes, by the id of the weight."""
         weights = self._network.weights_with_gradients()
         if not weights:
-            return
+            return {}
         gradient_of = dict(zip(map(id, variables), grads))
         gradients = self._update_gradients.take_in(
             self.inner_optimizer,
@@ -407,10 +405,13 @@ class UnitResetOptimizer(OptimizerWrapper):
             [gradient_of.get(id(weight)) for weight in weights],
             grads,
         )
-        self._network.take_in_gradients(dict(zip(map(id, weights), gradients)))
+        return dict(zip(map(id, weights), gradients))
 
-    def _update(self, observations):
+    def _update(self, observations, gradients):
         """All that follows an update of the weights."""
+        # Not before the update: `tf.distribute` traces the replicas in turns,
+        # which change there.
+        self._network.take_in_gradients(gradients)
         hidden = self._network.take_in(observations)
         for units in hidden:
             units.due = backend.keep_if(
@@ -423,6 +424,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         if not self._goes_layer_by_layer:
             self._replace(hidden)
         self._network.set_next_centers()
+        self._network.take_in_gradients({})
 
     def _update_units(self, units):
         """One update of the units of a layer; returns how many are due."""
