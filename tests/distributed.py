@@ -18,7 +18,10 @@ _SETTINGS = {
         "maturity_threshold": 3,
         "utility": "overall",
     },
+    "CCBP": {"replacement_rate": 0.4, "period": 4},
+    "CPR": {"replacement_rate": 0.4, "period": 4},
     "ReDo": {"threshold": 0.6, "period": 4, "score_updates": 2},
+    "ReGraMa": {"threshold": 0.6, "period": 4},
     "SelfNormalizedResets": {
         "min_threshold": 16,
         "initial_threshold": 32,

@@ -13,12 +13,22 @@ import pytest
 from tests.helpers import mostly_slow
 
 _BACKEND = keras.backend.backend()
-# ReDo is the like of the others.
+# The others are the like of these.
 _METHODS = mostly_slow(
-    ["ContinualBackprop", "ReDo", "SelfNormalizedResets"],
+    [
+        "ContinualBackprop",
+        "ReDo",
+        "SelfNormalizedResets",
+        "ReGraMa",
+        "CPR",
+        "CCBP",
+    ],
     "ContinualBackprop",
     "SelfNormalizedResets",
+    "CCBP",
 )
+# They replace no unit as a whole.
+_PARTIAL = ("CPR", "CCBP")
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -56,7 +66,7 @@ def _finish(process, path):
         return {key: data[key] for key in data.files}
 
 
-def _assert_equal(result, first, second, atol=0.0, in_each_layer=True):
+def _assert_equal(result, first, second, method="ContinualBackprop", atol=0.0):
     keys = [key for key in result if key.startswith(first)]
     assert len(keys) > 20
     for key in keys:
@@ -68,7 +78,11 @@ def _assert_equal(result, first, second, atol=0.0, in_each_layer=True):
             err_msg=key,
         )
     is_replaced = result[f"{first}replaced"] > 2
-    assert all(is_replaced) if in_each_layer else any(is_replaced)
+    if method == "ContinualBackprop":
+        assert all(is_replaced)
+    elif method not in _PARTIAL:
+        # Normalized channels are neither dormant nor silent.
+        assert any(is_replaced)
 
 
 @pytest.mark.skipif(_BACKEND != "jax", reason="`keras.distribution` of JAX")
@@ -77,7 +91,11 @@ def _assert_equal(result, first, second, atol=0.0, in_each_layer=True):
     [
         ("data", "ContinualBackprop"),
         ("data", "SelfNormalizedResets"),
+        ("data", "CCBP"),
         pytest.param("data", "ReDo", marks=pytest.mark.slow),
+        pytest.param("data", "ReGraMa", marks=pytest.mark.slow),
+        pytest.param("data", "CPR", marks=pytest.mark.slow),
+        pytest.param("model", "CCBP", marks=pytest.mark.slow),
         ("model", "ContinualBackprop"),
     ],
 )
@@ -85,9 +103,7 @@ def test_distribution(tmp_path, kind, method):
     path = tmp_path / "result.npz"
     result = _finish(_start(path, "jax_distribution", kind, method), path)
     assert result["devices"] == 4
-    # Normalized channels are neither dormant nor silent.
-    in_each_layer = method == "ContinualBackprop"
-    _assert_equal(result, "several_", "single_", 1e-5, in_each_layer)
+    _assert_equal(result, "several_", "single_", method, 1e-5)
 
 
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")
@@ -96,9 +112,8 @@ def test_mirrored_strategy(tmp_path, method):
     path = tmp_path / "result.npz"
     result = _finish(_start(path, "mirrored", method), path)
     assert result["devices"] == 2
-    in_each_layer = method == "ContinualBackprop"
-    _assert_equal(result, "several_", "other_", 0.0, in_each_layer)
-    _assert_equal(result, "several_", "single_", 1e-5, in_each_layer)
+    _assert_equal(result, "several_", "other_", method)
+    _assert_equal(result, "several_", "single_", method, 1e-5)
 
 
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")

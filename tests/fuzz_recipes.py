@@ -378,7 +378,6 @@ _formula("contribution", activation_magnitude=_UNITS, outgoing_magnitude=_UNITS)
 _formula("count_digits", replacement_rate=_is(1e-4), units=_is(100))
 _formula("distance_gradient", difference=_UNITS, distance=_is("huber"))
 _formula("dormancy_score", activation_magnitude=_UNITS)
-_formula("joint_norm", tensors=lambda: [_UNITS(), _MATRIX()])
 _formula("effective_rank", features=_MATRIX)
 _formula(
     "even_out_singular_values",
@@ -386,6 +385,8 @@ _formula(
     strength=_is(0.5),
     minimum=_is(1e-4),
 )
+_formula("gradient_score", gradient_magnitude=_UNITS)
+_formula("joint_norm", tensors=lambda: [_UNITS(), _MATRIX()])
 _formula(
     "least_useful_unit",
     utility=_UNITS,
@@ -414,6 +415,13 @@ _formula(
 _formula("orthogonality_gradient", matrix=_MATRIX, scale=_is(0.5))
 _formula(
     "project_to_norm", tensors=lambda: [_UNITS(), _MATRIX()], norm=_is(2.0)
+)
+_formula(
+    "reset_share",
+    utility=_UNITS,
+    sharpness=_is(16.0),
+    threshold=_is(1.0),
+    transform=_is("sigmoid"),
 )
 _formula("running_mean", mean=_UNITS, value=_UNITS, step_size=_UNITS)
 _formula(
@@ -605,6 +613,25 @@ _optimizer(
     seed=0,
 )
 _optimizer(
+    "CCBP",
+    replacement_rate=0.1,
+    sharpness=4.0,
+    decay_rate=0.9,
+    period=5,
+    utility="contribution",
+    seed=0,
+)
+_optimizer(
+    "CPR",
+    replacement_rate=0.1,
+    sharpness=4.0,
+    threshold=0.5,
+    decay_rate=0.9,
+    period=5,
+    transform="linear",
+    seed=0,
+)
+_optimizer(
     "DecoupledOrthogonality", strength=0.1, step_size=0.01, exclude=("layer_2",)
 )
 _optimizer("ChurnRegularization", use=_train_with_recent, coefficient=0.5)
@@ -652,6 +679,9 @@ _optimizer(
     decay_rate=0.5,
     seed=0,
     exclude=("bias",),
+)
+_optimizer(
+    "ReGraMa", threshold=0.1, period=5, reset_optimizer_state=True, seed=0
 )
 _optimizer(
     "SelfNormalizedResets",
@@ -1270,6 +1300,8 @@ NOT_FUZZED = {
     "optimizers.HiddenUnits.begin_step": _HOOK,
     "optimizers.HiddenUnits.mean_over_consumers": _HOOK,
     "optimizers.HiddenUnits.replace": _HOOK,
+    "optimizers.HiddenUnits.reset_partially": _HOOK,
+    "optimizers.HiddenUnits.take_in_gradients": _HOOK,
     "optimizers.OptimizerWrapper.apply_inner": _HOOK,
     "optimizers.OptimizerWrapper.apply_inner_and_tell": _HOOK,
     "optimizers.OptimizerWrapper.build_inner": _HOOK,

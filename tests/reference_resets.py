@@ -1,14 +1,16 @@
-"""ReDo and self-normalized resets for dense networks, literal, in NumPy.
+"""Methods that reset units, literal, in NumPy.
 
 Oracles of the tests, in float64, written from the papers and from the words
 that describe the authors' code. They share nothing with the library: scores
 are means over lists of batches, histograms are lists of numbers, and a
-quantile is found by sorting them.
+quantile is found by sorting them. Weights are mixed number by number.
 """
 
 import math
 
 import numpy as np
+
+from tests.reference_algorithm import Network
 
 
 class _Resets:
@@ -194,3 +196,267 @@ class SelfNormalizedResets(_Resets):
                     max(new, self.min_threshold), self.max_threshold
                 )
                 events.clear()
+
+
+class ConvolutionalNetwork(Network):
+    """Convolutions without padding, then dense layers, by hand.
+
+    Kernels with four axes are convolutions, `(height, width, in, out)`. The
+    first dense layer reads their positions row by row, channels last.
+    """
+
+    def forward(self, x):
+        hidden = []
+        h = np.asarray(x, "float64")
+        for i, kernel in enumerate(self.kernels):
+            if kernel.ndim == 4:
+                h = np.einsum("bxycij,ijcu->bxyu", _patches(h, kernel), kernel)
+            else:
+                h = h.reshape(len(h), -1) @ kernel
+            if self.biases[i] is not None:
+                h = h + self.biases[i]
+            if i < len(self.kernels) - 1:
+                h = np.tanh(h) if self.activation == "tanh" else h * (h > 0)
+                hidden.append(h)
+        return hidden, h
+
+    def backward(self, x, hidden, delta):
+        kernels = [None] * len(self.kernels)
+        biases = [None] * len(self.kernels)
+        inputs = [np.asarray(x, "float64"), *hidden]
+        for i in reversed(range(len(self.kernels))):
+            kernel, h = self.kernels[i], inputs[i]
+            biases[i] = delta.sum(axis=tuple(range(delta.ndim - 1)))
+            if kernel.ndim == 4:
+                kernels[i] = np.einsum(
+                    "bxycij,bxyu->ijcu", _patches(h, kernel), delta
+                )
+                back = np.zeros(h.shape)
+                height, width = delta.shape[1:3]
+                for j in range(kernel.shape[0]):
+                    for k in range(kernel.shape[1]):
+                        back[:, j : j + height, k : k + width] += (
+                            delta @ kernel[j, k].T
+                        )
+            else:
+                kernels[i] = h.reshape(len(h), -1).T @ delta
+                back = (delta @ kernel.T).reshape(h.shape)
+            if i > 0:
+                slope = 1 - h**2 if self.activation == "tanh" else h > 0
+                delta = back * slope
+        return kernels, biases
+
+
+def _patches(images, kernel):
+    """Shape `(batch, rows, columns, channels, height, width)`."""
+    return np.lib.stride_tricks.sliding_window_view(
+        images, kernel.shape[:2], axis=(1, 2)
+    )
+
+
+class _GradientResets:
+    """Back-propagation, and resets that gradients decide on.
+
+    Args:
+        network: A `Network`, trained in place.
+        make_optimizer: Function from the shape of a weight to its optimizer.
+        new_kernel: Function `(n, shape) -> array`, the n-th kernel drawn,
+            counted from 0 over all layers.
+    """
+
+    def __init__(self, network, make_optimizer, new_kernel):
+        self.network = network
+        self.kernel_optimizers = [
+            make_optimizer(k.shape) for k in network.kernels
+        ]
+        self.bias_optimizers = [
+            None if b is None else make_optimizer(b.shape)
+            for b in network.biases
+        ]
+        self.new_kernel = new_kernel
+        self.initial_biases = [
+            None if b is None else b.copy() for b in network.biases
+        ]
+        self.t = 0
+        self.draws = 0
+        self.resets = 0
+
+    def step(self, batches):
+        """Trains on the mean gradient of one batch or more."""
+        network = self.network
+        kernels, biases = network.kernels, network.biases
+        means = [
+            [np.zeros(k.shape) for k in kernels],
+            [np.zeros(k.shape[-1]) for k in kernels],
+        ]
+        for x, y in batches:
+            hidden, outputs = network.forward(x)
+            _, delta = network.loss_of(outputs, y)
+            for mean, grads in zip(means, network.backward(x, hidden, delta)):
+                for total, gradient in zip(mean, grads):
+                    total += gradient / len(batches)
+        self.t += 1
+        for i in range(len(kernels)):
+            self.kernel_optimizers[i].step(kernels[i], means[0][i], self.t)
+            if biases[i] is not None:
+                self.bias_optimizers[i].step(biases[i], means[1][i], self.t)
+        self.reset(*means)
+
+    def reset(self, kernel_gradients, bias_gradients):
+        raise NotImplementedError
+
+    @property
+    def hidden(self):
+        return range(len(self.network.kernels) - 1)
+
+    def units(self, i):
+        return self.network.kernels[i].shape[-1]
+
+    def rows(self, i, unit, array):
+        """The part of the next layer's kernel, or slot, that reads a unit."""
+        if array.ndim == 4:
+            return array[:, :, unit, :]
+        # Behind convolutions the channels come round again at each position.
+        return array[unit :: self.units(i)]
+
+    def draw(self, i):
+        self.draws += 1
+        return self.new_kernel(self.draws - 1, self.network.kernels[i].shape)
+
+    def score(self, i, gradient):
+        mean = [np.abs(gradient[..., u]).mean() for u in range(self.units(i))]
+        return np.array(mean) / (np.mean(mean) + 1e-8)
+
+
+class ReGraMa(_GradientResets):
+    def __init__(self, *args, threshold, period):
+        super().__init__(*args)
+        self.threshold = threshold
+        self.period = period
+        self.closest = math.inf
+        self.shared_weights = 0
+
+    def reset(self, kernel_gradients, bias_gradients):
+        update = self.t - 1  # As the authors count: from 0.
+        if update == 0 or update % self.period != 0:
+            return
+        scores = [self.score(i, kernel_gradients[i]) for i in self.hidden]
+        dormant = []
+        for score in scores:
+            gaps = np.abs(score - self.threshold)
+            self.closest = min(self.closest, gaps.min())
+            dormant.append(np.flatnonzero(score <= self.threshold))
+        for i in self.hidden:
+            for unit in dormant[i]:
+                self._replace(i, unit)
+        for first, second in zip(dormant, dormant[1:]):
+            self.shared_weights += len(first) * len(second)
+
+    def _replace(self, i, unit):
+        kernels, biases = self.network.kernels, self.network.biases
+        kernels[i][..., unit] = self.draw(i)[..., unit]
+        self.rows(i, unit, kernels[i + 1])[...] = 0
+        if biases[i] is not None:
+            biases[i][unit] = 0
+            for slot in self.bias_optimizers[i].slots:
+                slot[unit] = 0
+        for slot in self.kernel_optimizers[i].slots:
+            slot[..., unit] = 0
+        for slot in self.kernel_optimizers[i + 1].slots:
+            self.rows(i, unit, slot)[...] = 0
+        self.resets += 1
+
+
+class _PartialResets(_GradientResets):
+    def __init__(self, *args, replacement_rate, sharpness, decay_rate, period):
+        super().__init__(*args)
+        self.replacement_rate = replacement_rate
+        self.sharpness = sharpness
+        self.decay_rate = decay_rate
+        self.period = period
+        self.u = [np.ones(self.units(i)) for i in self.hidden]
+
+    def mix(self, i, shares):
+        kernels = self.network.kernels
+        new = self.draw(i)
+        for unit, share in enumerate(shares):
+            old = kernels[i][..., unit]
+            kernels[i][..., unit] = (1 - share) * old + share * new[..., unit]
+            self.rows(i, unit, kernels[i + 1])[...] *= 1 - share
+        self.resets += 1
+
+
+class CPR(_PartialResets):
+    def __init__(self, *args, threshold, transform, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.threshold = threshold
+        self.transform = transform
+
+    def reset(self, kernel_gradients, bias_gradients):
+        update = self.t - 1
+        for i in self.hidden:
+            score = self.score(i, kernel_gradients[i])
+            self.u[i] = self.decay_rate * self.u[i]
+            self.u[i] += (1 - self.decay_rate) * score
+        if update == 0 or update % self.period != 0:
+            return
+        for i in self.hidden:
+            shares = [self.replacement_rate * self._f(u) for u in self.u[i]]
+            self.mix(i, shares)
+            self.u[i] = np.ones(self.units(i))
+
+    def _f(self, u):
+        if u <= self.threshold:
+            return 1.0
+        d = self.sharpness * (u - self.threshold)
+        return {
+            "sigmoid": 2 / (1 + math.exp(d)),
+            "exponential": math.exp(-d),
+            "softplus": math.log(1 + math.exp(-d)) / math.log(2),
+            "linear": max(1 - d, 0),
+        }[self.transform]
+
+
+class CCBP(_PartialResets):
+    def __init__(self, *args, utility, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.utility = utility
+
+    def reset(self, kernel_gradients, bias_gradients):
+        biases = self.network.biases
+        for i in self.hidden:
+            measure = np.array(
+                [
+                    self._measure(i, u, kernel_gradients[i][..., u])
+                    for u in range(self.units(i))
+                ]
+            )
+            if biases[i] is not None:
+                measure += np.abs(bias_gradients[i])
+            score = measure / max(measure.mean(), 1e-8)
+            self.u[i] += (1 - self.decay_rate) * (score - self.u[i])
+            if self.t % self.period != 0:
+                continue
+            shares = [
+                self.replacement_rate / (1 + math.exp(self.sharpness * (u - 1)))
+                for u in self.u[i]
+            ]
+            self.mix(i, shares)
+            for unit, share in enumerate(shares):
+                if biases[i] is not None:
+                    start = self.initial_biases[i][unit]
+                    biases[i][unit] += share * (start - biases[i][unit])
+                self.u[i][unit] += share * (1 - self.u[i][unit])
+
+    def _measure(self, i, unit, gradient):
+        if self.utility == "gradient_norm":
+            return math.sqrt((gradient**2).sum())
+        result = np.abs(gradient).mean()
+        if self.utility == "gradient_magnitude":
+            return result
+        kernels = self.network.kernels
+        outgoing = self.rows(i, unit, kernels[i + 1])
+        result *= np.abs(outgoing).mean() + 1e-4
+        if self.utility == "contribution":
+            return result
+        return result / max(np.abs(kernels[i][..., unit]).mean(), 1e-8)

@@ -233,6 +233,21 @@ _OPTIMIZERS = {
         seed=np.uint8(3),
     ),
     "HareAndTortoise": dict(decay_rate=np.float32(0.9), period=np.int64(7)),
+    "CCBP": dict(
+        replacement_rate=np.float32(0.1),
+        sharpness=np.float16(4.5),
+        decay_rate=np.float16(0.5),
+        period=np.int32(20),
+        seed=np.uint8(3),
+    ),
+    "CPR": dict(
+        replacement_rate=np.float32(0.1),
+        sharpness=np.float16(4.5),
+        threshold=np.float32(0.5),
+        decay_rate=np.float16(0.5),
+        period=np.int32(20),
+        seed=np.uint8(3),
+    ),
     "L2": dict(l2=np.float32(1e-3)),
     "ReDo": dict(
         threshold=np.float32(0.1),
@@ -245,6 +260,7 @@ _OPTIMIZERS = {
         decay_rate=np.float16(0.5),
         seed=np.int64(0),
     ),
+    "ReGraMa": dict(threshold=np.float32(0.1), period=np.int32(20)),
     "SelfNormalizedResets": dict(
         quantile=np.float32(0.9),
         min_threshold=np.int16(10),

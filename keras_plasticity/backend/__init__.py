@@ -19,6 +19,8 @@ replaces units needs a few operations which `keras.ops` does not have:
   tensor or, in eager code, a boolean.
 - `assign_part(variable, shape, axes, indices, value)`: writes one row, column
   or channel of a variable, viewed in another shape, and leaves the rest.
+- `assign_whole(variable, value)`: writes all of a variable, in loops and
+  branches too.
 - `add_to_rows(variable, columns, amount)`: adds a number to each row of a
   matrix, each in its own column, and leaves the rest.
 - `quotient(number, divisor)`: an int32 tensor that is not negative, divided by
@@ -79,6 +81,7 @@ add_to_rows = _active.add_to_rows
 after_backward = _active.after_backward
 are_positive = _active.are_positive
 assign_part = _active.assign_part
+assign_whole = _active.assign_whole
 column_magnitudes = _active.column_magnitudes
 compute_now = _active.compute_now
 gradients = _active.gradients

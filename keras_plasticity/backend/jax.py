@@ -131,6 +131,10 @@ def assign_part(variable, shape, axes, indices, value):
         selection.selected[id(variable)] = new
 
 
+def assign_whole(variable, value):
+    variable.assign(value)
+
+
 def add_to_rows(variable, columns, amount):
     """Adds a number to each row of a matrix; XLA does so in place."""
     old = keras.ops.convert_to_tensor(variable)

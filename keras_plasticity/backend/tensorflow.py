@@ -146,6 +146,11 @@ def assign_part(variable, shape, axes, indices, value):
     target.scatter_nd_update(coordinates, value)
 
 
+def assign_whole(variable, value):
+    """Not by Keras, which would ask the other replicas: see `keep_if`."""
+    _on_this_replica(variable).assign(tf.cast(value, variable.dtype))
+
+
 def add_to_rows(variable, columns, amount):
     """Adds a number to each row of a matrix, in place."""
     indices = tf.stack([tf.range(variable.shape[0]), columns], axis=1)

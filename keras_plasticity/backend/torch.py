@@ -105,6 +105,10 @@ def assign_part(variable, shape, axes, indices, value):
     target.copy_(value.reshape(target.shape))
 
 
+def assign_whole(variable, value):
+    variable.assign(value)
+
+
 def add_to_rows(variable, columns, amount):
     """Adds a number to each row of a matrix, in place."""
     rows = torch.arange(len(columns), device=columns.device)

@@ -18,6 +18,7 @@ from keras_plasticity.functional.matrices import orthogonalize as orthogonalize
 from keras_plasticity.functional.matrices import (
     shrink_towards_direction as shrink_towards_direction,
 )
+from keras_plasticity.functional.partial_reset import reset_share as reset_share
 from keras_plasticity.functional.penalties import (
     distance_gradient as distance_gradient,
 )
@@ -45,6 +46,7 @@ from keras_plasticity.functional.running_mean import step_size as step_size
 from keras_plasticity.functional.utility import adaptation as adaptation
 from keras_plasticity.functional.utility import contribution as contribution
 from keras_plasticity.functional.utility import dormancy_score as dormancy_score
+from keras_plasticity.functional.utility import gradient_score as gradient_score
 from keras_plasticity.functional.utility import (
     mean_corrected_contribution as mean_corrected_contribution,
 )
@@ -80,6 +82,7 @@ __all__ = [
     "even_out_singular_values",
     "first_order_utility",
     "global_protection",
+    "gradient_score",
     "joint_norm",
     "least",
     "least_useful_unit",
@@ -91,6 +94,7 @@ __all__ = [
     "orthogonalize",
     "overall",
     "project_to_norm",
+    "reset_share",
     "running_mean",
     "shrink_towards_direction",
     "spectral_norm_and_gradient",

@@ -59,6 +59,8 @@ def mean_magnitude(weights: Tensor, axis: int) -> Tensor:
     if keras.backend.standardize_dtype(weights.dtype) != "float32":
         weights = ops.cast(weights, "float32")
     size = math.prod(shape) // shape[axis]
+    if last == 0:
+        return abs(weights)
     if axis == last:
         if len(shape) > 2:
             weights = ops.reshape(weights, (size, shape[-1]))
@@ -167,6 +169,28 @@ def weight_magnitude(outgoing_magnitude: Tensor) -> Tensor:
         outgoing_magnitude=outgoing_magnitude
     )
     return outgoing_magnitude
+
+
+def gradient_score(gradient_magnitude: Tensor) -> Tensor:
+    """`mean |g| / mean over units of mean |g|`: the score of ReGraMa.
+
+    Args:
+        gradient_magnitude: Float32 tensor of shape `(units,)`, the mean
+            absolute gradient of the unit's incoming weights.
+
+    Returns:
+        Float32 tensor of shape `(units,)`. If no unit has a gradient it is 0.
+
+    Example:
+
+    >>> ops.convert_to_numpy(keras_plasticity.functional.gradient_score(
+    ...     ops.convert_to_tensor([0.0, 3.0, 3.0])))
+    array([0. , 1.5, 1.5], dtype=float32)
+    """
+    (gradient_magnitude,) = validation.check_tensors(
+        gradient_magnitude=gradient_magnitude
+    )
+    return gradient_magnitude / (ops.mean(gradient_magnitude) + 1e-8)
 
 
 def dormancy_score(activation_magnitude: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Optimizer wrappers that keep a network plastic."""
 
+from keras_plasticity.optimizers.ccbp import CCBP as CCBP
 from keras_plasticity.optimizers.churn_regularization import (
     ChurnRegularization as ChurnRegularization,
 )
 from keras_plasticity.optimizers.continual_backprop import (
     ContinualBackprop as ContinualBackprop,
 )
+from keras_plasticity.optimizers.cpr import CPR as CPR
 from keras_plasticity.optimizers.decoupled_orthogonality import (
     DecoupledOrthogonality as DecoupledOrthogonality,
 )
@@ -29,6 +31,7 @@ from keras_plasticity.optimizers.parseval_regularization import (
     ParsevalRegularization as ParsevalRegularization,
 )
 from keras_plasticity.optimizers.redo import ReDo as ReDo
+from keras_plasticity.optimizers.regrama import ReGraMa as ReGraMa
 from keras_plasticity.optimizers.selective_weight_reinitialization import (
     SelectiveWeightReinitialization as SelectiveWeightReinitialization,
 )
@@ -57,6 +60,8 @@ from keras_plasticity.optimizers.weight_optimizer import (
 )
 
 __all__ = [
+    "CCBP",
+    "CPR",
     "ChurnRegularization",
     "ContinualBackprop",
     "DecoupledOrthogonality",
@@ -70,6 +75,7 @@ __all__ = [
     "Outgoing",
     "ParsevalRegularization",
     "ReDo",
+    "ReGraMa",
     "SelectiveWeightReinitialization",
     "SelfNormalizedResets",
     "ShrinkAndPerturb",

@@ -125,6 +125,22 @@ class HiddenNetwork:
         for each in [*self.hidden, *self._inputs.values()]:
             each.begin_step(trained)
 
+    def weights_with_gradients(self):
+        """The weights whose gradients the optimizer observes, each once."""
+        return each_once(
+            weight for units in self.hidden for weight in units.gradient_weights
+        )
+
+    def take_in_gradients(self, gradients):
+        """Tells the units of the gradients of an update.
+
+        Args:
+            gradients: Dict from the id of a weight to its gradient, `None` if
+                it took no part.
+        """
+        for units in self.hidden:
+            units.take_in_gradients(gradients)
+
     def touched_variables(self):
         """All variables that an update reads or assigns, each once."""
         variables = []

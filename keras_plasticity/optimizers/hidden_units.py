@@ -15,6 +15,13 @@ from keras_plasticity.types import Tensor
 from keras_plasticity.units.feature_map import FeatureMap
 from keras_plasticity.units.weight_view import WeightView
 
+# What a method can observe of the gradients of a unit's own weights.
+GRADIENT_OBSERVATIONS = (
+    "gradient_magnitude",
+    "gradient_norm",
+    "bias_gradient_magnitude",
+)
+
 
 class Outgoing(NamedTuple):
     """The connection from a layer's units to one layer that consumes them.
@@ -59,6 +66,8 @@ class HiddenUnits:
         variables: List of all variables that belong to the units, those of
             `add_variable` included.
         may_change: Boolean, whether the units may be replaced in this step.
+        gradient_weights: List of the layer's own weights whose gradients are
+            observed.
         room: Integer, at least for how many units due at once a step is
             compiled, see `UnitResetOptimizer.make_room_for`.
     """
@@ -105,6 +114,9 @@ class HiddenUnits:
             for parameter in connections.parameters
         ]
         self._parameters = self._all_parameters
+        self._initial_values = {}
+        self._gradients = {}
+        self.gradient_weights = self._find_gradient_weights(optimizer.observed)
         self.may_change = True
         self.room = 0
         # What a replacement changes of the layer and of those who read it.
@@ -121,6 +133,17 @@ class HiddenUnits:
         self.variables = [variable for variable, _ in self._restarting]
         self.num_updates = self.add_variable("num_updates", (), "int32")
         self.num_replaced = self.add_variable("num_replaced", (), "int32")
+
+    def _find_gradient_weights(self, observed):
+        weights = []
+        if "gradient_magnitude" in observed or "gradient_norm" in observed:
+            weights.append(self._unit_view.variable)
+        if (
+            "bias_gradient_magnitude" in observed
+            and self._bias_view is not None
+        ):
+            weights.append(self._bias_view.variable)
+        return weights
 
     def add_variable(
         self,
@@ -175,6 +198,71 @@ class HiddenUnits:
     def incoming_magnitude(self) -> Tensor:
         """Mean absolute incoming weight of each unit."""
         return self._unit_view.mean_magnitude()
+
+    def gradient_magnitude(self) -> Tensor:
+        """Mean absolute gradient of each unit's incoming weights.
+
+        The gradient is the one that this update was made with, before the
+        inner optimizer clipped it or added anything to it: with gradient
+        accumulation the mean over all steps, and without a loss scale. It is
+        zero for weights that the loss does not depend on.
+        `"gradient_magnitude"` has to be observed.
+        """
+        return self._unit_view.mean_magnitude(
+            self._gradient_of(self._unit_view, "gradient_magnitude")
+        )
+
+    def gradient_norm(self) -> Tensor:
+        """Euclidean norm of the gradient of each unit's incoming weights.
+
+        `"gradient_norm"` has to be observed; see `gradient_magnitude`.
+        """
+        view = self._unit_view
+        gradient = self._gradient_of(view, "gradient_norm")
+        square = ops.square(ops.cast(gradient, "float32"))
+        return ops.sqrt(
+            math.prod(view.part_shape) * view.mean_magnitude(square)
+        )
+
+    def bias_gradient_magnitude(self) -> Tensor:
+        """Absolute gradient of each unit's bias; zero without a bias.
+
+        `"bias_gradient_magnitude"` has to be observed; see
+        `gradient_magnitude`.
+        """
+        view, name = self._bias_view, "bias_gradient_magnitude"
+        if view is None:
+            self._check_is_observed(name)
+            return ops.zeros((self.size,))
+        return view.mean_magnitude(self._gradient_of(view, name))
+
+    def _gradient_of(self, view, name):
+        self._check_is_observed(name)
+        gradient = self._gradients.get(id(view.variable))
+        if gradient is None:
+            return ops.zeros(view.variable.shape)
+        return gradient
+
+    def _check_is_observed(self, name):
+        if name not in self._optimizer.observed:
+            raise ValueError(
+                f"`{name}` is known in an update of an optimizer that observes "
+                f"it. Received: `observed` of "
+                f"`{type(self._optimizer).__name__}` is "
+                f"{self._optimizer.observed!r}"
+            )
+
+    def take_in_gradients(self, gradients: dict[int, Tensor | None]):
+        """Takes in the gradients of an update.
+
+        Args:
+            gradients: Dict from the id of a weight to its gradient, `None` if
+                it took no part. Empty after the update.
+        """
+        self._gradients = {
+            id(weight): gradients.get(id(weight))
+            for weight in self.gradient_weights
+        }
 
     def activation_magnitude(self) -> Tensor:
         """Mean |activation| of each unit in this update.
@@ -295,6 +383,7 @@ class HiddenUnits:
         weights = [*self._weights]
         weights += [view.variable for view, _, _ in self._parameters]
         variables = self.variables + weights
+        variables += self._initial_values.values()
         for outgoing in self.outgoing:
             variables += outgoing.inputs.center_variables()
             variables += outgoing.consumer.fold_variables()
@@ -337,6 +426,57 @@ class HiddenUnits:
             view = WeightView.of(variable, 0)
             value = initializer(view.part_shape, dtype=variable.dtype)
             view.assign(unit, value)
+
+    def keep_initial_biases(self):
+        """Notes the biases as they are now, for `reset_partially`.
+
+        The parameters of normalization on the way of the units count as
+        biases. To be called when the optimizer is built, in `add_state`.
+        """
+        views = [view for view, _, _ in self._all_parameters]
+        if self._bias_view is not None:
+            views.append(self._bias_view)
+        for view in views:
+            if id(view.variable) not in self._initial_values:
+                copy = self._optimizer.add_copy(view.variable, "initial")
+                self._initial_values[id(view.variable)] = copy
+
+    def reset_partially(self, share: Tensor):
+        """Moves all units a part of the way to a new start, each its own.
+
+        Where `replace` gives one unit new weights, this mixes new ones into
+        the weights of all of them:
+
+        - incoming weights: `w <- (1 - share) * w + share * draw`, with a draw
+            from the layer's initializer;
+        - outgoing weights: `w <- (1 - share) * w`, in all layers that read
+            the units;
+        - biases, and gamma and beta of normalization on the way: `b <-
+            (1 - share) * b + share * initial`, if the method has called
+            `keep_initial_biases`, and else they stay as they are.
+
+        The slots of the inner optimizer stay as they are, and so do the
+        statistics of the units.
+
+        Args:
+            share: Tensor of shape `(size,)`, in [0, 1]. A unit of 0 stays as
+                it is, one of 1 has a new start.
+        """
+        view = self._unit_view
+        view.move(share, self._draw_kernel.draw_whole(view.variable.dtype))
+        if self._bias_view is not None:
+            self._move_to_initial(self._bias_view, share)
+        for view, feature_map, _ in self._parameters:
+            none = ops.zeros((feature_map.features,))
+            self._move_to_initial(view, feature_map.to_features(share, none))
+        for outgoing in self.outgoing:
+            none = ops.zeros((outgoing.feature_map.features,))
+            outgoing.view.move(outgoing.feature_map.to_features(share, none))
+
+    def _move_to_initial(self, view, share):
+        initial = self._initial_values.get(id(view.variable))
+        if initial is not None:
+            view.move(share, ops.convert_to_tensor(initial))
 
     def _draw(self, kind, view, index, draw):
         self._assign(kind, view, index, draw(view, index))

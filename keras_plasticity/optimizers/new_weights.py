@@ -70,9 +70,20 @@ class PartInitializer:
         """
         dtype = view.variable.dtype if dtype is None else dtype
         if self._draws_whole:
-            whole = self._initializer(self._shape, dtype=dtype)
-            return view.take_from(keras.ops.convert_to_tensor(whole), index)
+            return view.take_from(self.draw_whole(dtype), index)
         return self._initializer(view.part_shape, dtype=dtype)
+
+    def draw_whole(self, dtype):
+        """Draws the whole weight.
+
+        Args:
+            dtype: String.
+
+        Returns:
+            Tensor of the weight's shape.
+        """
+        whole = self._initializer(self._shape, dtype=dtype)
+        return keras.ops.convert_to_tensor(whole)
 
 
 def independent_initializer(initializer, shape, seed_generator=None):

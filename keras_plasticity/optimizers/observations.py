@@ -6,6 +6,7 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.units.backward_pass import UNIT
+from keras_plasticity.units.unit_statistics import OBSERVATIONS
 
 
 class ConsumerInputs:
@@ -35,10 +36,12 @@ class ConsumerInputs:
     def __init__(self, consumer, optimizer):
         self.name = consumer.name
         self.statistics = statistics = consumer.statistics
-        statistics.observe_only(optimizer.observed)
+        # The others are no observations of inputs.
+        observed = [name for name in optimizer.observed if name in OBSERVATIONS]
+        statistics.observe_only(observed)
         self._count = statistics.count
         self._sums = statistics.sums(
-            [name for name in optimizer.observed if name != "num_examples"]
+            [name for name in observed if name != "num_examples"]
         )
         self._tracks_mean = "activation_mean" in optimizer.observed
         self._optimizer = optimizer

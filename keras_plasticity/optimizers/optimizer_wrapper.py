@@ -216,12 +216,17 @@ class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
         return known[name].now(self)
 
     def hyperparameter_variables(self) -> list[keras.Variable]:
-        """The variables of the built optimizer that hold its own settings."""
+        """The variables from which the built optimizer reads its settings.
+
+        Each is there once. Of a schedule it is the count of updates, which is
+        the inner optimizer's.
+        """
         found = [
-            setting.variable(self)
+            variable
             for setting in all_hyperparameters(type(self)).values()
+            for variable in setting.read_variables(self)
         ]
-        return [variable for variable in found if variable is not None]
+        return list({id(variable): variable for variable in found}.values())
 
     def set_weights(self, weights: Sequence[Any]):
         """Sets the values of all variables, the inner optimizer's included.

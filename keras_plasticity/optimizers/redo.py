@@ -5,10 +5,9 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
+from keras_plasticity.optimizers.dormant_unit_resets import DormantUnitResets
 from keras_plasticity.optimizers.settings import Hyperparameter
-from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.validation import check_integer
-from keras_plasticity.validation import check_not_negative
 from keras_plasticity.validation import check_positive_integer
 
 
@@ -26,7 +25,7 @@ class _ScoreUpdates(Hyperparameter):
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
-class ReDo(UnitResetOptimizer):
+class ReDo(DormantUnitResets):
     """Optimizer wrapper that recycles dormant units.
 
     The score of a hidden unit is its mean absolute activation, relative to the
@@ -90,7 +89,6 @@ class ReDo(UnitResetOptimizer):
     replaces_last_layer_first = True
     slots_to_reset = ("incoming", "outgoing")
 
-    threshold = Hyperparameter(check_not_negative)
     period = _Period(dtype="int32")
     score_updates = _ScoreUpdates(dtype="int32")
 
@@ -115,7 +113,7 @@ class ReDo(UnitResetOptimizer):
     def update_statistics(self, units):
         number = units.num_updates.value
         period = self.now("period")
-        # From 1 to `period`, at which the check is.
+        # From 1 to `period`, at which the check is: see `is_check`.
         position = (number - 2) % period + 1
         in_mean = ops.maximum(position - period + self.now("score_updates"), 1)
         magnitude = functional.running_mean(
@@ -124,14 +122,8 @@ class ReDo(UnitResetOptimizer):
             1.0 / ops.cast(in_mean, "float32"),
         )
         units.magnitude.assign(magnitude)
-        # Not `number > 1`: beyond 2**31 - 1 it is negative.
-        is_check = (position == period) & (number != 1)
-        self._mark_dormant(units, magnitude, is_check)
-
-    def _mark_dormant(self, units, magnitude, is_check=True):
         score = functional.dormancy_score(magnitude)
-        units.utility.assign(ops.where(is_check, score, units.utility.value))
-        self.mark(units, is_check & (score <= self.now("threshold")))
+        self.mark_dormant(units, score, self.is_check(units))
 
     def recycle(self, model: keras.Model, x: Any):
         """Replaces the units that are dormant on a batch of examples.
@@ -146,7 +138,9 @@ class ReDo(UnitResetOptimizer):
         with backend.no_gradient():
             hidden = self.observe(model, x)
             for units in hidden:
-                self._mark_dormant(units, units.activation_magnitude())
+                magnitude = units.activation_magnitude()
+                score = functional.dormancy_score(magnitude)
+                self.mark_dormant(units, score)
             self.replace_due(hidden)
 
     def get_config(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity.functional.running_mean import decay_constants
+from keras_plasticity.optimizers.inner_optimizers import counts
 from keras_plasticity.validation import check_in_interval
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -120,6 +121,14 @@ class Hyperparameter(Setting):
         """The variable that holds the number; `None` before it is built."""
         return vars(optimizer).get(f"_variable_{self.name}")
 
+    def read_variables(self, optimizer):
+        """List of the variables that `now` reads."""
+        if isinstance(super().__get__(optimizer), Schedule):
+            # Not `iterations`, which is computed where gradients accumulate.
+            return counts(optimizer)
+        variable = self.variable(optimizer)
+        return [] if variable is None else [variable]
+
     def build(self, optimizer):
         """Adds the variable."""
         value = super().__get__(optimizer)
@@ -147,9 +156,10 @@ class Hyperparameter(Setting):
 
 
 class DecayRate(Hyperparameter):
-    """The decay rate of running means, in [0, 1).
+    """The decay rate of a running mean, in [0, 1).
 
-    Its variable holds what cannot be computed in float32: `decay_constants`.
+    Its variable holds two numbers that cannot be computed in float32: see
+    `keras_plasticity.functional.running_mean.decay_constants`.
     """
 
     def __init__(self):

@@ -10,6 +10,7 @@ from keras_plasticity import functional
 from keras_plasticity.optimizers import slots
 from keras_plasticity.optimizers.hidden_network import HiddenNetwork
 from keras_plasticity.optimizers.hidden_network import is_unit_statistic
+from keras_plasticity.optimizers.hidden_units import GRADIENT_OBSERVATIONS
 from keras_plasticity.optimizers.hidden_units import HiddenUnits
 from keras_plasticity.optimizers.hidden_units import each_once
 from keras_plasticity.optimizers.inner_optimizers import innermost
@@ -18,6 +19,7 @@ from keras_plasticity.optimizers.inner_optimizers import wrapped
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.optimizers.settings import all_hyperparameters
+from keras_plasticity.optimizers.update_gradients import UpdateGradients
 from keras_plasticity.types import Tensor
 from keras_plasticity.units.unit_statistics import OBSERVATIONS
 from keras_plasticity.validation import check_boolean
@@ -74,8 +76,10 @@ class UnitResetOptimizer(OptimizerWrapper):
         observed: Tuple of strings, what the method needs to know of the units
             in each update: any of `"activation_mean"`,
             `"activation_magnitude"`, `"activation_deviation"` (from the
-            running mean), `"firing"` and `"num_examples"`. See
-            `keras_plasticity.optimizers.HiddenUnits`.
+            running mean), `"firing"` and `"num_examples"`, as the layers that
+            read the units receive them; and `"gradient_magnitude"`,
+            `"gradient_norm"` and `"bias_gradient_magnitude"`, of the units'
+            own weights. See `keras_plasticity.optimizers.HiddenUnits`.
         decay_rate: Float in [0, 1), of the running mean activation. Of use
             with `"activation_mean"` or `"activation_deviation"`.
         replaces_last_layer_first: Boolean, which decides about a weight from
@@ -117,6 +121,10 @@ class UnitResetOptimizer(OptimizerWrapper):
     replaces_last_layer_first = False
     slots_to_reset = ("incoming", "bias", "outgoing")
 
+    # Whether the units of a layer are replaced before the statistics of the
+    # next layer are updated.
+    _goes_layer_by_layer = False
+
     # Hyper-parameters that `choose` reads: a loop on JAX carries what it reads,
     # and is faster the less it is.
     _chosen_by = ()
@@ -138,6 +146,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         self.seed = seed
         self._seed_generator = self.add_seed_generator(seed)
         self._network = HiddenNetwork()
+        self._update_gradients = UpdateGradients()
         self._has_warned = False
         self._numbers_due = None
 
@@ -300,6 +309,9 @@ class UnitResetOptimizer(OptimizerWrapper):
         if not self.reset_optimizer_state:
             slot_table = None
         self._network.build(self, slot_table)
+        self._update_gradients.build(
+            self, self._network.weights_with_gradients()
+        )
 
     def _prepare_build(self, variables):
         if self.built:
@@ -317,7 +329,7 @@ class UnitResetOptimizer(OptimizerWrapper):
     def _check_attributes(self):
         """Checks what a subclass says of itself."""
         for name, known in (
-            ("observed", OBSERVATIONS),
+            ("observed", OBSERVATIONS + GRADIENT_OBSERVATIONS),
             ("slots_to_reset", UnitResetOptimizer.slots_to_reset),
         ):
             value = getattr(self, name)
@@ -359,11 +371,12 @@ class UnitResetOptimizer(OptimizerWrapper):
                 inner_grads.append(gradient)
                 inner_variables.append(variable)
         inner_grads = backend.after_backward(inner_grads)
+        gradients = self._observed_gradients(inner_grads, inner_variables)
 
         if self.always_updates:
             self.apply_inner(inner_grads, inner_variables)
             with backend.no_gradient():
-                self._update(observations)
+                self._update(observations, gradients)
             return
         scaler = loss_scaler(self.inner_optimizer)
         finite = None if scaler is None else scaler.check_finite(inner_grads)
@@ -372,15 +385,33 @@ class UnitResetOptimizer(OptimizerWrapper):
             self._network.accumulate(observations, finite)
             backend.run_if(
                 is_update,
-                lambda: self._update(observations),
+                lambda: self._update(observations, gradients),
                 self._network.touched_variables()
                 + [self._seed_generator.state]
                 + self.hyperparameter_variables(),
             )
             self._network.reset_accumulators(is_update)
+            self._update_gradients.end_step(is_update)
 
-    def _update(self, observations):
+    def _observed_gradients(self, grads, variables):
+        """The gradients that the method observes, by the id of the weight."""
+        weights = self._network.weights_with_gradients()
+        if not weights:
+            return {}
+        gradient_of = dict(zip(map(id, variables), grads))
+        gradients = self._update_gradients.take_in(
+            self.inner_optimizer,
+            weights,
+            [gradient_of.get(id(weight)) for weight in weights],
+            grads,
+        )
+        return dict(zip(map(id, weights), gradients))
+
+    def _update(self, observations, gradients):
         """All that follows an update of the weights."""
+        # Not before the update: `tf.distribute` traces the replicas in turns,
+        # which change there.
+        self._network.take_in_gradients(gradients)
         hidden = self._network.take_in(observations)
         for units in hidden:
             units.due = backend.keep_if(
@@ -388,8 +419,12 @@ class UnitResetOptimizer(OptimizerWrapper):
                 lambda units=units: self._update_units(units),
                 units.variables,
             )
-        self._replace(hidden)
+            if self._goes_layer_by_layer:
+                self._replace([units])
+        if not self._goes_layer_by_layer:
+            self._replace(hidden)
         self._network.set_next_centers()
+        self._network.take_in_gradients({})
 
     def _update_units(self, units):
         """One update of the units of a layer; returns how many are due."""
@@ -470,6 +505,10 @@ class UnitResetOptimizer(OptimizerWrapper):
 
     def _replace(self, hidden):
         if self._numbers_due is not None:
+            if self._goes_layer_by_layer:
+                raise NotImplementedError(
+                    "what is put off is done for all layers at once"
+                )
             due = {id(units): units.due for units in hidden}
             self._numbers_due[:] = [due.get(id(u), 0) for u in self.hidden]
             return
@@ -504,8 +543,12 @@ class UnitResetOptimizer(OptimizerWrapper):
     def _read_variables(self):
         """The variables that replacing any unit may read."""
         settings = all_hyperparameters(type(self))
-        read = [settings[name].variable(self) for name in self._chosen_by]
-        return [self._seed_generator.state, *read]
+        read = [
+            variable
+            for name in self._chosen_by
+            for variable in settings[name].read_variables(self)
+        ]
+        return each_once([self._seed_generator.state, *read])
 
     def _replace_next(self, units):
         """Replaces the next unit of a layer."""

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity.optimizers.inner_optimizers import counts
-from keras_plasticity.optimizers.inner_optimizers import innermost
-from keras_plasticity.optimizers.inner_optimizers import loss_scaler
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
 from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.optimizers.update_gradients import UpdateGradients
 from keras_plasticity.types import Tensor
 from keras_plasticity.validation import check_list
 from keras_plasticity.weights import is_statistic
@@ -92,7 +90,7 @@ class WeightOptimizer(OptimizerWrapper):
         self.exclude = exclude
         # Ids, for Keras takes variables in attributes for the optimizer's own.
         self._chosen = set()
-        self._accumulators = {}
+        self._update_gradients = UpdateGradients()
 
     def acts_on(self, variable: keras.Variable) -> bool:
         """Whether the method acts on a weight.
@@ -189,14 +187,8 @@ class WeightOptimizer(OptimizerWrapper):
         super().build(variables)
         self._chosen = {id(variable) for variable in chosen}
         self.add_state(chosen)
-        inner = innermost(self.inner_optimizer)
-        if self.needs_gradients and inner.gradient_accumulation_steps:
-            for variable in chosen:
-                self._accumulators[id(variable)] = (
-                    self.add_variable_from_reference(
-                        variable, name="accumulator"
-                    )
-                )
+        if self.needs_gradients:
+            self._update_gradients.build(self, chosen)
 
     def _choose(self, variables):
         weights = [v for v in variables if not is_statistic(v)]
@@ -241,15 +233,16 @@ class WeightOptimizer(OptimizerWrapper):
         if type(self).after_update is WeightOptimizer.after_update:
             self.apply_inner(grads, variables)
             return
-        # Before the inner step, after which the scale may be another.
-        gradients = self._unscaled(changed) if self.needs_gradients else None
+        gradients = None
+        if self.needs_gradients:
+            gradients = self._update_gradients.take_in(
+                self.inner_optimizer, weights, changed, grads
+            )
         if self.always_updates:
             self.apply_inner(grads, variables)
             with backend.no_gradient():
                 self.after_update(weights, gradients, before)
             return
-        if self._accumulators:
-            gradients = self._accumulate(weights, gradients, grads)
         is_update = self.apply_inner_and_tell(grads, variables)
         with backend.no_gradient():
             backend.run_if(
@@ -257,36 +250,7 @@ class WeightOptimizer(OptimizerWrapper):
                 lambda: self.after_update(weights, gradients, before),
                 [*weights, *self.own_variables(), *counts(self)],
             )
-            for accumulator in self._accumulators.values():
-                value = ops.convert_to_tensor(accumulator)
-                accumulator.assign(ops.where(is_update, 0.0, value))
-
-    def _unscaled(self, gradients):
-        scale = self.inner_optimizer.scale_loss(1.0)
-        if isinstance(scale, float) and scale == 1.0:
-            return gradients
-        with backend.no_gradient():
-            return [
-                gradient / ops.cast(scale, gradient.dtype)
-                for gradient in gradients
-            ]
-
-    def _accumulate(self, weights, gradients, grads):
-        """The mean of the gradients of all steps since the last update."""
-        steps = innermost(self.inner_optimizer).gradient_accumulation_steps
-        scaler = loss_scaler(self.inner_optimizer)
-        totals = []
-        with backend.no_gradient():
-            finite = None if scaler is None else scaler.check_finite(grads)
-            for weight, gradient in zip(weights, gradients):
-                accumulator = self._accumulators[id(weight)]
-                part = gradient / steps
-                if finite is not None:
-                    part = ops.where(finite, part, 0.0)
-                total = ops.convert_to_tensor(accumulator) + part
-                accumulator.assign(total)
-                totals.append(total)
-        return totals
+            self._update_gradients.end_step(is_update)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "exclude": list(self.exclude)}

@@ -47,9 +47,15 @@ class WeightView:
             size for i, size in enumerate(self.shape) if i not in self.axes
         )
 
-    def mean_magnitude(self):
-        """Mean absolute entry for each index, float32, shape `(size,)`."""
-        weights = self.variable.value
+    def mean_magnitude(self, weights=None):
+        """Mean absolute entry for each index, float32, shape `(size,)`.
+
+        Args:
+            weights: Tensor of the weight's own shape, such as its gradient.
+                Defaults to the weight.
+        """
+        if weights is None:
+            weights = self.variable.value
         if self.shape != tuple(weights.shape):
             weights = ops.reshape(weights, self.shape)
         if len(self.axes) == 1:
@@ -62,6 +68,39 @@ class WeightView:
         if axes != list(range(len(axes))):
             magnitude = ops.transpose(magnitude, axes)
         return ops.reshape(magnitude, (self.size,))
+
+    def along(self, values):
+        """One value for each index, in a shape that broadcasts to `shape`.
+
+        Args:
+            values: Tensor of shape `(size,)`.
+        """
+        values = ops.reshape(values, [self.shape[axis] for axis in self.axes])
+        order = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        if order != list(range(len(order))):
+            values = ops.transpose(values, order)
+        return ops.reshape(
+            values,
+            [n if i in self.axes else 1 for i, n in enumerate(self.shape)],
+        )
+
+    def move(self, share, target=None):
+        """Moves the entries of each index a part of the way to a target.
+
+        `w <- (1 - share) * w + share * target`
+
+        Args:
+            share: Tensor of shape `(size,)`, in [0, 1].
+            target: Tensor of the weight's own shape. Defaults to zero.
+        """
+        weights = ops.convert_to_tensor(self.variable)
+        share = ops.cast(self.along(share), weights.dtype)
+        new = (1 - share) * ops.reshape(weights, self.shape)
+        if target is not None:
+            new = new + share * ops.reshape(target, self.shape)
+        backend.assign_whole(
+            self.variable, ops.reshape(new, self.variable.shape)
+        )
 
     def take(self, index):
         """The entries of one index, of shape `part_shape`."""

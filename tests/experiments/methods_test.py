@@ -84,6 +84,9 @@ def test_every_method_trains_and_differs_from_bp(trainer, bp_errors, name):
         ],
         "selective_weight_reinitialization": ["--reinitialization_period=20"],
         "hare_and_tortoise": ["--tortoise_period=20"],
+        "regrama": ["--regrama_period=20", "--regrama_threshold=0.5"],
+        "cpr": ["--cpr_period=20"],
+        "ccbp": ["--ccbp_period=20"],
     }.get(name.split(",")[0], [])
     method, errors, model = train(trainer, f"--method={name}", *arguments)
     assert method.name == name
@@ -92,7 +95,8 @@ def test_every_method_trains_and_differs_from_bp(trainer, bp_errors, name):
         np.testing.assert_array_equal(errors, bp_errors)
     else:
         assert not np.array_equal(errors, bp_errors)
-    if any(map(method.has, ("cbp", "redo", "self_normalized_resets"))):
+    replacing = ("cbp", "redo", "self_normalized_resets", "regrama")
+    if any(map(method.has, replacing)):
         assert sum(model.optimizer.num_replaced().values()) > 10
 
 

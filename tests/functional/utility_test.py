@@ -48,6 +48,11 @@ def test_mean_magnitude(axis):
     )
 
 
+def test_mean_magnitude_of_a_bias():
+    result = functional.mean_magnitude(ops.convert_to_tensor([1.0, -3.0]), 0)
+    np.testing.assert_array_equal(to_numpy(result), [1.0, 3.0])
+
+
 def test_mean_magnitude_of_half_precision_is_float32():
     # 1,000 times 100 overflows float16 when summed.
     weights = ops.full((1000, 2), -100.0, dtype="float16")

@@ -116,6 +116,6 @@ def test_shrink_and_perturb_at_each_update():
     def after_step(step):
         now[0] = step + 1
 
-    optimizer._draw = draw
+    optimizer._noise._draw = draw
     trace.train(optimizer, after_step)
     assert now[0] == trace.config["steps"]

@@ -63,6 +63,8 @@ class Trace:
             self.data = {key: data[key] for key in data.files}
         self.config = json.loads(str(self.data["config"]))
         self.settings = self.config["hyperparameters"]
+        # Of weights; the authors' code of most is in JAX.
+        self.tolerance = 1e-4
         self.num_layers = sum(
             key.startswith("init_kernel_") for key in self.data
         )
@@ -108,7 +110,9 @@ class Trace:
 
     def set_draws(self, step):
         for i, draw in enumerate(self.draws[:-1]):
-            if f"new_kernel_{i}" in self.data:
+            if f"redraw_kernel_{i}" in self.data:  # At every step the same.
+                draw.value = self.data[f"redraw_kernel_{i}"]
+            elif f"new_kernel_{i}" in self.data:
                 draw.value = self.data[f"new_kernel_{i}"][step]
 
     def weights(self):

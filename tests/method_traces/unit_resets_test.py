@@ -84,3 +84,101 @@ def test_self_normalized_resets(name):
         int(trace.data[f"reset_{i}"].sum()) for i in range(trace.num_layers - 1)
     )
     assert sum(optimizer.num_replaced().values()) == total > 0
+
+
+@pytest.mark.parametrize("name", traces("regrama"))
+def test_regrama(name):
+    trace = Trace(name)
+    settings = trace.settings
+    optimizer = keras_plasticity.optimizers.ReGraMa(
+        inner_optimizer(trace.config["optimizer"]),
+        threshold=settings["score_threshold"],
+        period=settings["update_frequency"],
+    )
+    checks = []
+
+    def compare(step):
+        for i, layer in enumerate(trace.layers[:-1]):
+            reset = trace.data[f"reset_{i}"][step]
+            np.testing.assert_array_equal(
+                to_numpy(layer.age) == 0, reset, f"step {step}"
+            )
+            if step == 0 or step % settings["update_frequency"] != 0:
+                continue
+            checks.append(step)
+            np.testing.assert_allclose(
+                to_numpy(layer.utility)[~reset],
+                trace.data[f"score_{i}"][step][~reset],
+                rtol=1e-3,
+                err_msg=f"score {i}, step {step}",
+            )
+
+    trace.train(optimizer, compare)
+    assert checks
+    total = sum(
+        int(trace.data[f"reset_{i}"].sum()) for i in range(trace.num_layers - 1)
+    )
+    assert sum(optimizer.num_replaced().values()) == total > 0
+
+
+@pytest.mark.parametrize("name", traces("cpr"))
+def test_cpr(name):
+    trace = Trace(name)
+    settings = trace.settings
+    transforms = {"exp": "exponential"}
+    transform = settings["transform_type"]
+    optimizer = keras_plasticity.optimizers.CPR(
+        inner_optimizer(trace.config["optimizer"]),
+        replacement_rate=settings["replacement_rate"],
+        sharpness=settings["sharpness"],
+        threshold=settings["threshold"],
+        decay_rate=settings["decay_rate"],
+        period=settings["update_frequency"],
+        transform=transforms.get(transform, transform),
+    )
+
+    def compare(step):
+        for i, layer in enumerate(trace.layers[:-1]):
+            np.testing.assert_allclose(
+                to_numpy(layer.utility),
+                trace.data[f"utility_{i}"][step],
+                rtol=1e-4,
+                err_msg=f"utility {i}, step {step}",
+            )
+
+    trace.train(optimizer, compare)
+
+
+@pytest.mark.parametrize("name", traces("ccbp"))
+def test_ccbp(name):
+    trace = Trace(name)
+    trace.tolerance = 2e-5
+    settings = trace.settings
+    utilities = {
+        "abs_mean": "gradient_magnitude",
+        "norm": "gradient_norm",
+        "adaptable": "adaptable_contribution",
+    }
+    utility = settings["utility_type"]
+    optimizer = keras_plasticity.optimizers.CCBP(
+        inner_optimizer(trace.config["optimizer"]),
+        replacement_rate=settings["replacement_rate"],
+        sharpness=settings["steepness"],
+        decay_rate=settings["utility_ema_decay"],
+        period=settings["reset_interval"],
+        utility=utilities.get(utility, utility),
+    )
+
+    def compare(step):
+        # What is recorded has moved towards 1 where there was a reset.
+        variables = {v.name: to_numpy(v) for v in optimizer.variables}
+        for i, layer in enumerate(trace.layers[:-1]):
+            path = layer.path.replace("/", "_")
+            np.testing.assert_allclose(
+                variables[f"{path}_gradient_utility"],
+                trace.data[f"utility_{i}"][step],
+                rtol=1e-4,
+                err_msg=f"utility {i}, step {step}",
+            )
+
+    trace.train(optimizer, compare)

@@ -16,6 +16,8 @@ import pytest
 from keras import ops
 
 import keras_plasticity
+from keras_plasticity.optimizers import CCBP
+from keras_plasticity.optimizers import CPR
 from keras_plasticity.optimizers import L2
 from keras_plasticity.optimizers import TRAC
 from keras_plasticity.optimizers import UPGD
@@ -29,6 +31,7 @@ from keras_plasticity.optimizers import NormalizeAndProject
 from keras_plasticity.optimizers import OptimizerWrapper
 from keras_plasticity.optimizers import ParsevalRegularization
 from keras_plasticity.optimizers import ReDo
+from keras_plasticity.optimizers import ReGraMa
 from keras_plasticity.optimizers import SelectiveWeightReinitialization
 from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.optimizers import ShrinkAndPerturb
@@ -37,6 +40,9 @@ from keras_plasticity.optimizers import SpectralRegularization
 from keras_plasticity.optimizers import UnitResetOptimizer
 from keras_plasticity.optimizers import WeightClipping
 from keras_plasticity.optimizers import WeightOptimizer
+from keras_plasticity.optimizers.partial_reset_optimizer import (
+    PartialResetOptimizer,
+)
 from keras_plasticity.training import OnlineTrainer
 from tests.gradients import compiled_step
 from tests.gradients import loss_and_gradients
@@ -59,7 +65,7 @@ class Row(NamedTuple):
         name: String.
         kind: The class.
         visible: Dict, settings under which it does something in each of the
-            first few updates; if it replaces units, in the first four.
+            first few updates; if it resets units, in the first four.
         nothing: Dict, settings under which it is the inner optimizer; `None`
             if there are none.
         config: Dict, a value other than the default for every setting.
@@ -91,8 +97,13 @@ class Row(NamedTuple):
         return self.kind(inner, **self.nothing)
 
     @property
-    def replaces_units(self):
+    def resets_units(self):
         return issubclass(self.kind, UnitResetOptimizer)
+
+    @property
+    def replaces_units(self):
+        is_partial = issubclass(self.kind, PartialResetOptimizer)
+        return self.resets_units and not is_partial
 
     @property
     def has_seed(self):
@@ -304,6 +315,61 @@ ROWS = [
         | {"utility": "magnitude", "decay_rate": 0.5, "seed": _SEED},
     ),
     # Resets of units, or of parts of them.
+    Row(
+        "ReGraMa",
+        ReGraMa,
+        {"threshold": 0.05, "period": 3, "seed": _SEED},
+        {"threshold": 1e9, "period": 10**6},
+        {
+            "threshold": 0.5,
+            "period": 7,
+            "reset_optimizer_state": False,
+            "seed": 9,
+        },
+        needs_plastic=True,
+    ),
+    Row(
+        "CPR",
+        CPR,
+        {
+            "replacement_rate": 0.05,
+            "decay_rate": 0.5,
+            "period": 1,
+            "seed": _SEED,
+        },
+        {"replacement_rate": 0, "period": 1},
+        {
+            "replacement_rate": 0.5,
+            "sharpness": 4,
+            "threshold": 0.75,
+            "decay_rate": 0.5,
+            "period": 7,
+            "transform": "linear",
+            "seed": 9,
+        },
+        needs_plastic=True,
+    ),
+    Row(
+        "CCBP",
+        CCBP,
+        {
+            "replacement_rate": 0.05,
+            "decay_rate": 0.5,
+            "period": 2,
+            "utility": "contribution",
+            "seed": _SEED,
+        },
+        {"replacement_rate": 0, "period": 1},
+        {
+            "replacement_rate": 0.5,
+            "sharpness": 4,
+            "decay_rate": 0.5,
+            "period": 7,
+            "utility": "gradient_norm",
+            "seed": 9,
+        },
+        needs_plastic=True,
+    ),
     # Other optimizers.
     Row(
         "TRAC",
@@ -368,6 +434,10 @@ def rows(*quick, where=lambda row: True):
 
 
 def resets(row):
+    return row.resets_units
+
+
+def replaces(row):
     return row.replaces_units
 
 
@@ -1293,13 +1363,16 @@ def test_torch_state_dict(row):
 
 def _arguments(kind):
     """Names of all arguments of a wrapper's constructor."""
+    refused = {"kwargs"}
+    if issubclass(kind, PartialResetOptimizer):
+        refused.add("reset_optimizer_state")
     return {
         name
         for base in kind.__mro__
         if issubclass(base, OptimizerWrapper)
         and not base.__name__.startswith("_")
         for name in inspect.signature(base).parameters
-        if name != "kwargs"
+        if name not in refused
     }
 
 
@@ -1418,7 +1491,7 @@ def _slots(optimizer, weight):
 
 
 @pytest.mark.parametrize("inner", mostly_slow(["momentum", "adam"], "adam"))
-@rows("ReDo", where=resets)
+@rows("ReDo", where=replaces)
 def test_slots_of_replaced_units_begin_anew(row, inner):
     model = _make_model(row)
     inner = _INNER[inner]()

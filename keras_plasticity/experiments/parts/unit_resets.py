@@ -40,6 +40,76 @@ def _self_normalized_resets(optimizer, settings, seed, initializer):
     )
 
 
+def _regrama(optimizer, settings, seed, initializer):
+    return optimizers.ReGraMa(
+        optimizer,
+        threshold=settings["regrama_threshold"],
+        period=settings["regrama_period"],
+        seed=seed,
+    )
+
+
+def _cpr(optimizer, settings, seed, initializer):
+    return optimizers.CPR(
+        optimizer,
+        replacement_rate=settings["cpr_replacement_rate"],
+        sharpness=settings["cpr_sharpness"],
+        threshold=settings["cpr_threshold"],
+        decay_rate=settings["cpr_decay_rate"],
+        period=settings["cpr_period"],
+        transform=settings["cpr_transform"],
+        seed=seed,
+    )
+
+
+def _ccbp(optimizer, settings, seed, initializer):
+    return optimizers.CCBP(
+        optimizer,
+        replacement_rate=settings["ccbp_replacement_rate"],
+        sharpness=settings["ccbp_sharpness"],
+        decay_rate=settings["ccbp_decay_rate"],
+        period=settings["ccbp_period"],
+        utility=settings["ccbp_utility"],
+        seed=seed,
+    )
+
+
+def _period(method, events):
+    """A flag that counts the updates between two events."""
+    return Flag(
+        f"{method}_period",
+        f"updates between two {events}",
+        1000,
+        "[1, inf)",
+        type=int,
+    )
+
+
+def _partial_reset_flags(method):
+    """The flags that methods of partial resets have in common."""
+    return (
+        Flag(
+            f"{method}_replacement_rate",
+            "largest part of a unit that is reset at once",
+            0.015,
+            "[0, 1]",
+        ),
+        Flag(
+            f"{method}_sharpness",
+            "how fast that part falls with a unit's utility",
+            16.0,
+            "[0, inf)",
+        ),
+        Flag(
+            f"{method}_decay_rate",
+            "decay of the running mean that is a unit's utility",
+            0.99,
+            "[0, 1)",
+        ),
+        _period(method, "partial resets"),
+    )
+
+
 def _examples(name, about, default):
     """A flag of `self_normalized_resets` that counts examples."""
     return Flag(
@@ -100,13 +170,7 @@ PARTS = (
                 0.025,
                 "[0, inf)",
             ),
-            Flag(
-                "redo_period",
-                "updates between two checks",
-                1000,
-                "[1, inf)",
-                type=int,
-            ),
+            _period("redo", "checks"),
             Flag(
                 "redo_score_updates",
                 "updates that a score is the mean of; at most the period",
@@ -144,6 +208,70 @@ PARTS = (
         ),
         excludes=("cbp", "redo"),
         wrap=_self_normalized_resets,
+        plastic_layers=True,
+    ),
+    Part(
+        "regrama",
+        "replaces units whose weights have small gradients "
+        "([Liu et al.](https://arxiv.org/abs/2505.24061))",
+        "`optimizers.ReGraMa`",
+        flags=(
+            Flag(
+                "regrama_threshold",
+                "largest score of a unit that is replaced",
+                0.01,
+                "[0, inf)",
+            ),
+            _period("regrama", "checks"),
+        ),
+        excludes=("cbp", "redo", "self_normalized_resets"),
+        wrap=_regrama,
+        plastic_layers=True,
+    ),
+    Part(
+        "cpr",
+        "calibrated partial resets ([paper](https://arxiv.org/abs/2607.24996))",
+        "`optimizers.CPR`",
+        flags=(
+            *_partial_reset_flags("cpr"),
+            Flag(
+                "cpr_threshold",
+                "utility up to which the part is the largest",
+                1.0,
+                "[0, inf)",
+            ),
+            Flag(
+                "cpr_transform",
+                "function by which the part falls",
+                "sigmoid",
+                choices=("sigmoid", "exponential", "softplus", "linear"),
+            ),
+        ),
+        excludes=("cbp", "redo", "self_normalized_resets", "regrama"),
+        wrap=_cpr,
+        plastic_layers=True,
+    ),
+    Part(
+        "ccbp",
+        "continuous continual backpropagation "
+        "([paper](https://openreview.net/forum?id=UJqXhFFzKu))",
+        "`optimizers.CCBP`",
+        flags=(
+            *_partial_reset_flags("ccbp"),
+            Flag(
+                "ccbp_utility",
+                "what the utility is the running mean of",
+                "gradient_magnitude",
+                choices=(
+                    "gradient_magnitude",
+                    "gradient_norm",
+                    "contribution",
+                    "adaptable_contribution",
+                ),
+            ),
+        ),
+        excludes=("cbp", "redo", "self_normalized_resets", "regrama", "cpr"),
+        wrap=_ccbp,
         plastic_layers=True,
     ),
 )
