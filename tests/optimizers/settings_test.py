@@ -65,6 +65,7 @@ _FIXED = {
     "ShrinkAndPerturbByInitializer": {
         "noise_refresh_steps": 7,
         "initializer": "zeros",
+        "perturb_biases": True,
         "seed": 5,
     },
 }

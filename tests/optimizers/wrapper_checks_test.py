@@ -186,6 +186,7 @@ ROWS = [
             "shrink": 0.5,
             "perturb": 0.25,
             "initializer": "he_normal",
+            "perturb_biases": True,
             "noise_refresh_steps": 7,
             "seed": 9,
         },
