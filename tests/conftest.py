@@ -39,8 +39,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("keras_plasticity")
 
 
-# With `--quarter`, what depends on the backend most runs on all three of them:
-# of all other tests JAX and TensorFlow, which compile, take a quarter each, and
+# With `--sixth`, what depends on the backend most runs on all three of them:
+# of all other tests JAX and TensorFlow, which compile, take a sixth each, and
 # PyTorch takes all. What hardly depends on the backend runs on PyTorch only.
 _ON_ALL = (
     "tests/backend/",
@@ -72,17 +72,17 @@ _ON_ONE = (
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--quarter",
+        "--sixth",
         type=int,
-        choices=range(4),
-        help="run only this quarter of the tests that need not run on all "
+        choices=range(6),
+        help="run only this sixth of the tests that need not run on all "
         "backends; default: all tests",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    quarter = config.getoption("--quarter")
-    if quarter is None:
+    sixth = config.getoption("--sixth")
+    if sixth is None:
         return
 
     def is_chosen(item):
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(config, items):
             return True
         if item.nodeid.startswith(_ON_ONE):
             return False
-        return zlib.crc32(item.nodeid.encode()) % 4 == quarter
+        return zlib.crc32(item.nodeid.encode()) % 6 == sixth
 
     chosen = [item for item in items if is_chosen(item)]
     rest = [item for item in items if not is_chosen(item)]
@@ -106,8 +106,8 @@ def fast_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_compilation_of_a_quarter(request):
-    is_part = request.config.getoption("--quarter") is not None
+def _fast_compilation_of_a_sixth(request):
+    is_part = request.config.getoption("--sixth") is not None
     if is_part and not request.node.nodeid.startswith(_ON_ALL):
         with _fast_compilation():
             yield

@@ -634,7 +634,12 @@ _optimizer(
 _optimizer(
     "DecoupledOrthogonality", strength=0.1, step_size=0.01, exclude=("layer_2",)
 )
-_optimizer("ChurnRegularization", use=_train_with_recent, coefficient=0.5)
+_optimizer(
+    "ChurnRegularization",
+    use=_train_with_recent,
+    coefficient=0.5,
+    distance="cross_entropy",
+)
 _optimizer(
     "EffectiveRank",
     use=_train_with_recent,

@@ -171,7 +171,7 @@ class BoundaryCallback(keras.callbacks.Callback, TaskCallback):
 
         Returns:
             List of layers of `model`, or of a model or layer in it, whose own
-            names may be others.
+            names may be others; all layers of a name, in the model's order.
 
         Raises:
             ValueError: If there is no layer of a name.
@@ -186,7 +186,9 @@ class BoundaryCallback(keras.callbacks.Callback, TaskCallback):
                         f"'{model.name}'. No such layer: {name}. Its layers "
                         f"are: {known}. Received: layers={list(names)}"
                     )
-            self._positions = [known.index(name) for name in names]
+            self._positions = [
+                position for position, name in enumerate(known) if name in names
+            ]
         return [layers[position] for position in self._positions]
 
     def get_config(self) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def local_protection(utility: Tensor) -> Tensor:
 
     Returns:
         Tensor of the same shape, `sigmoid(utility / norm)`: the Euclidean norm
-        over all weights that a unit reads with, or over the whole vector.
+        over all inputs of a unit, or over the whole vector. Of a convolution
+        it is over the width of the kernel only, for each height and input, as
+        in the authors' code.
 
     Example:
 
@@ -75,10 +77,12 @@ def local_protection(utility: Tensor) -> Tensor:
     """
     (utility,) = validation.check_tensors(utility=utility)
     utility = ops.convert_to_tensor(utility)
-    dtype = keras.backend.result_type(utility.dtype, "float32")
-    utility = ops.cast(utility, dtype)
-    axes = tuple(range(max(1, len(utility.shape) - 1)))
-    square = ops.sum(ops.square(utility), axis=axes, keepdims=True)
+    if keras.backend.standardize_dtype(utility.dtype) != "float64":
+        utility = ops.cast(utility, "float32")
+    # The last axis of PyTorch's weight: the inputs of a dense layer, or the
+    # last axis of positions of a convolution.
+    axis = max(0, len(utility.shape) - 3)
+    square = ops.sum(ops.square(utility), axis=axis, keepdims=True)
     return ops.sigmoid(utility / ops.maximum(ops.sqrt(square), 1e-12))
 
 

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import keras
@@ -8,8 +9,18 @@ from keras_plasticity.optimizers.replay import ReplayOptimizer
 from keras_plasticity.optimizers.replay import along_examples
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
+from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.validation import check_choice
 from keras_plasticity.validation import check_not_negative
 from keras_plasticity.weights import is_statistic
+
+_DISTANCES = ("squared_error", "cross_entropy")
+# As in the authors' code.
+_EPSILON = 1e-8
+
+
+def _check_distance(name, value):
+    return check_choice(name, value, _DISTANCES)
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -21,20 +32,26 @@ class ChurnRegularization(ReplayOptimizer):
     `coefficient * mean((f(x) - f_before(x))**2)`
 
     added to the loss, what the last update has changed is a part of the
-    gradient. `x` are the examples that a
+    gradient; for logits of a policy or of a classifier, with
+    `distance="cross_entropy"`, it is the mean of
+
+    `-sum(softmax(f_before(x)) * log(softmax(f(x)) + 1e-8))`.
+
+    `x` are the examples that a
     `keras_plasticity.layers.RecentInputs` layer remembers, the first of the
     model, those of the present batch not among them; `f_before` is the network
     as it was before the last update; the mean is over the examples and all
     outputs. While there are no such examples, and in the first update, there
     is no penalty.
 
-    This is the penalty of C-CHAIN for values and for continuous actions. Its
-    authors draw the examples from a replay buffer, and let the coefficient
-    follow the ratio of the losses: `relative * mean(abs(loss)) / mean(churn)`
-    over the last updates. An optimizer does not know the loss; to do as they
-    do, set `optimizer.coefficient`, which acts at the next update. In
-    reinforcement learning it was found to keep plasticity; elsewhere there are
-    no published results.
+    This is the penalty of C-CHAIN: the first form for values and for continuous
+    actions, the second for discrete ones. Its authors draw the examples from a
+    replay buffer, and let the coefficient follow the ratio of the losses:
+    `relative * mean(abs(loss)) / mean(churn)` over the last updates. An
+    optimizer does not know the loss; to do as they do, set
+    `optimizer.coefficient`, which acts at the next update. In reinforcement
+    learning it was found to keep plasticity; elsewhere there are no published
+    results.
 
     The model is computed as in inference, twice, and once more backwards. So
     no layer may have a state of its own, as `BatchNormalization` has, or be
@@ -45,6 +62,8 @@ class ChurnRegularization(ReplayOptimizer):
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
         coefficient: Float, not negative, or a schedule of Keras, the weight of
             the penalty. Defaults to `1.0`.
+        distance: String, `"squared_error"` or `"cross_entropy"`. Defaults to
+            `"squared_error"`.
         name: String, the optimizer's name.
 
     Example:
@@ -72,16 +91,19 @@ class ChurnRegularization(ReplayOptimizer):
     """
 
     coefficient = Hyperparameter(check_not_negative, schedules=True)
+    distance = Setting(_check_distance)
 
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
         coefficient: float | Schedule = 1.0,
+        distance: str = "squared_error",
         name: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, name=name, **kwargs)
         self.coefficient = coefficient
+        self.distance = distance
         self._before = {}
 
     def find_values(self, model, traced):
@@ -137,17 +159,24 @@ class ChurnRegularization(ReplayOptimizer):
 
         def penalty():
             outputs = self.replay.compute(examples)
-            size = sum(ops.size(y) // ops.shape(y)[0] for y in outputs)
-            return sum(
-                ops.sum(
-                    along_examples(mask, y)
-                    * ops.square(y - ops.stop_gradient(target))
-                )
-                for y, target in zip(outputs, targets)
-            ) * (factor / ops.cast(size, "float32"))
+            total, number = 0.0, 0
+            for output, target in zip(outputs, targets):
+                churn = self._churn(output, ops.stop_gradient(target))
+                total += ops.sum(along_examples(mask, churn) * churn)
+                number += math.prod(churn.shape[1:])
+            return total * (factor / number)
 
         gradients = backend.gradients(penalty, weights)
         return dict(zip(map(id, weights), gradients))
 
+    def _churn(self, output, before):
+        if self.distance == "squared_error":
+            return ops.square(output - before)
+        log_p = ops.log(ops.softmax(output) + _EPSILON)
+        return -ops.sum(ops.softmax(before) * log_p, axis=-1)
+
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.settings("coefficient")}
+        return {
+            **super().get_config(),
+            **self.settings("coefficient", "distance"),
+        }

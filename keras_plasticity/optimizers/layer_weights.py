@@ -72,8 +72,9 @@ def precise(tensor):
 
     Or float64, if that is its dtype.
     """
-    dtype = keras.backend.result_type(tensor.dtype, "float32")
-    return ops.cast(tensor, dtype)
+    if keras.backend.standardize_dtype(tensor.dtype) == "float64":
+        return tensor
+    return ops.cast(tensor, "float32")
 
 
 def by_layer(variables):

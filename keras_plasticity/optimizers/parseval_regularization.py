@@ -27,7 +27,7 @@ class ParsevalRegularization(PenaltyOptimizer):
     to the loss. The penalty is zero where the units' weights are orthogonal
     and of squared length `scale`, which takes as many inputs as units. The
     kernel of a convolution has the shape `(positions * channels, units)`. The
-    gain `g` of a normalization layer adds `strength * sum((g**2 - 1)**2)`.
+    gain `g` of a normalization layer adds `strength * sum((g**2 - scale)**2)`.
     Biases, offsets and embeddings are free.
 
     The gradient, `4 * strength * W (W^T W - scale * I)`, is added to that of
@@ -81,7 +81,7 @@ class ParsevalRegularization(PenaltyOptimizer):
     def penalty_gradient(self, weight):
         value = precise(weight.value)
         if is_gain(weight):
-            return 4.0 * value * (ops.square(value) - 1.0)
+            return 4.0 * value * (ops.square(value) - self.now("scale"))
         gradient = orthogonality_gradient(as_matrix(value), self.now("scale"))
         return ops.reshape(gradient, weight.shape)
 

@@ -49,18 +49,19 @@ class UPGD(WeightOptimizer):
     `D - (1 - S) * learning_rate * noise_stddev * e`. The decay is never gated.
     All weights, biases and the output layer included, are treated alike.
 
-    With `keras.optimizers.SGD` inside it is the method of the paper, and with
-    `keras.optimizers.Adam` the authors' adaptive one, which they use in
-    reinforcement learning. Theirs makes steps twice as long as its learning
-    rate says: double the learning rate, and halve `decay`.
+    With `keras.optimizers.SGD` inside it is the method of the paper. Around
+    Adam it is the authors' adaptive one, which they use in reinforcement
+    learning; they divide by `sqrt(v / (1 - beta_2**t)) + 1e-5`, where
+    `keras.optimizers.Adam` has its epsilon beside `sqrt(v)`, which is another
+    number in the first updates. Theirs makes steps twice as long as its
+    learning rate says: double the learning rate, and halve `decay`.
 
     That the maximum, unlike `u` above it, is that of the running mean without
     correction is how the authors' code has it: in the first updates, `S` is
     close to 0 or 1 for many weights. Their code has no guard for a maximum that
     is not positive, where signs would flip. Here, `S` is 0.5 for all weights
-    then, for none is known to be useful. Their local norm is over the last axis
-    of a PyTorch tensor, which in a convolution is only the width of the kernel.
-    Here it is over all that a unit reads, as in a dense layer.
+    then, for none is known to be useful. The local norm is over all inputs of
+    a unit, and in a convolution only over the width of its kernel, as there.
 
     An update is one step that the inner optimizer makes: with gradient
     accumulation, utilities are those of the accumulated gradient. Variables

@@ -486,3 +486,14 @@ def test_plain_and_plastic_models_change_alike():
         assert any(
             (weights_of(plain)[key] != before[key]).any() for key in before
         )
+
+
+def test_all_layers_of_a_name():
+    """Such as the query projections of several blocks."""
+    inputs = keras.Input((3,))
+    queries = [keras.layers.Dense(3, name="query") for _ in range(2)]
+    blocks = [keras.Sequential([keras.Input((3,)), q]) for q in queries]
+    model = keras.Model(inputs, blocks[1](blocks[0](inputs)))
+    callback = callbacks.ZeroWeights(["query"])
+    layers = callback.layers_named(model, 0, ["query"])
+    assert layers == queries

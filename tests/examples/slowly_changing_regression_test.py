@@ -107,7 +107,7 @@ def test_the_same_learners_and_streams_for_every_run(trainer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method=sgd"], "bp.*cbp.*linear.*--method=sgd"),
+        (["--method=sgd"], "bp.*linear.*cbp.*--method=sgd"),
         (["--activation=gelu"], "activation"),
         (["--num_learners=0"], "num_learners"),
         (["--learning_rate=0"], r"learning_rate=0.*\(0, inf\)"),

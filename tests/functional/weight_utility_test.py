@@ -42,8 +42,10 @@ def test_nothing_is_known_to_be_useful(largest):
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (3, 2, 4, 5)])
 def test_local_protection(shape):
     utility = np.random.default_rng(0).normal(0, 1, shape).astype("float32")
-    rows = utility.reshape(-1, 1 if len(shape) == 1 else shape[-1])
-    expected = _sigmoid(rows / np.linalg.norm(rows, axis=0)).reshape(shape)
+    # Of a convolution, over the width alone.
+    axis = {4: 1, 5: 2}.get(len(shape), 0)
+    norm = np.linalg.norm(utility, axis=axis, keepdims=True)
+    expected = _sigmoid(utility / norm)
     result = functional.local_protection(ops.convert_to_tensor(utility))
     np.testing.assert_allclose(to_numpy(result), expected, rtol=1e-5)
 

@@ -41,12 +41,31 @@ def gradients_of(function, weights):
     return gradients
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.7])
-def test_oracle(coefficient):
+def squared_error(output, before):
+    return (output - before) ** 2
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def cross_entropy(output, before):
+    log_p = np.log(softmax(output) + 1e-8)
+    return -(softmax(before) * log_p).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "coefficient, distance",
+    [(0.0, squared_error), (0.7, squared_error), (0.7, cross_entropy)],
+)
+def test_oracle(coefficient, distance):
     """Two outputs, of which all are in the mean; fewer examples at first."""
     model = make_model(6)
     model.compile(
-        ChurnRegularization(keras.optimizers.SGD(0.2), coefficient),
+        ChurnRegularization(
+            keras.optimizers.SGD(0.2), coefficient, distance.__name__
+        ),
         [keras.losses.MeanSquaredError(), keras.losses.MeanSquaredError()],
     )
     rng = np.random.default_rng(0)
@@ -68,7 +87,8 @@ def test_oracle(coefficient):
             total = sum(np.mean((a - b[part]) ** 2) for a, b in zip(outputs, y))
             if len(recent):
                 churn = [
-                    (a - b) ** 2 for a, b in zip(forward(expected, recent), old)
+                    distance(a, b)
+                    for a, b in zip(forward(expected, recent), old)
                 ]
                 total += coefficient * np.concatenate(churn, -1).mean()
             return total
@@ -83,7 +103,9 @@ def test_oracle(coefficient):
         )
 
 
-def test_bad_coefficient():
+def test_bad_settings():
+    with pytest.raises(ValueError, match="`distance` must be"):
+        ChurnRegularization(keras.optimizers.SGD(), distance="l2")
     with pytest.raises(ValueError, match="`coefficient` must be"):
         ChurnRegularization(keras.optimizers.SGD(), -1.0)
 

@@ -156,7 +156,7 @@ def test_l2_init(distance, measure):
 def test_parseval_regularization():
     def penalty(path, weight, oracle, optimizer):
         if path in ("norm/gamma", "rms/scale"):
-            return 0.03 * ((weight**2 - 1) ** 2).sum()
+            return 0.03 * ((weight**2 - 0.4) ** 2).sum()
         if not _is_kernel(path) or path.startswith("wide"):
             return 0.0
         w = _matrix(weight).T

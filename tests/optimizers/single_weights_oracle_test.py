@@ -179,8 +179,12 @@ def _upgd(inner, run, scope, protecting, beta, decay, stddev):
             if scope == "global":
                 ratio = corrected / largest if largest > 0 else 0 * corrected
             else:
-                axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else (0,)
-                norm = np.sqrt((corrected**2).sum(axis=axes, keepdims=True))
+                # As `dim=-1` of PyTorch's (units, inputs, height, width).
+                order = [*range(w.ndim)[::-1][:2], *range(w.ndim - 2)]
+                rows = np.transpose(corrected, order)
+                norm = np.sqrt((rows**2).sum(axis=-1, keepdims=True))
+                norm = np.broadcast_to(norm, rows.shape)
+                norm = np.transpose(norm, np.argsort(order))
                 ratio = corrected / np.maximum(norm, 1e-12)
             gate = 1 - _sigmoid(ratio)
             change = changes[k] * (gate if protecting else 1.0)

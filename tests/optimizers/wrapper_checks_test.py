@@ -236,7 +236,7 @@ ROWS = [
         ChurnRegularization,
         {"coefficient": 0.3},
         {"coefficient": 0},
-        {"coefficient": 0.5},
+        {"coefficient": 0.5, "distance": "cross_entropy"},
         num_recent=16,
     ),
     Row(
@@ -1424,7 +1424,7 @@ _QUICK_NESTED = {
         if case in _QUICK_NESTED
         else pytest.param(*case, marks=pytest.mark.slow)
         for case in itertools.product(_PLAIN, _PLAIN, ("outer", "inner"))
-        if not all(_ROWS[name].replaces_units for name in case[:2])
+        if not all(_ROWS[name].resets_units for name in case[:2])
         # Each with one of each kind.
         and not {*_KINDS, "EffectiveRank"}.isdisjoint(case[:2])
         and can_do_nothing(_ROWS[case[case[2] == "outer"]])
