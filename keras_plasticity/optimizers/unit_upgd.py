@@ -6,7 +6,9 @@ from keras_plasticity import functional
 from keras_plasticity.optimizers.hidden_network import HiddenNetwork
 from keras_plasticity.optimizers.hidden_network import is_unit_statistic
 from keras_plasticity.optimizers.hidden_units import each_once
+from keras_plasticity.optimizers.inner_optimizers import wrapped
 from keras_plasticity.optimizers.layer_weights import precise
+from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.optimizers.upgd import UPGD
 from keras_plasticity.units.feature_map import FeatureMap
 from keras_plasticity.units.weight_view import WeightView
@@ -108,6 +110,33 @@ class UnitUPGD(UPGD):
             network = HiddenNetwork()
             network.find(self, variables)
             self._network = network
+
+    def build_inner(self, variables):
+        super().build_inner([v for v in variables if self._is_for_inner(v)])
+
+    def make_step(self, grads, variables):
+        pairs = [
+            (gradient, variable)
+            for gradient, variable in zip(grads, variables)
+            if self._is_for_inner(variable)
+        ]
+        super().make_step([g for g, _ in pairs], [v for _, v in pairs])
+
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(
+            [v for v in var_list if self._is_for_inner(v)]
+        )
+
+    def _is_for_inner(self, variable):
+        """Whether the inner optimizer has to know of a variable.
+
+        Statistics of units, which Keras' own optimizers can make no moving
+        averages of, concern those only that find layers by them.
+        """
+        return not is_unit_statistic(variable) or any(
+            isinstance(each, (UnitResetOptimizer, UnitUPGD))
+            for each in wrapped(self.inner_optimizer)
+        )
 
     def _choose(self, variables):
         chosen = super()._choose(variables)

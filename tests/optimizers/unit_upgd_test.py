@@ -365,6 +365,20 @@ def test_inside_continual_backprop():
     assert all(np.isfinite(to_numpy(v)).all() for v in model.weights)
 
 
+def test_around_continual_backprop():
+    model = make_model(activation="relu")
+    inner = keras_plasticity.optimizers.ContinualBackprop(
+        keras.optimizers.SGD(0.1),
+        replacement_rate=0.1,
+        maturity_threshold=2,
+        seed=3,
+    )
+    optimizer = UnitUPGD(inner, utility_decay=0.0, seed=3)
+    train(model, optimizer, make_data(40))
+    assert all(inner.num_replaced().values())
+    assert all(np.abs(u).max() > 0 for u in _utilities(optimizer))
+
+
 def test_learns():
     model = make_model()
     x, y = make_data(200)

@@ -836,14 +836,7 @@ def test_moving_average_takes_the_place_of_the_weights(row):
         assert np.any(value != _reference(row.name).short[key])
 
 
-@rows(
-    "ContinualBackprop",
-    # Keras' callback has no place for variables without an average, which the
-    # statistics of plastic layers are to any optimizer that resets no units.
-    where=lambda row: (
-        row.inside is None and (row.resets_units or not row.needs_plastic)
-    ),
-)
+@rows("ContinualBackprop", where=lambda row: row.inside is None)
 def test_swap_ema_weights_callback(row):
     # The callback asks the optimizer for `inner_optimizer` by name.
     optimizer = row.make(_sgd(use_ema=True, ema_momentum=0.5))
