@@ -730,6 +730,17 @@ _optimizer(
     exclude=("bias",),
 )
 _optimizer(
+    "UnitUPGD",
+    scope="local",
+    protecting=True,
+    utility_decay=0.9,
+    decay=0.1,
+    noise_stddev=0.1,
+    noise_refresh_steps=10,
+    seed=0,
+    exclude=("bias",),
+)
+_optimizer(
     "UnitResetOptimizer",
     use=_build_optimizer,
     reset_optimizer_state=True,

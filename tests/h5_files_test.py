@@ -41,6 +41,7 @@ _OPTIMIZERS = {
     "l2": lambda: optimizers.L2(_sgd()),
     "shrink_and_perturb": lambda: optimizers.ShrinkAndPerturb(_sgd(), seed=3),
     "upgd": lambda: optimizers.UPGD(_sgd(), seed=3),
+    "unit_upgd": lambda: optimizers.UnitUPGD(_sgd(), seed=3),
     "selective_weight_reinitialization": lambda: (
         optimizers.SelectiveWeightReinitialization(_sgd(), period=2, seed=3)
     ),

@@ -18,6 +18,7 @@ from keras_plasticity.optimizers import SelectiveWeightReinitialization
 from keras_plasticity.optimizers import SelfNormalizedResets
 from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
+from keras_plasticity.optimizers import UnitUPGD
 from keras_plasticity.streams import SlowlyChangingRegression
 from tests.examples.trainers import load
 from tests.examples.trainers import parse
@@ -31,6 +32,7 @@ _SEEDED = (
     ShrinkAndPerturb,
     ShrinkAndPerturbByInitializer,
     UPGD,
+    UnitUPGD,
 )
 
 

@@ -278,6 +278,13 @@ _OPTIMIZERS = {
         shrink=np.float32(0.9), perturb=np.float32(0.1)
     ),
     "TRAC": dict(scale=np.float32(1e-3), epsilon=np.float32(1e-6)),
+    "UnitUPGD": dict(
+        utility_decay=np.float16(0.5),
+        decay=np.float32(0.1),
+        noise_stddev=np.float32(0.1),
+        noise_refresh_steps=np.int16(50),
+        seed=np.int64(3),
+    ),
     "UPGD": dict(
         protecting=np.False_,
         utility_decay=np.float32(0.9),

@@ -51,6 +51,7 @@ from keras_plasticity.optimizers.trac import TRAC as TRAC
 from keras_plasticity.optimizers.unit_reset_optimizer import (
     UnitResetOptimizer as UnitResetOptimizer,
 )
+from keras_plasticity.optimizers.unit_upgd import UnitUPGD as UnitUPGD
 from keras_plasticity.optimizers.upgd import UPGD as UPGD
 from keras_plasticity.optimizers.weight_clipping import (
     WeightClipping as WeightClipping,
@@ -84,6 +85,7 @@ __all__ = [
     "TRAC",
     "UPGD",
     "UnitResetOptimizer",
+    "UnitUPGD",
     "WeightClipping",
     "WeightOptimizer",
 ]

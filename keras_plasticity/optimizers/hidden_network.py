@@ -34,7 +34,7 @@ class HiddenNetwork:
         """Finds who reads the units of which layer. Nothing is created.
 
         Args:
-            optimizer: The `UnitResetOptimizer`.
+            optimizer: The `OptimizerWrapper`.
             variables: List of the trainable variables of one model.
 
         Raises:
@@ -78,6 +78,21 @@ class HiddenNetwork:
             each for each in self._connections if _is_replaceable(each, known)
         ]
 
+    def take_connections(self):
+        """What was found of the units that can be replaced, and forgets it.
+
+        Returns:
+            List of `Connections`, in the order of the model.
+        """
+        if self._model is not None:
+            # A part of it may have become plastic after it was built.
+            keras_compat.track_new_variables(self._model)
+        connections = self._connections
+        # The optimizer shall not keep the model alive.
+        self._model = None
+        self._connections = []
+        return connections
+
     def build(self, optimizer, slot_table):
         """Creates all that belongs to the units that were found.
 
@@ -85,19 +100,17 @@ class HiddenNetwork:
             optimizer: The `UnitResetOptimizer`.
             slot_table: `SlotTable`; `None` if slots are not reset.
         """
-        if self._model is not None:
-            # A part of it may have become plastic after it was built.
-            keras_compat.track_new_variables(self._model)
+        found = self.take_connections()
         consumers = each_once(
             consumer
-            for connections in self._connections
+            for connections in found
             for consumer in connections.consumers
         )
         self._inputs = {
             id(consumer): ConsumerInputs(consumer, optimizer)
             for consumer in consumers
         }
-        for connections in self._connections:
+        for connections in found:
             units = HiddenUnits(
                 optimizer, connections, self._inputs, slot_table
             )
@@ -108,9 +121,6 @@ class HiddenNetwork:
         if self._accumulates:
             for inputs in self._inputs.values():
                 inputs.add_accumulators(optimizer)
-        # The optimizer shall not keep the model alive.
-        self._model = None
-        self._connections = []
 
     def begin_step(self, variables):
         """Notes what is trained in this step.

@@ -48,6 +48,7 @@ class UPGD(WeightOptimizer):
     `protecting=False` the step is not gated, but the noise is:
     `D - (1 - S) * learning_rate * noise_stddev * e`. The decay is never gated.
     All weights, biases and the output layer included, are treated alike.
+    `keras_plasticity.optimizers.UnitUPGD` protects hidden units in their place.
 
     With `keras.optimizers.SGD` inside it is the method of the paper. Around
     Adam it is the authors' adaptive one, which they use in reinforcement
@@ -152,6 +153,9 @@ class UPGD(WeightOptimizer):
             self._utilities[id(weight)] = self.add_variable_from_reference(
                 weight, name="utility"
             )
+        self._add_noise(weights)
+
+    def _add_noise(self, weights):
         self._noise = NoiseTable(
             self,
             self.noise_refresh_steps,
@@ -169,18 +173,52 @@ class UPGD(WeightOptimizer):
         log_decay, complement = ops.unstack(self.now("utility_decay"), 2)
         number = ops.cast(self.iterations, "float32")
         step = step_size_by_log(number, log_decay, complement)
+        protections = self._find_protections(
+            weights, values, gradients, step, complement / step
+        )
+        self._change_weights(rate, weights, values, protections)
+
+    def _find_protections(self, weights, values, gradients, step, correction):
+        """Takes in the utilities of an update.
+
+        Args:
+            weights: List of variables.
+            values: List of tensors, what they were before the update.
+            gradients: List of tensors.
+            step: Scalar tensor, the step size of running means.
+            correction: Scalar tensor, by which a corrected running mean is
+                larger than one without correction.
+
+        Returns:
+            List of tensors from 0 to 1 that broadcast to the weights; `None`
+            for a weight that is not gated.
+        """
         utilities = [
-            self._update_utility(weight, value, gradient, step)
+            self._update_utility(
+                self._utilities[id(weight)],
+                functional.first_order_utility(value, gradient),
+                step,
+            )
             for weight, value, gradient in zip(weights, values, gradients)
         ]
-        protections = self._protect(utilities, complement / step)
+        return self._protect(utilities, correction)
+
+    def _update_utility(self, variable, utility, step):
+        utility = functional.running_mean(
+            variable.value, utility, ops.cast(step, variable.dtype)
+        )
+        variable.assign(utility)
+        return utility
+
+    def _change_weights(self, rate, weights, values, protections):
         decay = rate * self.now("decay")
         scale = rate * self.now("noise_stddev") * self._noise.begin_update()
         for weight, old, protection in zip(weights, values, protections):
             value = ops.convert_to_tensor(weight)
-            protection = ops.cast(protection, weight.dtype)
-            if self.protecting:
-                value = value - protection * (value - old)
+            if protection is not None:
+                protection = ops.cast(protection, weight.dtype)
+                if self.protecting:
+                    value = value - protection * (value - old)
             value = value - ops.cast(decay, weight.dtype) * old
             if weight in self._noise:
                 noise = ops.cast(scale * self._draw_noise(weight), weight.dtype)
@@ -191,18 +229,8 @@ class UPGD(WeightOptimizer):
             weight.assign(value)
         self._noise.end_update()
 
-    def _update_utility(self, weight, value, gradient, step):
-        variable = self._utilities[id(weight)]
-        utility = functional.running_mean(
-            variable.value,
-            functional.first_order_utility(value, gradient),
-            ops.cast(step, weight.dtype),
-        )
-        variable.assign(utility)
-        return utility
-
     def _protect(self, utilities, correction):
-        """How far each weight is protected: tensors from 0 to 1."""
+        """How far each of the utilities protects: tensors from 0 to 1."""
         if self.scope == "local":
             return [functional.local_protection(each) for each in utilities]
         largest = ops.max(

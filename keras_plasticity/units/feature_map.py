@@ -66,6 +66,10 @@ class FeatureMap:
         values = ops.take(values, self.features_of_unit.reshape(-1))
         return ops.mean(ops.reshape(values, (self.units, -1)), axis=1)
 
+    def sum_to_units(self, values):
+        """Sum over the features of each unit, shape `(units,)`."""
+        return self._copies * self.to_units(values)
+
     def to_features(self, values, other):
         """The value of its unit for each feature, shape `(features,)`.
 

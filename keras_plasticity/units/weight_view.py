@@ -60,14 +60,45 @@ class WeightView:
             weights = ops.reshape(weights, self.shape)
         if len(self.axes) == 1:
             return functional.mean_magnitude(weights, self.axes[0])
-        others = [i for i in range(len(self.shape)) if i not in self.axes]
-        magnitude = ops.mean(abs(ops.cast(weights, "float32")), axis=others)
-        # What is left has its axes in the order of the weight.
+        weights = abs(ops.cast(weights, "float32"))
+        return self._in_order(ops.mean(weights, axis=self._other_axes()))
+
+    def sum(self, values):
+        """Sum of the entries of each index, float32, shape `(size,)`.
+
+        Args:
+            values: Tensor of the weight's own shape.
+        """
+        values = ops.reshape(ops.cast(values, "float32"), self.shape)
+        if others := self._other_axes():
+            values = ops.sum(values, axis=others)
+        return self._in_order(values)
+
+    def _other_axes(self):
+        return [i for i in range(len(self.shape)) if i not in self.axes]
+
+    def _in_order(self, values):
+        """One value for each index, from an array of the counted axes.
+
+        They are in the order of the weight there.
+        """
         order = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         axes = [order.index(i) for i in range(len(order))]
         if axes != list(range(len(axes))):
-            magnitude = ops.transpose(magnitude, axes)
-        return ops.reshape(magnitude, (self.size,))
+            values = ops.transpose(values, axes)
+        return ops.reshape(values, (self.size,))
+
+    def spread(self, values):
+        """One value for each index, in a shape that broadcasts to the weight.
+
+        Args:
+            values: Tensor of shape `(size,)`.
+        """
+        values = self.along(values)
+        if self.shape != tuple(self.variable.shape):
+            values = ops.broadcast_to(values, self.shape)
+            values = ops.reshape(values, self.variable.shape)
+        return values
 
     def along(self, values):
         """One value for each index, in a shape that broadcasts to `shape`.

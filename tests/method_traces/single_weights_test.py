@@ -8,6 +8,7 @@ from keras_plasticity.optimizers import TRAC
 from keras_plasticity.optimizers import UPGD
 from keras_plasticity.optimizers import HareAndTortoise
 from keras_plasticity.optimizers import SelectiveWeightReinitialization
+from keras_plasticity.optimizers import UnitUPGD
 from tests.gradients import read_when_run
 from tests.helpers import to_numpy
 from tests.method_traces.trace import CorrectedAdam
@@ -68,6 +69,19 @@ def test_upgd(name):
             rtol=1e-3,
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize("name", traces("upgd_feature"))
+def test_unit_upgd(name):
+    trace = Trace(name)
+    settings = trace.settings
+    optimizer = UnitUPGD(
+        keras.optimizers.SGD(settings["lr"]),
+        utility_decay=settings["beta_utility"],
+        decay=settings["weight_decay"],
+        noise_stddev=settings["sigma"],
+    )
+    trace.train(optimizer)
 
 
 def test_upgd_adaptive(monkeypatch):

@@ -38,6 +38,7 @@ from keras_plasticity.optimizers import ShrinkAndPerturb
 from keras_plasticity.optimizers import ShrinkAndPerturbByInitializer
 from keras_plasticity.optimizers import SpectralRegularization
 from keras_plasticity.optimizers import UnitResetOptimizer
+from keras_plasticity.optimizers import UnitUPGD
 from keras_plasticity.optimizers import WeightClipping
 from keras_plasticity.optimizers import WeightOptimizer
 from keras_plasticity.optimizers.partial_reset_optimizer import (
@@ -307,6 +308,16 @@ ROWS = [
         name="UPGD_local",
         visible={"scope": "local", "protecting": False}
         | {**_UPGD.visible, "noise_refresh_steps": 1},
+        is_slow=False,
+    ),
+    # The same of units.
+    _UPGD._replace(name="UnitUPGD", kind=UnitUPGD, needs_plastic=True),
+    _UPGD._replace(
+        name="UnitUPGD_local",
+        kind=UnitUPGD,
+        visible={"scope": "local", "protecting": False}
+        | {**_UPGD.visible, "noise_refresh_steps": 1},
+        needs_plastic=True,
         is_slow=False,
     ),
     _REINITIALIZATION,

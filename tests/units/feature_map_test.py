@@ -55,6 +55,18 @@ def test_to_units(units_of_features, units):
 
 
 @_map
+def test_sum_to_units(units_of_features, units):
+    values = np.random.default_rng(0).normal(0, 1, len(units_of_features))
+    result = FeatureMap(units_of_features, units).sum_to_units(
+        ops.convert_to_tensor(values.astype("float32"))
+    )
+    expected = [
+        values[np.equal(units_of_features, unit)].sum() for unit in range(units)
+    ]
+    np.testing.assert_allclose(to_numpy(result), expected, rtol=1e-5)
+
+
+@_map
 def test_to_features(units_of_features, units):
     values = np.arange(10.0, 10 + units, dtype="float32")
     other = -np.arange(len(units_of_features), dtype="float32")

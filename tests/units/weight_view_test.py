@@ -58,6 +58,25 @@ def test_take(shape, seen_as, axes):
     )
 
 
+@_view
+def test_sum_and_spread(shape, seen_as, axes):
+    weight = _weight(shape)
+    view = WeightView(weight, seen_as, axes)
+    value = to_numpy(weight)
+    sums = to_numpy(view.sum(ops.convert_to_tensor(weight)))
+    expected = np.empty(seen_as, "float32")
+    for i in range(view.size):
+        index = _index(seen_as, axes, i)
+        np.testing.assert_allclose(
+            sums[i], value.reshape(seen_as)[index].sum(), rtol=1e-5, atol=1e-6
+        )
+        expected[index] = i
+    spread = to_numpy(view.spread(ops.arange(view.size, dtype="float32")))
+    np.testing.assert_array_equal(
+        np.broadcast_to(spread, shape), expected.reshape(shape)
+    )
+
+
 # Only kernels, which have two axes or more, are ever measured.
 @pytest.mark.parametrize("name", [n for n, v in _VIEWS.items() if v[1][1:]])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

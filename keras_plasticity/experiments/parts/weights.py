@@ -1,5 +1,7 @@
 """Parts that change weights after each step."""
 
+import functools
+
 import keras
 
 from keras_plasticity import optimizers
@@ -11,6 +13,38 @@ from keras_plasticity.experiments.parts.regularizers import L2
 # more: a problem has its own.
 SHRINK = Flag("shrink", "factor of the weights", 0.999, "[0, 1]")
 PERTURB = Flag("perturb", "factor of new initial weights", 0.01, "[0, inf)")
+_UPGD_FLAGS = (
+    Flag(
+        "upgd_scope",
+        "which weights, or units, are compared",
+        "global",
+        choices=("global", "local"),
+    ),
+    Flag(
+        "upgd_protecting",
+        "whether the step is gated, and not the noise alone",
+        True,
+        type=bool,
+    ),
+    Flag(
+        "upgd_utility_decay",
+        "decay rate of the mean utility",
+        0.999,
+        "[0, 1)",
+    ),
+    Flag(
+        "upgd_decay",
+        "part of a weight that a step of size 1 takes off",
+        0.001,
+        "[0, inf)",
+    ),
+    Flag(
+        "upgd_noise_stddev",
+        "standard deviation of the gradient's noise",
+        0.001,
+        "[0, inf)",
+    ),
+)
 
 
 def _shrink_and_perturb(optimizer, settings, seed, initializer):
@@ -39,8 +73,8 @@ def _normalize_and_project(optimizer, settings, seed, initializer):
     )
 
 
-def _upgd(optimizer, settings, seed, initializer):
-    return optimizers.UPGD(
+def _upgd(kind, optimizer, settings, seed, initializer):
+    return kind(
         optimizer,
         scope=settings["upgd_scope"],
         protecting=settings["upgd_protecting"],
@@ -134,44 +168,28 @@ PARTS = (
         "useful weights protected, the others perturbed "
         "([Elsayed and Mahmood](https://arxiv.org/abs/2404.00781))",
         "`optimizers.UPGD`",
-        flags=(
-            Flag(
-                "upgd_scope",
-                "which weights are compared",
-                "global",
-                choices=("global", "local"),
-            ),
-            Flag(
-                "upgd_protecting",
-                "whether the step is gated, and not the noise alone",
-                True,
-                type=bool,
-            ),
-            Flag(
-                "upgd_utility_decay",
-                "decay rate of the mean utility",
-                0.999,
-                "[0, 1)",
-            ),
-            Flag(
-                "upgd_decay",
-                "part of a weight that a step of size 1 takes off",
-                0.001,
-                "[0, inf)",
-            ),
-            Flag(
-                "upgd_noise_stddev",
-                "standard deviation of the gradient's noise",
-                0.001,
-                "[0, inf)",
-            ),
+        flags=_UPGD_FLAGS,
+        excludes=(
+            "weight_decay",
+            "shrink_and_perturb",
+            "shrink_and_perturb_by_initializer",
+            "upgd_units",
         ),
+        wrap=functools.partial(_upgd, optimizers.UPGD),
+    ),
+    Part(
+        "upgd_units",
+        "useful units protected, the others perturbed "
+        "([Elsayed and Mahmood](https://arxiv.org/abs/2404.00781))",
+        "`optimizers.UnitUPGD`",
+        flags=_UPGD_FLAGS,
         excludes=(
             "weight_decay",
             "shrink_and_perturb",
             "shrink_and_perturb_by_initializer",
         ),
-        wrap=_upgd,
+        wrap=functools.partial(_upgd, optimizers.UnitUPGD),
+        plastic_layers=True,
     ),
     Part(
         "selective_weight_reinitialization",
