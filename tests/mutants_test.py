@@ -63,7 +63,7 @@ def test_changes():
 @pytest.mark.slow
 def test_every_folder_has_its_share_and_its_tests():
     drawn = mutants.draw(30, seed=0)
-    folders = [each["path"].rpartition("/")[0] for each in drawn]
+    folders = [mutants._folder(each["path"]) for each in drawn]
     assert len(set(folders)) == 15
     assert folders[:15] == folders[15:]
     assert drawn[:20] == mutants.draw(20, seed=0)
