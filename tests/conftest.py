@@ -41,7 +41,8 @@ hypothesis.settings.load_profile("keras_plasticity")
 
 # With `--sixth`, what depends on the backend most runs on all three of them:
 # of all other tests JAX and TensorFlow, which compile, take a sixth each, and
-# PyTorch takes all. What hardly depends on the backend runs on PyTorch only.
+# PyTorch takes all (but see `--brief`). What hardly depends on the backend runs
+# on PyTorch only.
 _ON_ALL = (
     "tests/backend/",
     "tests/functional/",
@@ -78,19 +79,34 @@ def pytest_addoption(parser):
         help="run only this sixth of the tests that need not run on all "
         "backends; default: all tests",
     )
+    parser.addoption(
+        "--brief",
+        action="store_true",
+        help="run a third of the slow checks of optimizer wrappers, of which "
+        "there are thousands",
+    )
+
+
+# A table of checks for each wrapper. With `--brief`, a third of the slow ones.
+_TABLE = "tests/optimizers/wrapper_checks_test.py"
 
 
 def pytest_collection_modifyitems(config, items):
     sixth = config.getoption("--sixth")
-    if sixth is None:
+    if sixth is None and not config.getoption("--brief"):
         return
 
     def is_chosen(item):
+        number = zlib.crc32(item.nodeid.encode())
+        if sixth is None:
+            is_slow = item.get_closest_marker("slow") is not None
+            is_of_table = item.nodeid.startswith(_TABLE)
+            return not (is_slow and is_of_table) or number % 3 == 0
         if item.nodeid.startswith(_ON_ALL):
             return True
         if item.nodeid.startswith(_ON_ONE):
             return False
-        return zlib.crc32(item.nodeid.encode()) % 6 == sixth
+        return number % 6 == sixth
 
     chosen = [item for item in items if is_chosen(item)]
     rest = [item for item in items if not is_chosen(item)]
