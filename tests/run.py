@@ -8,9 +8,9 @@ three backends, checks the format, and runs the test suite once for each
 backend: with PyTorch, which is the quickest, all of it, but for two thirds of
 the slow checks of optimizer wrappers, of which there are thousands; with JAX
 and TensorFlow what depends on the backend most, and a sixth each of the rest,
-but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It prints each
-command before it runs, and one line for each backend that says how many tests
-ran.
+but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It
+prints each command before it runs, and one line for each backend that says how
+many tests ran.
 
     python3 tests/run.py --versions=oldest
     python3 tests/run.py --versions=newest
