@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import math
 import textwrap
 
 import numpy as np
@@ -12,6 +13,10 @@ from keras_plasticity.utils.summary_writer import printable
 
 _LEGEND_WIDTH = 34
 _LINE_STYLES = ("-", "--", ":", "-.")
+# Of the legend: lines in a column, and inches.
+_MOST_LINES = 36
+_COLUMN_WIDTH = 3.0
+_LINE_HEIGHT = 0.22
 
 
 def check_matplotlib():
@@ -48,6 +53,20 @@ def draw(summary, labeled_runs, path):
     # What a label holds between two `$` is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         return _draw(summary, labeled_runs, path)
+
+
+def _add_legend(figure, axes):
+    """Adds a legend, for which the figure grows if need be."""
+    _, labels = axes.get_legend_handles_labels()
+    lines = sum(label.count("\n") + 1 for label in labels)
+    columns = math.ceil(lines / _MOST_LINES)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(
+        width + (columns - 1) * _COLUMN_WIDTH,
+        max(height, (math.ceil(lines / columns) + 1) * _LINE_HEIGHT),
+    )
+    # Beside the curves: among them it would hide some.
+    figure.legend(loc="outside right upper", ncols=columns)
 
 
 def _draw(summary, labeled_runs, path):
@@ -105,8 +124,7 @@ def _draw(summary, labeled_runs, path):
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if summary["metric"]["lower_is_better"]:
         axes.set_ylim(bottom=0)
-    # Beside the curves: among them it would hide some.
-    figure.legend(loc="outside right upper")
+    _add_legend(figure, axes)
     with atomic_write(f"{path}.svg") as temporary:
         figure.savefig(temporary, format="svg")
     png = io.BytesIO()
