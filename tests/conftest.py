@@ -39,8 +39,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("keras_plasticity")
 
 
-# With `--sixth`, what depends on the backend most runs on all three of them:
-# of all other tests JAX and TensorFlow, which compile, take a sixth each, and
+# With `--eighth`, what depends on the backend most runs on all three of them:
+# of all other tests JAX and TensorFlow, which compile, take an eighth each, and
 # PyTorch takes all (but see `--brief`). What hardly depends on the backend runs
 # on PyTorch only.
 _ON_ALL = (
@@ -73,10 +73,10 @@ _ON_ONE = (
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--sixth",
+        "--eighth",
         type=int,
-        choices=range(6),
-        help="run only this sixth of the tests that need not run on all "
+        choices=range(8),
+        help="run only this eighth of the tests that need not run on all "
         "backends; default: all tests",
     )
     parser.addoption(
@@ -92,13 +92,13 @@ _TABLE = "tests/optimizers/wrapper_checks_test.py"
 
 
 def pytest_collection_modifyitems(config, items):
-    sixth = config.getoption("--sixth")
-    if sixth is None and not config.getoption("--brief"):
+    eighth = config.getoption("--eighth")
+    if eighth is None and not config.getoption("--brief"):
         return
 
     def is_chosen(item):
         number = zlib.crc32(item.nodeid.encode())
-        if sixth is None:
+        if eighth is None:
             is_slow = item.get_closest_marker("slow") is not None
             is_of_table = item.nodeid.startswith(_TABLE)
             return not (is_slow and is_of_table) or number % 3 == 0
@@ -106,7 +106,7 @@ def pytest_collection_modifyitems(config, items):
             return True
         if item.nodeid.startswith(_ON_ONE):
             return False
-        return number % 6 == sixth
+        return number % 8 == eighth
 
     chosen = [item for item in items if is_chosen(item)]
     rest = [item for item in items if not is_chosen(item)]
@@ -122,8 +122,8 @@ def fast_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_compilation_of_a_sixth(request):
-    is_part = request.config.getoption("--sixth") is not None
+def _fast_compilation_of_a_eighth(request):
+    is_part = request.config.getoption("--eighth") is not None
     if is_part and not request.node.nodeid.startswith(_ON_ALL):
         with _fast_compilation():
             yield

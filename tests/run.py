@@ -7,7 +7,7 @@ It needs Python 3.11 or newer and nothing else: it makes a virtual environment
 three backends, checks the format, and runs the test suite once for each
 backend: with PyTorch, which is the quickest, all of it, but for two thirds of
 the slow checks of optimizer wrappers, of which there are thousands; with JAX
-and TensorFlow what depends on the backend most, and a sixth each of the rest,
+and TensorFlow what depends on the backend most, and an eighth each of the rest,
 but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It
 prints each command before it runs, and one line for each backend that says how
 many tests ran.
@@ -40,8 +40,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "tensorflow", "torch")
 # Which tests each of them runs, as arguments of pytest; see `conftest.py`.
 _WHICH = {
-    "jax": ["-m", "not slow", "--sixth", "0"],
-    "tensorflow": ["-m", "not slow", "--sixth", "1"],
+    "jax": ["-m", "not slow", "--eighth", "0"],
+    "tensorflow": ["-m", "not slow", "--eighth", "1"],
     "torch": ["--brief"],
 }
 # The CPU build where there is one to be had; plain `torch` would bring several
