@@ -82,12 +82,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--brief",
         action="store_true",
-        help="run a third of the slow checks of optimizer wrappers, of which "
+        help="run a sixth of the slow checks of optimizer wrappers, of which "
         "there are thousands",
     )
 
 
-# A table of checks for each wrapper. With `--brief`, a third of the slow ones.
+# A table of checks for each wrapper. With `--brief`, a sixth of the slow ones.
 _TABLE = "tests/optimizers/wrapper_checks_test.py"
 
 
@@ -101,7 +101,7 @@ def pytest_collection_modifyitems(config, items):
         if eighth is None:
             is_slow = item.get_closest_marker("slow") is not None
             is_of_table = item.nodeid.startswith(_TABLE)
-            return not (is_slow and is_of_table) or number % 3 == 0
+            return not (is_slow and is_of_table) or number % 6 == 0
         if item.nodeid.startswith(_ON_ALL):
             return True
         if item.nodeid.startswith(_ON_ONE):

@@ -5,7 +5,7 @@
 It needs Python 3.11 or newer and nothing else: it makes a virtual environment
 (`--environment`, by default `.venv-tests`), installs the project with the
 three backends, checks the format, and runs the test suite once for each
-backend: with PyTorch, which is the quickest, all of it, but for two thirds of
+backend: with PyTorch, which is the quickest, all of it, but for most of
 the slow checks of optimizer wrappers, of which there are thousands; with JAX
 and TensorFlow what depends on the backend most, and an eighth each of the rest,
 but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It
