@@ -1,9 +1,9 @@
 """How useful single weights are, and what follows from it."""
 
-import keras
 from keras import ops
 
 from keras_plasticity import validation
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.types import Tensor
 
 
@@ -77,8 +77,7 @@ def local_protection(utility: Tensor) -> Tensor:
     """
     (utility,) = validation.check_tensors(utility=utility)
     utility = ops.convert_to_tensor(utility)
-    if keras.backend.standardize_dtype(utility.dtype) != "float64":
-        utility = ops.cast(utility, "float32")
+    utility = at_least_float32(utility)
     # The last axis of PyTorch's weight: the inputs of a dense layer, or the
     # last axis of positions of a convolution.
     axis = max(0, len(utility.shape) - 3)

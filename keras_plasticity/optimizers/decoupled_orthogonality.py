@@ -4,10 +4,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.functional.penalties import orthogonality_gradient
 from keras_plasticity.optimizers.layer_weights import as_matrix
 from keras_plasticity.optimizers.layer_weights import is_kernel
-from keras_plasticity.optimizers.layer_weights import precise
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
@@ -97,7 +97,7 @@ class DecoupledOrthogonality(WeightOptimizer):
 
     def after_update(self, weights, gradients, before):
         for weight in weights:
-            value = precise(weight.value)
+            value = at_least_float32(weight.value)
             gradient = orthogonality_gradient(as_matrix(value))
             gradient = ops.reshape(gradient, weight.shape)
             value = value - ops.cast(before, value.dtype) * gradient

@@ -6,7 +6,6 @@ path, of which only the last part differs: `"sequential/dense/kernel"`.
 
 import math
 
-import keras
 from keras import ops
 
 _BIAS = "bias"
@@ -65,16 +64,6 @@ def num_outputs(kernel):
 def as_matrix(tensor):
     """A kernel, or what has its shape, as `(inputs, units)`."""
     return ops.reshape(tensor, (-1, tensor.shape[-1]))
-
-
-def precise(tensor):
-    """A tensor with which sums of many products can be computed: float32.
-
-    Or float64, if that is its dtype.
-    """
-    if keras.backend.standardize_dtype(tensor.dtype) == "float64":
-        return tensor
-    return ops.cast(tensor, "float32")
 
 
 def by_layer(variables):

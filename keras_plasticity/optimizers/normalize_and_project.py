@@ -5,13 +5,13 @@ import keras
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.functional.projections import joint_norm
 from keras_plasticity.functional.projections import project_to_norm
 from keras_plasticity.optimizers.layer_weights import by_layer
 from keras_plasticity.optimizers.layer_weights import is_gain
 from keras_plasticity.optimizers.layer_weights import is_kernel
 from keras_plasticity.optimizers.layer_weights import is_offset
-from keras_plasticity.optimizers.layer_weights import precise
 from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.optimizers.weight_optimizer import WeightOptimizer
 from keras_plasticity.validation import check_positive_integer
@@ -106,7 +106,9 @@ class NormalizeAndProject(WeightOptimizer):
 
             def initial_norm(shape, dtype=None, group=group):
                 tensors = [ops.convert_to_tensor(weight) for weight in group]
-                norm = joint_norm([precise(tensor) for tensor in tensors])
+                norm = joint_norm(
+                    [at_least_float32(tensor) for tensor in tensors]
+                )
                 return ops.cast(norm, dtype)
 
             self._groups.append(tuple(id(weight) for weight in group))
@@ -150,7 +152,7 @@ class NormalizeAndProject(WeightOptimizer):
             if not all(each in known for each in ids):
                 continue
             group = [known[each] for each in ids]
-            values = [precise(weight.value) for weight in group]
+            values = [at_least_float32(weight.value) for weight in group]
             values = project_to_norm(values, norm.value)
             for weight, value in zip(group, values):
                 weight.assign(ops.cast(value, weight.dtype))

@@ -4,11 +4,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.functional.penalties import orthogonality_gradient
 from keras_plasticity.optimizers.layer_weights import as_matrix
 from keras_plasticity.optimizers.layer_weights import is_gain
 from keras_plasticity.optimizers.layer_weights import is_kernel
-from keras_plasticity.optimizers.layer_weights import precise
 from keras_plasticity.optimizers.penalty_optimizer import PenaltyOptimizer
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
@@ -79,7 +79,7 @@ class ParsevalRegularization(PenaltyOptimizer):
         return is_kernel(variable) or is_gain(variable)
 
     def penalty_gradient(self, weight):
-        value = precise(weight.value)
+        value = at_least_float32(weight.value)
         if is_gain(weight):
             return 4.0 * value * (ops.square(value) - self.now("scale"))
         gradient = orthogonality_gradient(as_matrix(value), self.now("scale"))

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.functional.penalties import spectral_norm_and_gradient
 from keras_plasticity.optimizers.layer_weights import as_matrix
 from keras_plasticity.optimizers.layer_weights import is_bias
@@ -12,7 +13,6 @@ from keras_plasticity.optimizers.layer_weights import is_gain
 from keras_plasticity.optimizers.layer_weights import is_kernel
 from keras_plasticity.optimizers.layer_weights import is_offset
 from keras_plasticity.optimizers.layer_weights import num_outputs
-from keras_plasticity.optimizers.layer_weights import precise
 from keras_plasticity.optimizers.penalty_optimizer import PenaltyOptimizer
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
@@ -115,7 +115,7 @@ class SpectralRegularization(PenaltyOptimizer):
             )
 
     def penalty_gradient(self, weight):
-        value = precise(weight.value)
+        value = at_least_float32(weight.value)
         if not is_kernel(weight):
             return 2.0 * (value - 1.0 if is_gain(weight) else value)
         norm, gradient = spectral_norm_and_gradient(

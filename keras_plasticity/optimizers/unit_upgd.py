@@ -3,11 +3,11 @@ import numpy as np
 from keras import ops
 
 from keras_plasticity import functional
+from keras_plasticity.functional.matrices import at_least_float32
 from keras_plasticity.optimizers.hidden_network import HiddenNetwork
 from keras_plasticity.optimizers.hidden_network import is_unit_statistic
 from keras_plasticity.optimizers.hidden_units import each_once
 from keras_plasticity.optimizers.inner_optimizers import wrapped
-from keras_plasticity.optimizers.layer_weights import precise
 from keras_plasticity.optimizers.unit_reset_optimizer import UnitResetOptimizer
 from keras_plasticity.optimizers.upgd import UPGD
 from keras_plasticity.units.feature_map import FeatureMap
@@ -277,7 +277,9 @@ class _LayerUnits:
         utilities = []
         for view, feature_map in self.readers:
             if id(view.variable) in known:
-                value, gradient = map(precise, known[id(view.variable)])
+                value, gradient = map(
+                    at_least_float32, known[id(view.variable)]
+                )
                 utility = functional.first_order_utility(value, gradient)
                 utilities.append(feature_map.sum_to_units(view.sum(utility)))
         return sum(utilities) if utilities else None
