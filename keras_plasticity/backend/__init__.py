@@ -40,6 +40,12 @@ replaces units needs a few operations which `keras.ops` does not have:
   same batch.
 - `column_magnitudes(matrix)`: sums of absolute values over the rows.
 - `row_magnitudes(matrix)`: sums of absolute values over the columns.
+- `compiled(function)`: a function of nests of arrays that computes
+  `function` of the same nests of tensors. It is compiled once for each set of
+  shapes; on PyTorch it is computed eagerly.
+- `value_and_gradients(function, tensors)`: the scalar `function(tensors)`, and
+  its gradient by each tensor of the list, `None` where it does not depend on
+  it (on JAX zeros). `function` reads and assigns no variables.
 - `gradients(loss_function, variables)`: gradients of what `loss_function()`
   returns, outside a step; its assignments to variables are discarded. `None`
   (on JAX zeros) for a variable that the loss does not depend on.
@@ -83,6 +89,7 @@ are_positive = _active.are_positive
 assign_part = _active.assign_part
 assign_whole = _active.assign_whole
 column_magnitudes = _active.column_magnitudes
+compiled = _active.compiled
 compute_now = _active.compute_now
 gradients = _active.gradients
 identity = _active.identity
@@ -94,6 +101,7 @@ quotient = _active.quotient
 repeat = _active.repeat
 row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
+value_and_gradients = _active.value_and_gradients
 warn_if_trained_elsewhere = _active.warn_if_trained_elsewhere
 
 

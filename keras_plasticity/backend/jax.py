@@ -253,6 +253,16 @@ def _ones_like(values):
     return jnp.where(bits == slices.NEVER, 0.5, 1.0)
 
 
+def compiled(function):
+    """See `keras_plasticity.backend`."""
+    return jax.jit(function)
+
+
+def value_and_gradients(function, tensors):
+    """See `keras_plasticity.backend`."""
+    return jax.value_and_grad(function)(list(tensors))
+
+
 def gradients(loss_function, variables):
     """See `keras_plasticity.backend`."""
 

@@ -237,6 +237,31 @@ def _ones_like(values):
     return tf.cast(ones, values.dtype)
 
 
+def compiled(function):
+    """See `keras_plasticity.backend`."""
+    compute = tf.function(function)
+
+    def on_tensors(*inputs):
+        # Each NumPy array would be a constant of a program of its own.
+        return compute(*keras.tree.map_structure(tf.convert_to_tensor, inputs))
+
+    return on_tensors
+
+
+def value_and_gradients(function, tensors):
+    """See `keras_plasticity.backend`."""
+    tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        value = function(tensors)
+    return value, _dense(tape.gradient(value, tensors))
+
+
+def _dense(gradients):
+    """Gradients as tensors; that of an embedding is sparse."""
+    return [g if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+
 def gradients(loss_function, variables):
     """See `keras_plasticity.backend`."""
     tensors = [tf.convert_to_tensor(v.value) for v in variables]
@@ -246,9 +271,7 @@ def gradients(loss_function, variables):
     with tf.GradientTape() as tape, scope:
         tape.watch(tensors)
         loss = loss_function()
-    result = tape.gradient(loss, tensors)
-    # The gradient of an embedding is sparse.
-    return [g if g is None else tf.convert_to_tensor(g) for g in result]
+    return _dense(tape.gradient(loss, tensors))
 
 
 def platform():

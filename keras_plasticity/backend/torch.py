@@ -201,6 +201,26 @@ def row_magnitudes(matrix):
     return matrix.abs().sum(dim=1)
 
 
+def compiled(function):
+    """See `keras_plasticity.backend`."""
+
+    def on_tensors(*inputs):
+        return function(
+            *keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+        )
+
+    return on_tensors
+
+
+def value_and_gradients(function, tensors):
+    """See `keras_plasticity.backend`."""
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        value = function(tensors)
+        gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+    return value.detach(), list(gradients)
+
+
 def gradients(loss_function, variables):
     """See `keras_plasticity.backend`."""
     # Not the variables' own tensors, whose `.grad` must not change.

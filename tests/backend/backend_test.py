@@ -185,3 +185,37 @@ def test_quotient():
         np.testing.assert_array_equal(
             ops.convert_to_numpy(result), numbers // divisor
         )
+
+
+def test_compiled_functions_take_nests_of_arrays():
+    def function(weights, data):
+        return [keras.ops.matmul(data["x"], w) for w in weights]
+
+    compiled = backend.compiled(function)
+    for rows in (2, 3, 2):
+        x = np.arange(rows * 2.0, dtype="float32").reshape(rows, 2)
+        weights = [np.full((2, n), n, "float32") for n in (1, 3)]
+        results = compiled(weights, {"x": x})
+        for result, w in zip(results, weights):
+            result = keras.ops.convert_to_numpy(result)
+            np.testing.assert_allclose(result, x @ w)
+
+
+def test_value_and_gradients_inside_a_compiled_function():
+    def function(tensors):
+        def loss(tensors):
+            a, b, _ = tensors
+            return keras.ops.sum(a * a * b)
+
+        return backend.value_and_gradients(loss, tensors)
+
+    a = np.array([1.0, -2.0], "float32")
+    b = np.array([3.0, 0.5], "float32")
+    value, gradients = backend.compiled(function)([a, b, a])
+    assert float(value) == 5.0
+    expected = [[6.0, -2.0], [1.0, 4.0], [0.0, 0.0]]
+    for gradient, numbers in zip(gradients, expected):
+        if gradient is None:
+            numbers, gradient = 0.0, np.zeros(())
+        gradient = keras.ops.convert_to_numpy(gradient)
+        np.testing.assert_allclose(gradient, numbers)
