@@ -177,6 +177,37 @@ def build_for_training(model, x, y, sample_weight=None):
     model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
+def compiled_loss(model):
+    """What `compile` makes of a model's losses, anew each time; or `None`."""
+    return model._compile_loss
+
+
+def build_loss(model, x, y):
+    """Builds the losses that a model was compiled with, if they are not yet.
+
+    Where there are several, each has a metric, whose variables cannot be made
+    while a function is being compiled.
+
+    Args:
+        model: Compiled and built `keras.Model`.
+        x: Array, or nest of arrays, one batch of inputs.
+        y: Array, or nest of arrays, one batch of targets.
+    """
+    loss = compiled_loss(model)
+    if loss is None or loss.built:
+        return
+    x, y = keras.tree.map_structure(
+        lambda array: keras.KerasTensor(
+            array.shape, keras.backend.standardize_dtype(array.dtype)
+        ),
+        (x, y),
+        none_is_leaf=False,
+    )
+    infer = keras.src.backend.compute_output_spec
+    outputs = infer(model, x, training=False)
+    infer(loss, y, outputs)
+
+
 def supports_xla(model):
     """Whether all layers of a model say that XLA can compile them."""
     return all(layer.supports_jit for layer in model._flatten_layers())

@@ -42,10 +42,13 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `row_magnitudes(matrix)`: sums of absolute values over the columns.
 - `compiled(function)`: a function of nests of arrays that computes
   `function` of the same nests of tensors. It is compiled once for each set of
-  shapes; on PyTorch it is computed eagerly.
+  shapes; on PyTorch it is computed eagerly. A nest may hold `None`.
 - `value_and_gradients(function, tensors)`: the scalar `function(tensors)`, and
   its gradient by each tensor of the list, `None` where it does not depend on
   it (on JAX zeros). `function` reads and assigns no variables.
+- `hessian_vector_product(function, tensors, vectors)`: of the matrix of second
+  derivatives of the scalar `function(tensors)` and a vector, which comes as a
+  list of tensors like `tensors`, and so does the product, again with `None`.
 - `gradients(loss_function, variables)`: gradients of what `loss_function()`
   returns, outside a step; its assignments to variables are discarded. `None`
   (on JAX zeros) for a variable that the loss does not depend on.
@@ -92,6 +95,7 @@ column_magnitudes = _active.column_magnitudes
 compiled = _active.compiled
 compute_now = _active.compute_now
 gradients = _active.gradients
+hessian_vector_product = _active.hessian_vector_product
 identity = _active.identity
 known_value = _active.known_value
 no_gradient = _active.no_gradient

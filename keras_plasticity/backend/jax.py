@@ -263,6 +263,13 @@ def value_and_gradients(function, tensors):
     return jax.value_and_grad(function)(list(tensors))
 
 
+def hessian_vector_product(function, tensors, vectors):
+    """See `keras_plasticity.backend`."""
+    tensors, vectors = list(tensors), list(vectors)
+    _, products = jax.jvp(jax.grad(function), (tensors,), (vectors,))
+    return products
+
+
 def gradients(loss_function, variables):
     """See `keras_plasticity.backend`."""
 

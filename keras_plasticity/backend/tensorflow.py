@@ -243,7 +243,11 @@ def compiled(function):
 
     def on_tensors(*inputs):
         # Each NumPy array would be a constant of a program of its own.
-        return compute(*keras.tree.map_structure(tf.convert_to_tensor, inputs))
+        return compute(
+            *keras.tree.map_structure(
+                tf.convert_to_tensor, inputs, none_is_leaf=False
+            )
+        )
 
     return on_tensors
 
@@ -255,6 +259,25 @@ def value_and_gradients(function, tensors):
         tape.watch(tensors)
         value = function(tensors)
     return value, _dense(tape.gradient(value, tensors))
+
+
+def hessian_vector_product(function, tensors, vectors):
+    """See `keras_plasticity.backend`."""
+    tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+    with tf.GradientTape() as outer:
+        outer.watch(tensors)
+        with tf.GradientTape() as inner:
+            inner.watch(tensors)
+            value = function(tensors)
+        first = _dense(inner.gradient(value, tensors))
+    known = [i for i, gradient in enumerate(first) if gradient is not None]
+    return _dense(
+        outer.gradient(
+            [first[i] for i in known],
+            tensors,
+            output_gradients=[vectors[i] for i in known],
+        )
+    )
 
 
 def _dense(gradients):

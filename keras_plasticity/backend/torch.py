@@ -206,7 +206,9 @@ def compiled(function):
 
     def on_tensors(*inputs):
         return function(
-            *keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+            *keras.tree.map_structure(
+                keras.ops.convert_to_tensor, inputs, none_is_leaf=False
+            )
         )
 
     return on_tensors
@@ -219,6 +221,32 @@ def value_and_gradients(function, tensors):
         value = function(tensors)
         gradients = torch.autograd.grad(value, tensors, allow_unused=True)
     return value.detach(), list(gradients)
+
+
+def hessian_vector_product(function, tensors, vectors):
+    """See `keras_plasticity.backend`."""
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        value = function(tensors)
+        first = torch.autograd.grad(
+            value, tensors, create_graph=True, allow_unused=True
+        )
+    # What depends on the tensors linearly has a gradient that does not.
+    known = [
+        i
+        for i, gradient in enumerate(first)
+        if gradient is not None and gradient.requires_grad
+    ]
+    if not known:
+        return [None] * len(tensors)
+    return list(
+        torch.autograd.grad(
+            [first[i] for i in known],
+            tensors,
+            grad_outputs=[vectors[i] for i in known],
+            allow_unused=True,
+        )
+    )
 
 
 def gradients(loss_function, variables):

@@ -1,0 +1,257 @@
+"""The loss of a model and its derivatives, as functions of the weights."""
+
+import functools
+import weakref
+
+import keras
+import numpy as np
+
+from keras_plasticity import backend
+from keras_plasticity import keras_compat
+from keras_plasticity import validation
+from keras_plasticity.weights import weights_of
+
+
+class Differentiation:
+    """Derivatives of a model's loss on data, by its trainable weights.
+
+    The loss is the one that the model was compiled with, with what its layers
+    add (`add_loss`, regularizers), in inference mode. The weights are those of
+    `keras_plasticity.weights_of(model)`, in their order. Nothing in the model
+    changes, and weights that have changed since are seen.
+
+    Each method is compiled when it is first called, and again where the shapes
+    of the data, the model's variables or its compilation have changed. So keep
+    the instance: `differentiation_of(model)` does. It does not keep the model.
+
+    Data come as arrays, or nests of arrays as the model takes them, and are
+    computed `batch_size` examples at once. What is returned is the mean over
+    all examples, as it is for all losses that are means over examples
+    themselves: with `reduction="sum"`, leave out `batch_size`.
+
+    Args:
+        model: A built `keras.Model`.
+    """
+
+    def __init__(self, model):
+        validation.check_model("model", model)
+        self._model = weakref.ref(model)
+        # What the programs were compiled for: dict from `id` to variable.
+        self._variables = {}
+        self._loss = _weak(None)
+        self._programs = {}
+
+    def loss(self, x, y, batch_size=None):
+        """The loss.
+
+        Args:
+            x: Array, or nest of arrays: inputs.
+            y: Array, or nest of arrays: targets; or `None`.
+            batch_size: Integer. Defaults to all examples.
+
+        Returns:
+            Float.
+
+        Raises:
+            ValueError: If the model is not built, or not compiled.
+        """
+        return float(self._mean("loss", x, y, batch_size)[0])
+
+    def loss_and_gradients(self, x, y, batch_size=None):
+        """The loss, and its gradient by each weight.
+
+        Args:
+            x: Array, or nest of arrays: inputs.
+            y: Array, or nest of arrays: targets; or `None`.
+            batch_size: Integer. Defaults to all examples.
+
+        Returns:
+            Tuple of a float and of a list of NumPy arrays, zeros for a weight
+            that the loss does not depend on.
+
+        Raises:
+            ValueError: If the model is not built, or not compiled.
+        """
+        loss, *gradients = self._mean("gradients", x, y, batch_size)
+        return float(loss), gradients
+
+    def hessian_vector_product(self, x, y, vectors, batch_size=None):
+        """The product of the loss's second derivatives and a vector.
+
+        It takes about twice the time and memory of a gradient.
+
+        Args:
+            x: Array, or nest of arrays: inputs.
+            y: Array, or nest of arrays: targets; or `None`.
+            vectors: List of arrays of the shapes of the weights.
+            batch_size: Integer. Defaults to all examples.
+
+        Returns:
+            List of NumPy arrays of the shapes of the weights.
+
+        Raises:
+            ValueError: If the model is not built, or not compiled.
+        """
+        return self._mean("curvature", x, y, batch_size, list(vectors))
+
+    def _mean(self, name, x, y, batch_size, *others):
+        """Mean over the examples of what a program returns, as arrays."""
+        model = self._check_model()
+        total = None
+        num_examples = len(keras.tree.flatten(x)[0])
+        batch_size = min(batch_size or num_examples, num_examples)
+        for start in range(0, num_examples, batch_size):
+            batch = keras.tree.map_structure(
+                lambda array: array[start : start + batch_size],
+                (x, y),
+                none_is_leaf=False,
+            )
+            if total is None:
+                keras_compat.build_loss(model, *batch)
+            results = self._run(name, *batch, *others)
+            share = min(batch_size, num_examples - start) / num_examples
+            results = [share * result for result in results]
+            if total is not None:
+                results = [a + b for a, b in zip(total, results)]
+            total = results
+        return [_as_array(each) for each in total]
+
+    def _run(self, name, *arguments):
+        """Runs a program on values of the variables, and other arguments."""
+        model = self._model()
+        weights = weights_of(model)
+        loss = keras_compat.compiled_loss(model)
+        variables = {id(v): v for v in weights}
+        for v in [*model.variables, *(loss.variables if loss else [])]:
+            variables.setdefault(id(v), v)
+        if [*variables] != [*self._variables] or self._loss() is not loss:
+            # Kept, so that no other object takes the place of one of them.
+            self._variables = variables
+            self._loss = _weak(loss)
+            self._programs = {}
+        variables = [*variables.values()]
+        if name not in self._programs:
+            function = functools.partial(_loss, self._model, variables)
+            self._programs[name] = backend.compiled(
+                functools.partial(_PROGRAMS[name], function)
+            )
+        values = [keras.ops.convert_to_tensor(v) for v in variables]
+        size = len(weights)
+        return self._programs[name](values[:size], values[size:], *arguments)
+
+    def _check_model(self):
+        model = self._model()
+        if not model.built:
+            raise ValueError(
+                "`model` must be built: call it on a batch of inputs first. "
+                f"Received: model '{model.name}', which has no weights yet"
+            )
+        if not model.compiled:
+            raise ValueError(
+                "`model` must be compiled with a loss: call "
+                f"`model.compile(loss=...)`. Received: model '{model.name}', "
+                "which is not compiled"
+            )
+        return model
+
+
+def differentiation_of(model):
+    """The `Differentiation` of a model, always the same one.
+
+    Args:
+        model: A built `keras.Model`.
+
+    Returns:
+        `Differentiation`. It is kept for as long as the model is.
+    """
+    if model not in _kept:
+        _kept[model] = Differentiation(model)
+    return _kept[model]
+
+
+_kept = weakref.WeakKeyDictionary()
+
+
+def _weak(thing):
+    """A function that returns a thing, or `None` if it is no more."""
+    return weakref.ref(thing) if thing is not None else lambda: None
+
+
+def _loss(reference, variables, others, x, y, weights):
+    """The loss of a batch, where all variables have the values given.
+
+    Args:
+        reference: Function that returns the model.
+        variables: List of `keras.Variable`s, the weights first.
+        others: List of tensors, the values of all variables but the weights.
+        x: Tensor, or nest of tensors.
+        y: Tensor, or nest of tensors.
+        weights: List of tensors, the values of the weights.
+
+    Returns:
+        Scalar tensor.
+    """
+    model = reference()
+    scope = keras.StatelessScope(
+        state_mapping=list(zip(variables, [*weights, *others])),
+        collect_losses=True,
+    )
+    with scope:
+        outputs = model(x, training=False)
+        is_without = keras_compat.compiled_loss(model) is None
+        if is_without and not model.losses and _has_keras_loss(model):
+            raise ValueError(
+                "`model` must be compiled with a loss: call "
+                f"`model.compile(loss=...)`. Received: model '{model.name}', "
+                "which has no loss"
+            )
+        loss = model.compute_loss(x, y, outputs, training=False)
+    return _at_least_float32(loss)
+
+
+def _has_keras_loss(model):
+    """Whether a model's loss is computed by Keras' own method."""
+    return type(model).compute_loss is keras.Model.compute_loss
+
+
+def _loss_program(function, weights, others, x, y):
+    return [function(others, x, y, weights)]
+
+
+def _gradients_program(function, weights, others, x, y):
+    function = functools.partial(function, others, x, y)
+    if not weights:
+        return [function(weights)]
+    loss, gradients = backend.value_and_gradients(function, weights)
+    return [loss, *_as_gradients(gradients, weights)]
+
+
+def _curvature_program(function, weights, others, x, y, vectors):
+    function = functools.partial(function, others, x, y)
+    vectors = [keras.ops.cast(v, w.dtype) for v, w in zip(vectors, weights)]
+    products = backend.hessian_vector_product(function, weights, vectors)
+    return _as_gradients(products, weights)
+
+
+_PROGRAMS = {
+    "loss": _loss_program,
+    "gradients": _gradients_program,
+    "curvature": _curvature_program,
+}
+
+
+def _as_gradients(gradients, weights):
+    """Gradients in float32 at least, and zeros in the place of `None`."""
+    return [
+        _at_least_float32(keras.ops.zeros_like(w) if g is None else g)
+        for g, w in zip(gradients, weights)
+    ]
+
+
+def _at_least_float32(tensor):
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.ops.cast(tensor, keras.backend.result_type(dtype, "float32"))
+
+
+def _as_array(tensor):
+    return np.array(keras.ops.convert_to_numpy(tensor))
