@@ -11,7 +11,9 @@ from keras_plasticity import backend
 from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
-from keras_plasticity.callbacks import probe
+from keras_plasticity.diagnosis.layer_activations import NotFinite
+from keras_plasticity.diagnosis.layer_activations import Programs
+from keras_plasticity.diagnosis.layer_activations import layer_activations
 from keras_plasticity.diagnostics.rank import several_ranks
 from keras_plasticity.graph import activations
 from keras_plasticity.optimizers import UnitResetOptimizer
@@ -166,6 +168,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         self._first_step = 0
         # The names of the first learner's layers.
         self._names = None
+        self._programs = Programs()
 
     def on_train_begin(self, logs=None):
         self._before = {}
@@ -319,7 +322,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
                 layers = [in_this_model.get(name, name) for name in layers]
             try:
                 measured = self._measure_activations(model, x, layers)
-            except probe.NotFinite:
+            except NotFinite:
                 return None
         if self._wants("weight_magnitude"):
             kernels = _kernels(model)
@@ -334,8 +337,13 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         return _if_finite(measured)
 
     def _measure_activations(self, model, x, layers):
-        of_layers = probe.layer_activations(
-            model, x, layers, self._batch_size, self._max_rows
+        of_layers = layer_activations(
+            model,
+            x,
+            layers,
+            self._batch_size,
+            self._max_rows,
+            self._programs,
         )
         numbers = {}
         for layer, each in of_layers.items():

@@ -161,13 +161,14 @@ class UnitActivity:
     """Accumulates what the measures of units need, batch by batch.
 
     Args:
-        features: Array of shape `(examples, units)`, the first batch.
+        features: Array of shape `(examples, units)`, the first batch. Defaults
+            to `None`: none yet.
         extremes: Tuple of floats; see `saturated_units`. `None` if saturation
             is not measured.
         tolerance: Float; see `saturated_units`.
     """
 
-    def __init__(self, features, extremes=None, tolerance=0.1):
+    def __init__(self, features=None, extremes=None, tolerance=0.1):
         if extremes is not None:
             extremes = _check_extremes(extremes)
         self._extremes = extremes
@@ -178,26 +179,58 @@ class UnitActivity:
         # Of each unit, the sum of magnitudes is `_magnitude * 2**_exponent`.
         self._magnitude = 0.0
         self._exponent = -math.inf
-        self.add(features)
+        if features is not None:
+            self.add(features)
 
     def add(self, features):
         """Adds the activations of further examples."""
         features = arrays.check_features(features)
-        self._num_examples += len(features)
-        self._num_nonzero += np.count_nonzero(features, axis=0)
-        self._add_magnitude(features)
+        exponent = arrays.exponent_of(arrays.largest_magnitude([features]))
+        num_saturated = None
         if self._extremes is not None:
-            self._num_saturated += np.count_nonzero(
+            num_saturated = np.count_nonzero(
                 self._is_saturated(features), axis=0
             )
+        self._add(
+            len(features),
+            np.count_nonzero(features, axis=0),
+            np.abs(arrays.scaled(features, exponent)).sum(axis=0),
+            exponent,
+            num_saturated,
+        )
 
-    def _add_magnitude(self, features):
-        exponent = arrays.exponent_of(arrays.largest_magnitude([features]))
-        magnitude = np.abs(arrays.scaled(features, exponent)).sum(axis=0)
+    def add_sums(
+        self, num_examples, num_nonzero, magnitude, largest, num_saturated=None
+    ):
+        """Adds what has been computed of further examples.
+
+        Args:
+            num_examples: Integer.
+            num_nonzero: Array of a count for each unit.
+            magnitude: Array of the sum of a unit's magnitudes, each divided by
+                the largest one of all units, if that is not 0.
+            largest: Float, the largest magnitude.
+            num_saturated: Array of a count for each unit, if saturation is
+                measured.
+        """
+        exponent = arrays.exponent_of(largest)
+        magnitude = np.asarray(magnitude, "float64") * (
+            largest / 2.0**exponent
+        )
+        self._add(
+            num_examples, num_nonzero, magnitude, exponent, num_saturated
+        )
+
+    def _add(self, num_examples, num_nonzero, magnitude, exponent, saturated):
+        """Adds counts, and magnitudes divided by `2.0**exponent`."""
+        self._num_examples += num_examples
+        self._num_nonzero += num_nonzero
         old, self._exponent = self._exponent, max(self._exponent, exponent)
         self._magnitude = self._magnitude * 2.0 ** (
             old - self._exponent
         ) + magnitude * 2.0 ** (exponent - self._exponent)
+        if saturated is not None:
+            self._num_saturated += saturated
 
     def dead(self):
         return int(np.sum(self._num_nonzero == 0))

@@ -170,7 +170,7 @@ def _find(calls, traced):
     return found
 
 
-def run(traced, inputs, wanted, take):
+def run(traced, inputs, wanted, take, state_mapping=()):
     """Computes values of a trace, as a model does in inference.
 
     The model's state does not change. A layer that the model itself calls with
@@ -181,8 +181,11 @@ def run(traced, inputs, wanted, take):
         inputs: List of arrays, the model's inputs.
         wanted: Set of `trace.Value`s.
         take: Function that is called with each of them and its tensor.
+        state_mapping: List of pairs of a variable and the value that it has
+            here. Defaults to the variables' own values.
     """
-    with keras.StatelessScope(), backend.no_gradient():
+    scope = keras.StatelessScope(state_mapping=state_mapping)
+    with scope, backend.no_gradient():
         tensors = {
             value: keras.ops.convert_to_tensor(array)
             for value, array in zip(traced.inputs, inputs)

@@ -1,5 +1,6 @@
 """The settings of a model that are part of the program which trains it."""
 
+import json
 import numbers
 import warnings
 
@@ -56,6 +57,25 @@ def settings_of(model, with_values=False):
     return _cleaned(
         settings, {name: i for i, name in enumerate(names)}, with_values
     )
+
+
+def structure_of(model):
+    """What tells which program a model is in inference.
+
+    Args:
+        model: A `keras.Model`.
+
+    Returns:
+        String, the same for models that compute the same from the same values
+        of their variables; `None` if the model's config does not tell.
+    """
+    config = _config(lambda: keras.saving.serialize_keras_object(model))
+    if config is None:
+        return None
+    config.pop("compile_config", None)
+    names = dict.fromkeys(_names(config))
+    config = _cleaned(config, {name: i for i, name in enumerate(names)}, True)
+    return json.dumps(config, sort_keys=True) if _tells_all(config) else None
 
 
 def _config(get_config):

@@ -10,7 +10,7 @@ from tensorboard.util import tensor_util
 import keras_plasticity
 from keras_plasticity import diagnostics
 from keras_plasticity.callbacks import PlasticityMonitor
-from keras_plasticity.callbacks import probe
+from keras_plasticity.diagnosis.layer_activations import layer_activations
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.utils import SummaryWriter
 from tests.helpers import make_data
@@ -346,7 +346,7 @@ def test_activations_are_those_of_inference():
     model.compile("sgd", "mse")
     x, y = make_data(20, DIMS)
     model.fit(x, y, verbose=0)
-    found = probe.layer_activations(model, x, None, 7, 100)
+    found = layer_activations(model, x, None, 7, 100)
     middle = model.get_layer("relu").output
     expected = keras.Model(model.inputs[0], middle)(x, training=False)
     np.testing.assert_allclose(
@@ -369,7 +369,7 @@ def test_subclassed_model():
     first, last = monitor.history
     assert list(first["dead_units"]) == ["first", "inner_dense", "total"]
     assert list(first["saturated_units"]) == ["inner_dense", "total"]
-    found = probe.layer_activations(model, x, None, 8, 100)
+    found = layer_activations(model, x, None, 8, 100)
     w, b = model.first.get_weights()
     np.testing.assert_allclose(
         found["first"].rows(), np.maximum(x @ w + b, 0), rtol=1e-4, atol=1e-5
@@ -397,7 +397,7 @@ def test_what_is_computed_from_weights_is_computed_anew():
     x = make_data(20, DIMS)[0]
     for scale in (1.0, 0.5):
         tied.dense.kernel.assign(scale * np.ones((4, 5)))
-        found = probe.layer_activations(model, x, ["inside"], 100, 100)
+        found = layer_activations(model, x, ["inside"], 100, 100)
         expected = model.layers[1](model.layers[0](x))
         np.testing.assert_allclose(
             found["inside"].rows(), to_numpy(expected), rtol=1e-4, atol=1e-4
@@ -436,7 +436,7 @@ def test_positions_of_feature_maps_are_examples(data_format):
     kernel[..., 1] = 0.0
     model.layers[0].kernel.assign(kernel)
     x = np.random.default_rng(0).normal(0, 1, (10, *shape)).astype("float32")
-    found = probe.layer_activations(model, x, None, 4, 1000)
+    found = layer_activations(model, x, None, 4, 1000)
     assert list(found) == ["conv"]
     feature_map = to_numpy(
         keras.Model(model.inputs[0], model.get_layer("relu").output)(x)
@@ -447,12 +447,12 @@ def test_positions_of_feature_maps_are_examples(data_format):
     assert found["conv"].units.dead() == diagnostics.dead_units(rows) == 1
     np.testing.assert_allclose(found["conv"].rows(), rows, atol=1e-5)
     # Of fewer rows, evenly: the first, the last, and those between.
-    found = probe.layer_activations(model, x, None, 4, 8)
+    found = layer_activations(model, x, None, 4, 8)
     chosen = np.linspace(0, 359, 8).astype(int)
     np.testing.assert_allclose(found["conv"].rows(), rows[chosen], atol=1e-5)
     assert found["conv"].units.dead() == 1
     # Layers that have no units of their own: the axis is still the channels'.
-    found = probe.layer_activations(model, x, ["pool", "flat"], 4, 1000)
+    found = layer_activations(model, x, ["pool", "flat"], 4, 1000)
     assert found["pool"].rows().shape == (90, 3)
     assert found["flat"].rows().shape == (10, 27)
 
@@ -495,7 +495,7 @@ def test_masks_and_tokens():
     monitor = PlasticityMonitor((x, y))
     model.fit(x, y, verbose=0, callbacks=[monitor])
     expected = keras.Model(model.inputs[0], model.layers[1].output)(x)
-    found = probe.layer_activations(model, x, None, 100, 100)
+    found = layer_activations(model, x, None, 100, 100)
     np.testing.assert_allclose(
         found["gru"].rows(), to_numpy(expected), rtol=1e-4, atol=1e-5
     )
@@ -541,7 +541,7 @@ def test_it_is_not_taken_for_a_part_of_the_model():
     model = compiled()
     x = make_data(9, DIMS)[0]
     callers = [set(layer.statistics.callers) for layer in model.layers]
-    probe.layer_activations(model, x, None, 5, 100)
+    layer_activations(model, x, None, 5, 100)
     assert callers == [set(layer.statistics.callers) for layer in model.layers]
 
 
@@ -928,7 +928,7 @@ def test_a_model_that_cannot_be_traced():
     model(np.zeros((2, 4), "float32"))
     x = np.zeros((2, 4), "float32")
     with pytest.raises(ValueError, match="no symbols here.*'weight_magnitude'"):
-        probe.layer_activations(model, x, None, 10, 10)
+        layer_activations(model, x, None, 10, 10)
 
 
 def test_a_layer_called_total():
