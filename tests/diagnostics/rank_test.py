@@ -240,3 +240,34 @@ def test_bad_features(rank, features, message):
 def test_bad_threshold(rank, threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold}"):
         rank(np.eye(2), threshold=threshold)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 100), (200, 33), (31, 500)])
+@pytest.mark.parametrize("rank", [1, 5, None])
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+def test_large_matrices(shape, rank, scale):
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.normal(size=shape), 0.0)
+    if rank is not None:
+        features = rng.normal(size=(shape[0], rank)) @ features[:rank]
+    values = np.linalg.svd(features, compute_uv=False)
+    features = features * scale
+    values = np.where(values > 1e-10 * values[0], values, 0.0)
+    p = values[values > 0] / values.sum()
+    expected = np.exp(-np.sum(p * np.log(p)))
+    assert diagnostics.effective_rank(features) == pytest.approx(expected)
+    expected = np.sum(values**2) / values[0] ** 2
+    assert diagnostics.stable_rank(features) == pytest.approx(expected)
+    assert diagnostics.hard_rank(features) == (rank or min(shape))
+    for squared, measure in (
+        (True, diagnostics.approximate_rank),
+        (False, diagnostics.absolute_approximate_rank),
+    ):
+        sums = np.cumsum(values**2 if squared else values)
+        assert measure(features) == 1 + np.argmax(sums / sums[-1] >= 0.99)
+
+
+def test_a_large_zero_matrix():
+    features = np.zeros((50, 40))
+    assert diagnostics.effective_rank(features) == 0
+    assert diagnostics.hard_rank(features) == 0
