@@ -9,6 +9,8 @@ import numpy as np
 
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
+from keras_plasticity.diagnostics.linearity import LINEAR_FUNCTIONS
+from keras_plasticity.diagnostics.linearity import linear_regions
 from keras_plasticity.diagnostics.units import UnitActivity
 from keras_plasticity.graph import activations
 from keras_plasticity.graph import trace
@@ -43,11 +45,15 @@ class LayerActivations:
     Attributes:
         units: `UnitActivity` of all rows.
         extremes: Tuple of the floats that bound the activations, or `None`.
+        num_regions: Integer, the regions where the non-linearity is linear.
     """
 
     def __init__(self, function, num_examples, max_rows):
         self.extremes = _EXTREMES.get(function)
-        self.units = UnitActivity(None, self.extremes, _tolerance(function))
+        self.units = UnitActivity(
+            None, self.extremes, _tolerance(function), _regions(function)
+        )
+        self.num_regions = len(_regions(function))
         self._num_examples = num_examples
         self._max_rows = max_rows
         self._num_rows = 0
@@ -91,6 +97,7 @@ class LayerActivations:
             summary["magnitude"],
             float(summary["largest"]),
             summary.get("num_saturated"),
+            [summary[f"num_linear_{i}"] for i in range(self.num_regions)],
         )
         self._kept.append(rows)
         self._num_rows += num_rows
@@ -350,12 +357,19 @@ def _summary(tensor, activation, indices):
             for extreme in extremes
         ]
         summary["num_saturated"] = _count(is_near[0] | is_near[1])
+    for i, (low, high) in enumerate(_regions(activation.function)):
+        summary[f"num_linear_{i}"] = _count((rows > low) & (rows < high))
     return summary
 
 
 def _count(is_so):
     """How many of each unit's rows are true."""
     return keras.ops.sum(keras.ops.cast(is_so, "int32"), axis=0)
+
+
+def _regions(function):
+    """The intervals of activations in which a non-linearity is linear."""
+    return linear_regions(function) if function in LINEAR_FUNCTIONS else []
 
 
 def _tolerance(function):
