@@ -59,6 +59,24 @@ def forget_calls(layer):
             del part._outbound_nodes[outbound:]
 
 
+@contextlib.contextmanager
+def keep_losses(layer):
+    """Context after which a layer's `losses` are those of its last call before.
+
+    Tested with Keras 3.15.1, where a call in a `StatelessScope` adds no losses
+    to the layers, and yet clears theirs.
+    """
+    parts = layer._flatten_layers()
+    losses = [(list(part._losses), set(part._loss_ids)) for part in parts]
+    try:
+        yield
+    finally:
+        for part, (own, ids) in zip(parts, losses):
+            part._losses[:] = own
+            part._loss_ids.clear()
+            part._loss_ids.update(ids)
+
+
 def built_variables(optimizer):
     """The model variables that an optimizer was built with."""
     return optimizer._trainable_variables

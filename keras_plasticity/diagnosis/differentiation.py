@@ -97,6 +97,12 @@ class Differentiation:
     def _mean(self, name, x, y, batch_size, *others):
         """Mean over the examples of what a program returns, as arrays."""
         model = self._check_model()
+        with keras_compat.keep_losses(model):
+            total = self._weighted_sum(name, x, y, batch_size, *others)
+        return [_as_array(each) for each in total]
+
+    def _weighted_sum(self, name, x, y, batch_size, *others):
+        """Sum of what a program returns, each batch by its share."""
         total = None
         num_examples = len(keras.tree.flatten(x)[0])
         batch_size = min(batch_size or num_examples, num_examples)
@@ -107,14 +113,14 @@ class Differentiation:
                 none_is_leaf=False,
             )
             if total is None:
-                keras_compat.build_loss(model, *batch)
+                keras_compat.build_loss(self._model(), *batch)
             results = self._run(name, *batch, *others)
             share = min(batch_size, num_examples - start) / num_examples
             results = [share * result for result in results]
             if total is not None:
                 results = [a + b for a, b in zip(total, results)]
             total = results
-        return [_as_array(each) for each in total]
+        return total
 
     def _run(self, name, *arguments):
         """Runs a program on values of the variables, and other arguments."""

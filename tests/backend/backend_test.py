@@ -219,3 +219,43 @@ def test_value_and_gradients_inside_a_compiled_function():
             numbers, gradient = 0.0, np.zeros(())
         gradient = keras.ops.convert_to_numpy(gradient)
         np.testing.assert_allclose(gradient, numbers)
+
+
+def test_hessian_vector_product_inside_a_compiled_function():
+    def function(tensors, vectors):
+        def loss(tensors):
+            a, b, c, _ = tensors
+            # Quadratic in `a`, linear in `c`.
+            return ops.sum(a * a * b) + ops.sum(c)
+
+        products = backend.hessian_vector_product(loss, tensors, vectors)
+        return [
+            ops.zeros_like(tensor) if product is None else product
+            for tensor, product in zip(tensors, products)
+        ]
+
+    a = np.array([1.0, -2.0], "float32")
+    b = np.array([3.0, 0.5], "float32")
+    v = np.array([2.0, 1.0], "float32")
+    w = np.array([-1.0, 4.0], "float32")
+    products = backend.compiled(function)([a, b, a, a], [v, w, v, w])
+    expected = [2 * b * v + 2 * a * w, 2 * a * v, 0 * v, 0 * v]
+    for product, numbers in zip(products, expected):
+        np.testing.assert_allclose(to_numpy(product), numbers)
+
+
+def test_no_second_derivatives():
+    tensors = [ops.convert_to_tensor([1.0, 2.0])]
+    (product,) = backend.hessian_vector_product(
+        lambda tensors: ops.sum(tensors[0]), tensors, tensors
+    )
+    assert product is None or not to_numpy(product).any()
+
+
+def test_compiled_functions_take_none():
+    def function(data, others):
+        assert others is None and data[1] is None
+        return data[0] + 1.0
+
+    result = backend.compiled(function)((np.ones(2, "float32"), None), None)
+    np.testing.assert_array_equal(to_numpy(result), [2.0, 2.0])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_plasticity import backend
 from keras_plasticity.diagnosis import differentiation
 from keras_plasticity.weights import weights_of
 from tests.helpers import make_data
@@ -99,3 +98,239 @@ def test_derivatives_are_those_of_the_loss_by_hand(batch_size):
         # What the weights are is not a part of what was compiled.
         for v in weights_of(model):
             v.assign(v + 0.1)
+
+
+def _state(model):
+    variables = [*model.variables, *model.metrics_variables]
+    variables += model.optimizer.variables
+    return [to_numpy(v) for v in variables], [
+        float(ops.convert_to_numpy(n)) for n in model.losses
+    ]
+
+
+def test_nothing_changes():
+    model = _model()
+    x, y = make_data(8)
+    model.fit(x, y, verbose=0)
+    model(x, training=True)  # Whose losses are still to be read.
+    before, losses_before = _state(model)
+    derivatives = differentiation.Differentiation(model)
+    derivatives.loss(x, y)
+    derivatives.loss_and_gradients(x, y)
+    derivatives.hessian_vector_product(x, y, _values(model))
+    after, losses_after = _state(model)
+    for a, b in zip(after, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses_after == losses_before
+    model.fit(x, y, verbose=0)
+
+
+def test_what_has_changed_is_seen():
+    model = _model()
+    x, y = make_data(6)
+    derivatives = differentiation.Differentiation(model)
+    size = sum(w.size for w in _values(model))
+    assert _flat(derivatives.loss_and_gradients(x, y)[1]).size == size
+    # Other targets, other statistics.
+    assert derivatives.loss(x, y + 1) != derivatives.loss(x, y)
+    loss = derivatives.loss(x, y)
+    model.layers[1].moving_mean.assign(ops.ones(5))
+    assert derivatives.loss(x, y) != loss
+    model.layers[1].moving_mean.assign(ops.zeros(5))
+    # Other weights that are trained.
+    model.layers[0].trainable = False
+    size -= 4 * 5 + 5
+    assert _flat(derivatives.loss_and_gradients(x, y)[1]).size == size
+    # Another loss.
+    model.compile("sgd", "mae")
+    assert derivatives.loss(x, y) != loss
+    assert derivatives.loss(x, y) == pytest.approx(
+        model.evaluate(x, y, verbose=0), rel=1e-5
+    )
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class _CountsTraces(keras.layers.Layer):
+    calls = 0
+
+    def call(self, x):
+        type(self).calls += 1
+        return x
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="PyTorch compiles nothing"
+)
+def test_it_is_compiled_once():
+    model = keras.Sequential(
+        [keras.Input((4,)), _CountsTraces(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", "mse")
+    x, y = make_data(6)
+    derivatives = differentiation.differentiation_of(model)
+    derivatives.loss_and_gradients(x, y)
+    calls = _CountsTraces.calls
+    for _ in range(3):
+        model.layers[1].kernel.assign(model.layers[1].kernel + 1.0)
+        derivatives = differentiation.differentiation_of(model)
+        derivatives.loss_and_gradients(x, y)
+    assert _CountsTraces.calls == calls
+
+
+def test_a_model_that_is_done_with_is_not_kept():
+    model = _model()
+    x, y = make_data(6)
+    derivatives = differentiation.differentiation_of(model)
+    assert differentiation.differentiation_of(model) is derivatives
+    derivatives.loss_and_gradients(x, y)
+    reference = weakref.ref(derivatives)
+    del model, derivatives
+    gc.collect()
+    assert reference() is None
+
+
+def _two_losses():
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    both = keras.layers.Concatenate()([a, b])
+    outputs = {
+        "p": keras.layers.Dense(2, name="p")(both),
+        "q": keras.layers.Dense(1, name="q")(both),
+    }
+    model = keras.Model({"a": a, "b": b}, outputs)
+    model.compile(
+        "sgd", {"p": "mse", "q": "mae"}, loss_weights={"p": 2.0, "q": 0.5}
+    )
+    return model
+
+
+def test_several_inputs_and_losses():
+    model = _two_losses()
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(0, 1, (5, 2)), "b": rng.normal(0, 1, (5, 3))}
+    y = {"p": rng.normal(0, 1, (5, 2)), "q": rng.normal(0, 1, (5, 1))}
+    derivatives = differentiation.Differentiation(model)
+    loss, gradients = derivatives.loss_and_gradients(x, y, batch_size=2)
+    inputs = np.concatenate([x["a"], x["b"]], axis=1)
+    p = inputs @ to_numpy(model.get_layer("p").kernel) - y["p"]
+    q = inputs @ to_numpy(model.get_layer("q").kernel) - y["q"]
+    expected = 2.0 * np.mean(p**2) + 0.5 * np.mean(np.abs(q))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    by_shape = {g.shape: g for g in gradients}
+    np.testing.assert_allclose(
+        by_shape[(5, 2)], 2.0 * inputs.T @ p / 5, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        by_shape[(5, 1)], 0.5 * inputs.T @ np.sign(q) / 5, rtol=1e-4
+    )
+    # The model is trained afterwards as if nothing had been.
+    logs = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_embeddings_and_weights_without_a_gradient():
+    tokens, unused = keras.Input((3,), dtype="int32"), keras.Input((2,))
+    embedded = keras.layers.Embedding(6, 2)(tokens)
+    outputs = keras.layers.Dense(1)(keras.layers.Flatten()(embedded))
+    spare = keras.layers.Dense(4)
+    model = keras.Model([tokens, unused], outputs)
+    spare.build((None, 2))
+    model.spare = spare  # In no path to the loss.
+    model.compile("sgd", "mse")
+    x = [np.array([[0, 1, 1], [2, 0, 5]]), np.zeros((2, 2))]
+    y = np.ones((2, 1))
+    derivatives = differentiation.Differentiation(model)
+    loss, gradients = derivatives.loss_and_gradients(x, y)
+    by_shape = {g.shape: g for g in gradients}
+    assert not by_shape[(2, 4)].any() and not by_shape[(4,)].any()
+    used = np.any(by_shape[(6, 2)] != 0.0, axis=1)
+    np.testing.assert_array_equal(used, [True, True, True, False, False, True])
+    vectors = [np.ones(v.shape) for v in weights_of(model)]
+    products = derivatives.hessian_vector_product(x, y, vectors)
+    # The loss is quadratic in the last kernel: H e = X^T X e / 2 and so on;
+    # so that the difference quotient of the gradient is the product.
+    for v, vector in zip(weights_of(model), vectors):
+        v.assign(v + 1e-3 * vector)
+    _, moved = derivatives.loss_and_gradients(x, y)
+    for product, a, b in zip(products, moved, gradients, strict=True):
+        np.testing.assert_allclose(product, (a - b) / 1e-3, atol=2e-2)
+
+
+def test_convolutions_and_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = keras.Sequential(
+            [
+                keras.Input((6, 6, 1)),
+                keras.layers.Conv2D(3, 3, activation="relu"),
+                keras.layers.MaxPooling2D(),
+                keras.layers.Flatten(),
+                keras.layers.Dense(2, dtype="float32"),
+            ]
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 1, (5, 6, 6, 1)), np.array([0, 1, 1, 0, 1])
+    derivatives = differentiation.Differentiation(model)
+    loss, gradients = derivatives.loss_and_gradients(x, y, 2)
+    assert loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-2)
+    assert all(g.dtype == "float32" and g.any() for g in gradients)
+    products = derivatives.hessian_vector_product(x, y, gradients)
+    assert all(p.dtype == "float32" and p.any() for p in products)
+
+
+def test_plastic_layers_leave_their_statistics_out():
+    model, plain = make_model(), make_model(layer=keras.layers.Dense)
+    x, y = make_data(5)
+    both = []
+    for each in (model, plain):
+        each.compile("sgd", "mse")
+        derivatives = differentiation.Differentiation(each)
+        loss, gradients = derivatives.loss_and_gradients(x, y)
+        products = derivatives.hessian_vector_product(x, y, gradients)
+        both.append([np.array(loss), *gradients, *products])
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_losses_without_targets():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(2, use_bias=False)(inputs)
+    outputs = keras.layers.ActivityRegularization(l2=1.0)(hidden)
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd")
+    x, _ = make_data(5)
+    loss, (gradient,) = differentiation.Differentiation(
+        model
+    ).loss_and_gradients(x, None)
+    outputs = x @ to_numpy(weights_of(model)[0])
+    assert loss == pytest.approx(np.sum(outputs**2) / 5, rel=1e-5)
+    np.testing.assert_allclose(gradient, 2 * x.T @ outputs / 5, rtol=1e-4)
+
+
+def test_models_without_a_loss():
+    x, y = make_data(3)
+    model = make_model()
+    derivatives = differentiation.differentiation_of(model)
+    with pytest.raises(ValueError, match="compiled with a loss.*not compiled"):
+        derivatives.loss(x, y)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="compiled with a loss.*has no loss"):
+        derivatives.loss_and_gradients(x, y)
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="must be built"):
+        differentiation.Differentiation(model).loss(x, y)
+    with pytest.raises(TypeError, match="`model` must be"):
+        differentiation.differentiation_of(3)
+
+
+def test_a_loss_that_is_not_finite():
+    model = _model()
+    x, y = make_data(3)
+    y[0, 0] = np.nan
+    loss, gradients = differentiation.Differentiation(model).loss_and_gradients(
+        x, y
+    )
+    assert np.isnan(loss) and np.isnan(gradients[-1]).any()
