@@ -325,6 +325,20 @@ def _arrays():
     return [np.ones((2, 3)), np.ones(3)]
 
 
+_OF_DIAGNOSTICS = {
+    "batch_gradient_norms": _is([1.0, 2.0]),
+    "eigenvalues": _is([2.0, -1.0]),
+    "features": _features,
+    "gradient": _features,
+    "gradient_norm": _is(1.0),
+    "loss": _is(1.0),
+}
+_OF_ONE_DIAGNOSTIC = {
+    "isometry_deviation": {"kernels": lambda: [np.ones((2, 3)), np.eye(2)]},
+    "output_churn": {"before": _features, "after": _features},
+    "tangent_kernel_condition": {"gradients": _features},
+    "tangent_kernel_rank": {"gradients": _features},
+}
 for _name in diagnostics.__all__:
     _arguments = {}
     for _parameter in inspect.signature(
@@ -332,10 +346,11 @@ for _name in diagnostics.__all__:
     ).parameters.values():
         if _parameter.default is not _parameter.empty:
             _arguments[_parameter.name] = _is(_parameter.default)
-        elif _parameter.name == "features":
-            _arguments["features"] = _features
         else:
-            _arguments[_parameter.name] = _arrays
+            _arguments[_parameter.name] = _OF_DIAGNOSTICS.get(
+                _parameter.name, _arrays
+            )
+    _arguments |= _OF_ONE_DIAGNOSTIC.get(_name, {})
     RECIPES[f"diagnostics.{_name}"] = Recipe(
         call=getattr(diagnostics, _name), arguments=_arguments, use=float
     )

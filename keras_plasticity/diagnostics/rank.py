@@ -49,7 +49,7 @@ def effective_rank(features: np.ndarray) -> float:
     >>> round(effective_rank(np.eye(3)), 6)
     3.0
     """
-    return _effective_rank(_singular_values(features))
+    return rank_of_values(_singular_values(features))
 
 
 def approximate_rank(features: np.ndarray, threshold: float = 0.99) -> int:
@@ -150,14 +150,19 @@ def several_ranks(features: np.ndarray, names: Sequence[str]) -> dict:
     results = {
         "absolute_approximate_rank": _absolute_approximate_rank(values),
         "approximate_rank": _approximate_rank(values),
-        "effective_rank": _effective_rank(values),
+        "effective_rank": rank_of_values(values),
         "hard_rank": _hard_rank(values, np.shape(features)),
         "stable_rank": _stable_rank(values),
     }
     return {name: results[name] for name in names}
 
 
-def _effective_rank(values):
+def rank_of_values(values):
+    """The effective rank of a matrix by its singular values.
+
+    Args:
+        values: Array of any scale, none negative.
+    """
     values = values[values > 0.0]
     if values.size == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Measures of dead, dormant, inactive and saturated units.
+"""Measures of dead, dormant, inactive, saturated and linear units.
 
 All functions take the activations of one layer after its non-linearity, an
 array of shape `(examples, units)`. The positions of a feature map count as
@@ -9,6 +9,7 @@ References:
 
 - [Sokar et al., 2023](https://arxiv.org/abs/2302.12902), dormant units (ReDo)
 - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
+- [Lyle et al., 2024](https://arxiv.org/abs/2402.18762), linear units
 """
 
 import math
@@ -18,6 +19,7 @@ import numpy as np
 
 from keras_plasticity import validation
 from keras_plasticity.diagnostics import arrays
+from keras_plasticity.diagnostics.linearity import linear_regions
 
 
 def dead_units(features: np.ndarray) -> int:
@@ -157,6 +159,88 @@ def saturated_fraction(
     return UnitActivity(features, extremes, tolerance).saturated_fraction()
 
 
+def linear_units(
+    features: np.ndarray, function: str = "relu", threshold: float = 0.9
+) -> int:
+    """Number of units that do (nearly) nothing but compute a linear function.
+
+    A unit is linear if at least a fraction `threshold` of the examples lie in
+    one region where its non-linearity is linear: a ReLU unit that is always
+    on. A network of such units learns no more than a linear one. (Lyle et al.,
+    2024, call them "zombies".) Where the non-linearity is constant, a unit is
+    not linear but dead or saturated.
+
+    The regions, of activations `h` after the non-linearity, are
+
+    - `h > 0` for `"relu"`, `"elu"`, `"selu"` and `"celu"`; for `"leaky_relu"`
+        `h > 0` or, as another region, `h < 0`;
+    - between its bounds for `"relu6"`, `"hard_tanh"` and `"hard_sigmoid"`;
+    - where the derivative is at least 90 % of the largest it can be for
+        `"tanh"` (`|h| < 0.316`), `"sigmoid"` (`|h - 0.5| < 0.158`),
+        `"softsign"` (`|h| < 0.051`) and `"softplus"` (`h > 2.303`).
+
+    Args:
+        features: Array of shape `(examples, units)`, the activations of one
+            layer after its non-linearity.
+        function: String, the name of the non-linearity, one of the above.
+            Defaults to `"relu"`.
+        threshold: Float in (0, 1], the fraction of the examples. Defaults to
+            `0.9`, with which the authors of CPR count them.
+
+    Returns:
+        Integer between 0 and `units`.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, if
+            `function` is none of the above, or if `threshold` is out of its
+            range.
+
+    Example:
+
+    >>> linear_units(np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 3.0]]))
+    1
+
+    References:
+
+    - [Lyle et al., 2024](https://arxiv.org/abs/2402.18762)
+    """
+    return UnitActivity(features, regions=linear_regions(function)).linear(
+        threshold
+    )
+
+
+def linear_fraction(features: np.ndarray, function: str = "relu") -> float:
+    """Mean over the units of the share of examples on which they are linear.
+
+    That is the largest share that lies in one region where the non-linearity
+    is linear, see `keras_plasticity.diagnostics.linear_units`. For ReLU it is
+    the fraction of activations that are not 0.
+
+    Args:
+        features: Array of shape `(examples, units)`, the activations of one
+            layer after its non-linearity.
+        function: String, as in `keras_plasticity.diagnostics.linear_units`.
+            Defaults to `"relu"`.
+
+    Returns:
+        Float between 0 and 1.
+
+    Raises:
+        ValueError: If `features` is empty, not of rank 2, or not finite, or if
+            `function` is unknown.
+
+    Example:
+
+    >>> linear_fraction(np.array([[0.0, 1.0], [0.0, 2.0]]))
+    0.5
+    >>> linear_fraction(np.array([[-0.1, 2.0], [-0.2, -1.0]]), "leaky_relu")
+    0.75
+    """
+    return UnitActivity(
+        features, regions=linear_regions(function)
+    ).linear_fraction()
+
+
 class UnitActivity:
     """Accumulates what the measures of units need, batch by batch.
 
@@ -166,9 +250,11 @@ class UnitActivity:
         extremes: Tuple of floats; see `saturated_units`. `None` if saturation
             is not measured.
         tolerance: Float; see `saturated_units`.
+        regions: List of `linear_regions`, none (default) if linearity is not
+            measured.
     """
 
-    def __init__(self, features=None, extremes=None, tolerance=0.1):
+    def __init__(self, features=None, extremes=None, tolerance=0.1, regions=()):
         if extremes is not None:
             extremes = _check_extremes(extremes)
         self._extremes = extremes
@@ -176,6 +262,8 @@ class UnitActivity:
         self._num_examples = 0
         self._num_nonzero = 0
         self._num_saturated = 0
+        self._regions = regions
+        self._num_linear = 0
         # Of each unit, the sum of magnitudes is `_magnitude * 2**_exponent`.
         self._magnitude = 0.0
         self._exponent = -math.inf
@@ -197,10 +285,17 @@ class UnitActivity:
             np.abs(arrays.scaled(features, exponent)).sum(axis=0),
             exponent,
             num_saturated,
+            self._count_linear(features),
         )
 
     def add_sums(
-        self, num_examples, num_nonzero, magnitude, largest, num_saturated=None
+        self,
+        num_examples,
+        num_nonzero,
+        magnitude,
+        largest,
+        num_saturated=None,
+        num_linear=None,
     ):
         """Adds what has been computed of further examples.
 
@@ -212,16 +307,29 @@ class UnitActivity:
             largest: Float, the largest magnitude.
             num_saturated: Array of a count for each unit, if saturation is
                 measured.
+            num_linear: Array of shape `(regions, units)`, the counts of the
+                activations in each region, if linearity is measured.
         """
         exponent = arrays.exponent_of(largest)
-        magnitude = np.asarray(magnitude, "float64") * (
-            largest / 2.0**exponent
-        )
+        magnitude = np.asarray(magnitude, "float64") * (largest / 2.0**exponent)
         self._add(
-            num_examples, num_nonzero, magnitude, exponent, num_saturated
+            num_examples,
+            num_nonzero,
+            magnitude,
+            exponent,
+            num_saturated,
+            num_linear,
         )
 
-    def _add(self, num_examples, num_nonzero, magnitude, exponent, saturated):
+    def _add(
+        self,
+        num_examples,
+        num_nonzero,
+        magnitude,
+        exponent,
+        num_saturated,
+        num_linear,
+    ):
         """Adds counts, and magnitudes divided by `2.0**exponent`."""
         self._num_examples += num_examples
         self._num_nonzero += num_nonzero
@@ -229,8 +337,10 @@ class UnitActivity:
         self._magnitude = self._magnitude * 2.0 ** (
             old - self._exponent
         ) + magnitude * 2.0 ** (exponent - self._exponent)
-        if saturated is not None:
-            self._num_saturated += saturated
+        if num_saturated is not None:
+            self._num_saturated += num_saturated
+        if num_linear is not None:
+            self._num_linear += num_linear
 
     def dead(self):
         return int(np.sum(self._num_nonzero == 0))
@@ -254,6 +364,27 @@ class UnitActivity:
 
     def saturated_fraction(self):
         return float(np.mean(self._num_saturated) / self._num_examples)
+
+    def linear(self, threshold=0.9):
+        threshold = validation.check_in_interval(
+            "threshold", threshold, "(0, 1]"
+        )
+        return int(np.sum(self._linear_share() >= threshold))
+
+    def linear_fraction(self):
+        return float(np.mean(self._linear_share()))
+
+    def _linear_share(self):
+        return np.max(self._num_linear, axis=0) / self._num_examples
+
+    def _count_linear(self, features):
+        """Counts of shape `(regions, units)`."""
+        return np.array(
+            [
+                np.count_nonzero((low < features) & (features < high), axis=0)
+                for low, high in self._regions
+            ]
+        )
 
     def _is_saturated(self, features):
         is_near = np.zeros(features.shape, bool)

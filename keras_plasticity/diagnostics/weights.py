@@ -91,6 +91,40 @@ def weight_change(
     return arrays.unscaled(total, exponent)
 
 
+def weight_growth(
+    before: Sequence[np.ndarray], after: Sequence[np.ndarray]
+) -> float:
+    """By what factor the mean magnitude of weights has grown.
+
+    `mean(|after|) / mean(|before|)`, over all entries. Before may be an earlier
+    time, or the same network newly initialized.
+
+    Args:
+        before: List of arrays of any shapes, such as the kernels of a network.
+        after: List of arrays of any shapes.
+
+    Returns:
+        Float, not negative. It is 1 if all weights are 0 before and after, and
+        infinite if they are 0 only before. It is NaN if an entry is, or if
+        entries of both are infinite.
+
+    Raises:
+        ValueError: If there is no entry at all.
+
+    Example:
+
+    >>> weight_growth([np.array([1.0, -1.0])], [np.array([3.0, 2.0])])
+    2.5
+    """
+    old, old_exponent = _mean_magnitude("before", before)
+    new, new_exponent = _mean_magnitude("after", after)
+    if old == 0.0:
+        return 1.0 if new == 0.0 else new * math.inf
+    if not math.isfinite(old) or not math.isfinite(new):
+        return new / old
+    return arrays.unscaled(new / old, new_exponent - old_exponent)
+
+
 def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
     """Mean absolute entry of a list of arrays.
 
@@ -109,14 +143,19 @@ def weight_magnitude(weights: Sequence[np.ndarray]) -> float:
     >>> weight_magnitude([np.array([[-1.0, 1.0]]), np.array([4.0])])
     2.0
     """
-    weights = validation.check_arrays("weights", weights)
-    size = _check_entries("weights", weights)
+    return arrays.unscaled(*_mean_magnitude("weights", weights))
+
+
+def _mean_magnitude(name, weights):
+    """Mean absolute entry: a float, and the exponent of its scale."""
+    weights = validation.check_arrays(name, weights)
+    size = _check_entries(name, weights)
     largest = arrays.largest_magnitude(weights)
     if not math.isfinite(largest):
-        return largest
+        return largest, 0
     exponent = arrays.exponent_of(largest)
     total = sum(np.abs(arrays.scaled(w, exponent)).sum() for w in weights)
-    return arrays.unscaled(total / size, exponent)
+    return float(total / size), exponent
 
 
 def _check_entries(name, arrays):

@@ -58,7 +58,7 @@ def test_one_direction_has_rank_one(rank):
 
 def test_singular_values_too_small_for_their_share():
     values = np.array([1e308, 1e-20])
-    assert rank_module._effective_rank(values) == 1.0
+    assert rank_module.rank_of_values(values) == 1.0
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy():

@@ -131,3 +131,50 @@ def test_no_list_of_arrays(value):
     ):
         with pytest.raises(ValueError, match=f"^`{name}` must be a list of ar"):
             measure(value)
+
+
+def test_weight_growth():
+    before = [np.array([[1.0, -2.0]]), np.array([3.0])]
+    after = [np.array([[5.0, 2.0]]), np.array([-11.0])]
+    assert diagnostics.weight_growth(before, after) == pytest.approx(3.0)
+    assert diagnostics.weight_growth(before, before) == 1.0
+    # Entries of any shapes, each the same.
+    assert diagnostics.weight_growth(before, [np.ones((5, 7))]) == 0.5
+
+
+def test_growth_from_and_to_zero():
+    zeros, ones = [np.zeros((2, 3))], [np.ones(3)]
+    assert diagnostics.weight_growth(zeros, zeros) == 1.0
+    assert diagnostics.weight_growth(zeros, ones) == np.inf
+    assert diagnostics.weight_growth(ones, zeros) == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-170, 1e170, 1e307])
+def test_growth_of_any_scale(scale):
+    small, large = [np.array([1.0, 3.0])], [np.array([2.0, -2.0]) * scale]
+    growth = diagnostics.weight_growth(small, large)
+    assert growth == pytest.approx(scale, rel=1e-3)
+    same = diagnostics.weight_growth(large, [3 * each for each in large])
+    assert same == pytest.approx(3.0, rel=1e-3)
+
+
+def test_growth_of_what_is_not_finite():
+    ones, infinite = [np.ones(2)], [np.array([1.0, np.inf])]
+    undefined = [np.array([np.nan])]
+    assert diagnostics.weight_growth(ones, infinite) == np.inf
+    assert diagnostics.weight_growth(infinite, ones) == 0.0
+    for before, after in (
+        (infinite, infinite),
+        (ones, undefined),
+        (undefined, ones),
+        ([np.zeros(2)], undefined),
+        (undefined, [np.zeros(2)]),
+    ):
+        assert np.isnan(diagnostics.weight_growth(before, after))
+
+
+def test_growth_of_nothing():
+    with pytest.raises(ValueError, match="`after` .* at least one entry"):
+        diagnostics.weight_growth([np.ones(2)], [])
+    with pytest.raises(ValueError, match="`before` must be a list of arrays"):
+        diagnostics.weight_growth(None, [])
