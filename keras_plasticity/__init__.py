@@ -2,6 +2,7 @@
 
 from keras_plasticity import callbacks as callbacks
 from keras_plasticity import datasets as datasets
+from keras_plasticity import diagnosis as diagnosis
 from keras_plasticity import diagnostics as diagnostics
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
@@ -9,6 +10,7 @@ from keras_plasticity import models as models
 from keras_plasticity import optimizers as optimizers
 from keras_plasticity import streams as streams
 from keras_plasticity import training as training
+from keras_plasticity.diagnosis import measure as measure
 from keras_plasticity.graph import connect as connect
 from keras_plasticity.graph import inspect as inspect
 from keras_plasticity.seeds import derived_seed as derived_seed
@@ -21,10 +23,12 @@ __all__ = [
     "connect",
     "datasets",
     "derived_seed",
+    "diagnosis",
     "diagnostics",
     "functional",
     "inspect",
     "layers",
+    "measure",
     "models",
     "optimizers",
     "streams",

@@ -1,5 +1,4 @@
 import copy
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -7,48 +6,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_plasticity import backend
-from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
-from keras_plasticity.diagnosis.layer_activations import NotFinite
-from keras_plasticity.diagnosis.layer_activations import Programs
-from keras_plasticity.diagnosis.layer_activations import layer_activations
-from keras_plasticity.diagnostics.rank import several_ranks
-from keras_plasticity.graph import activations
-from keras_plasticity.optimizers import UnitResetOptimizer
-from keras_plasticity.optimizers import inner_optimizers
+from keras_plasticity.diagnosis import examples
+from keras_plasticity.diagnosis import measurement
+from keras_plasticity.diagnosis import measures as table
+from keras_plasticity.diagnosis import thresholds as limits
+from keras_plasticity.diagnosis.recent_examples import RecentExamples
 from keras_plasticity.training import AppendOnly
 from keras_plasticity.training import TaskCallback
-from keras_plasticity.weights import weights_of
-
-_RANKS = (
-    "effective_rank",
-    "approximate_rank",
-    "absolute_approximate_rank",
-    "stable_rank",
-    "hard_rank",
-)
-_UNITS = ("dead_units", "dormant_units", "inactive_units")
-_SATURATION = ("saturated_units", "saturated_fraction")
-_HISTOGRAMS = ("utility", "age")
-# TensorBoard's group of each measure that is a number.
-_TAGS = {
-    **{name: f"representation/{name}" for name in _RANKS},
-    "dead_units": "units/dead",
-    "dormant_units": "units/dormant",
-    "inactive_units": "units/inactive",
-    "saturated_units": "units/saturated",
-    "saturated_fraction": "units/saturated_fraction",
-    "replaced_units": "units/replaced",
-    "weight_magnitude": "weights/magnitude",
-    "weight_change": "weights/change",
-    "gradient_norm": "gradients/norm",
-}
-_MEASURES = (*_TAGS, *_HISTOGRAMS)
-# Measures aggregated over layers by their mean; the others are summed, or
-# computed on all entries jointly.
-_MEANS = (*_RANKS, "saturated_fraction")
 
 
 class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
@@ -61,9 +27,14 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     In `fit` it measures before the first epoch (step 0, or `initial_epoch`)
     and after each epoch (step: the number of epochs done). A later `fit` that
     starts at an earlier epoch, such as one for each task, continues from the
-    last step. In `OnlineTrainer` it measures each learner before each task
-    (step: the task), and adds what the task has changed when it ends. Layers
-    go by their names in the first learner's model.
+    last step. The totals of all measures are added to Keras' `logs`, where the
+    progress bar and the callbacks that come after this one find them:
+    `EarlyStopping(monitor="effective_rank", mode="max")`, `ModelCheckpoint`,
+    `CSVLogger` and others.
+
+    In `OnlineTrainer` it measures each learner before each task (step: the
+    task), and adds what the task has changed when it ends. Layers go by their
+    names in the first learner's model.
 
     Each measure has a value for each layer and in total:
 
@@ -75,45 +46,78 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     - `saturated_units`, `saturated_fraction`: likewise, of layers with a
         bounded activation (tanh, sigmoid and their like), within 5 % of its
         range of an extreme. Total: sum, and mean.
-    - `weight_magnitude`, `weight_change`: mean absolute entry of the kernels,
-        and of their change since the last measurement (in `OnlineTrainer`:
-        during the task). Total: over the entries of all kernels.
+    - `linear_units`, `linear_fraction`: likewise, of layers whose activation
+        is linear in a region. Total: sum, and mean.
+    - `gradient_dormant_units`: likewise, of dense and convolutional layers, by
+        the gradient of the loss on the probe. Total: sum.
+    - `weight_magnitude`, `weight_change`, `weight_growth`: mean absolute entry
+        of the kernels, that of their change since the last measurement (in
+        `OnlineTrainer`: during the task), and by what factor the magnitude has
+        grown since the first. Total: over the entries of all kernels.
     - `gradient_norm`: norm of the gradient of the loss on the probe, computed
         in inference mode. Total: norm of all weights' gradients. The loss is
         assumed to be a mean over examples: with `reduction="sum"`, set
         `batch_size` to the number of examples of the probe.
+    - `output_churn`: mean squared change of the outputs for the probe since
+        the last measurement, of the whole model. It needs a probe that stays
+        the same: arrays, or a data set.
     - `replaced_units`: units that the optimizer replaced since the last
         measurement (in `OnlineTrainer`: during the task). Total: sum.
     - `utility`, `age`: histograms in TensorBoard only, of the first learner.
+
+    And, for the whole model and only where `measures` names them, since they
+    take longer:
+
+    - `isometry_deviation`: see `keras_plasticity.diagnostics`; the product of
+        each kernel and its transpose.
+    - `optimization_readiness`: the gradients of 128 batches of four examples;
+        see `keras_plasticity.diagnosis`.
+    - `tangent_kernel_rank`, `tangent_kernel_condition`: the gradients of 32
+        examples, one by one, and the memory for them.
+    - `hessian_rank`, `sharpness`: second derivatives of the loss. Each of up
+        to 40 steps of the Lanczos algorithm takes twice the time of the
+        gradient on the whole probe, and as much memory as the weights.
 
     Activations are measured in every hidden layer, after its non-linearity: a
     hidden layer has a kernel, and its outputs lead to another layer with one.
     Weights are measured in every layer with a kernel, the last one included.
     The positions of a feature map count as examples, its channels as units.
+    All is measured in inference mode: dropout is off, and normalization layers
+    use their moving averages.
 
-    For three layers of 100 units and 2,000 examples all of this takes less
-    than a tenth of a second. Singular values take most of the time: seconds a
-    layer for 2,000 examples of 2,000 units. In that case choose `measures`
-    without ranks, fewer examples, or a smaller `max_rows`.
+    What it computes is compiled at the first measurement and kept. Then it
+    costs about as much as five training steps on the whole probe, and the
+    singular values: of a layer of 100 units next to nothing, of 2,000 units
+    and as many examples seconds. In that case choose `measures` without ranks,
+    fewer examples, or a smaller `max_rows`.
 
     Args:
         probe_data: The examples to measure on. An array of inputs (for a model
             with several inputs, a list or dict); a tuple `(x, y)`, which adds
-            the gradient norm; or, in `OnlineTrainer` only, an integer: that
-            many examples from the start of the coming task, with their targets
-            (the paper takes 2,000).
+            measures of gradients; a data set of batches of these (`PyDataset`,
+            `tf.data`, a PyTorch `DataLoader`), read once; a
+            `keras_plasticity.diagnosis.RecentExamples`, what was last trained
+            on; or, in `OnlineTrainer` only, an integer: that many examples
+            from the start of the coming task, with their targets (the paper
+            takes 2,000).
         log_dir: String, the folder of the TensorBoard logs; or an open
             `SummaryWriter` from `keras_plasticity.utils`, which is left open.
             Defaults to `None`: no logs.
         layers: List of names of the layers whose activations are measured.
             Defaults to all hidden layers.
         measures: List of names of measures. Defaults to all for which there
-            are data.
+            are data, without those that take longer.
         batch_size: Integer, the number of examples computed at once: fewer
             need less memory, and more time. Defaults to 2000.
         max_rows: Integer, the number of rows (examples, or positions) of a
             layer's activations whose singular values are computed. They are
             drawn evenly from all rows. Defaults to 2000.
+        thresholds: Dict from the name of a measure to a number. Where the
+            total is beyond it for the first time (above, or below where less
+            is worse: ranks and `optimization_readiness`), a warning says what
+            is wrong, and where. Of measures that count units it is a fraction
+            of all units that are measured: `{"dead_units": 0.2}` warns when
+            more than a fifth are dead. Defaults to `None`: no warnings.
 
     Attributes:
         history: List with a dict for each measurement: `"step"`; for each
@@ -127,9 +131,14 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
 
     ```python
     monitor = keras_plasticity.callbacks.PlasticityMonitor(
-        (x_test[:2000], y_test[:2000]), log_dir="logs/run"
+        (x_test[:2000], y_test[:2000]),
+        log_dir="logs/run",
+        thresholds={"dead_units": 0.2},
     )
-    model.fit(x, y, epochs=10, callbacks=[monitor])
+    stop = keras.callbacks.EarlyStopping(
+        monitor="effective_rank", mode="max", patience=3
+    )
+    model.fit(x, y, epochs=10, callbacks=[monitor, stop])
     monitor.history[-1]["dead_units"]  # {"dense": 3.0, "total": 3.0}
     ```
 
@@ -146,21 +155,43 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         measures: Sequence[str] | None = None,
         batch_size: int = 2000,
         max_rows: int = 2000,
+        thresholds: Mapping[str, float] | None = None,
     ):
         super().__init__()
-        self._batch_size = validation.check_positive_integer(
-            "batch_size", batch_size
-        )
-        self._max_rows = validation.check_positive_integer("max_rows", max_rows)
+        batch_size = validation.check_positive_integer("batch_size", batch_size)
+        max_rows = validation.check_positive_integer("max_rows", max_rows)
         self.history = []
-        self._num_examples, self._x, self._y = _check_probe(probe_data)
-        has_targets = self._num_examples is not None or self._y is not None
-        self._measures = _check_measures(measures, has_targets)
-        self._layers = _check_layers(layers)
+        # The number of examples of each task, those last trained on, or the
+        # examples themselves.
+        self._num_examples, self._recent = None, None
+        self._x, self._y = None, None
+        if isinstance(probe_data, (int, np.integer, np.bool_)):
+            self._num_examples = _check_number_of_examples(probe_data)
+        elif isinstance(probe_data, RecentExamples):
+            self._recent = probe_data
+        else:
+            self._x, self._y = examples.as_examples("probe_data", probe_data)
+        names = table.check_measures(
+            measures, self._x is None or self._y is not None, "probe_data"
+        )
+        if "output_churn" in names and self._x is None:
+            if measures is not None:
+                raise ValueError(
+                    "The measure 'output_churn' compares the outputs for the "
+                    "same examples: give `probe_data` as arrays or as a data "
+                    f"set. Received: probe_data={probe_data!r}"
+                )
+            names.remove("output_churn")
+        self._layers = table.check_layers(layers)
+        self._measurement = measurement.Measurement(
+            names, self._layers, batch_size, max_rows
+        )
+        self._thresholds = limits.Thresholds(thresholds, names)
         self._log_dir = _check_log_dir(log_dir)
         self._writer = None
-        # Kernels and replaced units of each learner at the last measurement.
+        # What each learner was at the last measurement, and at the first.
         self._before = {}
+        self._first = {}
         self._diverged = set()
         # The step that was measured before the run was interrupted.
         self._measured_before = None
@@ -168,7 +199,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         self._first_step = 0
         # The names of the first learner's layers.
         self._names = None
-        self._programs = Programs()
+        # The names of measures that stand in the logs of `fit`.
+        self._logged = set()
 
     def on_train_begin(self, logs=None):
         self._before = {}
@@ -179,35 +211,45 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             return
         if self._num_examples is not None:
             raise ValueError(
-                "`probe_data` must be an array of inputs, or a tuple (x, y), "
-                "in `fit`: only `OnlineTrainer` knows the tasks from which an "
-                "integer takes examples. "
+                "`probe_data` must be an array of inputs, a tuple (x, y), a "
+                "data set or `RecentExamples` in `fit`: only `OnlineTrainer` "
+                "knows the tasks from which an integer takes examples. "
                 f"Received: probe_data={self._num_examples}"
             )
         model = self.model
         last = self.history[-1]["step"] if self.history else None
         self._first_step = 0
-        if last is None or epoch > last:
-            self._add(epoch, {0: self._measure(model, self._x, self._y)}, 1)
-            self._write_histograms(epoch, model)
-        else:
+        if last is not None and epoch <= last:
             # This has been measured at the end of the `fit` before.
             self._first_step = last - epoch
-        self._before = {0: self._state(model)}
+        elif self._recent is None or len(self._recent):
+            self._add(epoch, {0: self._measure(model, *self._probe())}, 1)
+            self._write_histograms(epoch, model)
+        self._before = {0: self._state(model, 0)}
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model
-        after = self._state(model)
-        measured = self._measure(model, self._x, self._y)
+        after = self._state(model, 0)
+        measured = self._measure(model, *self._probe())
         if measured is not None:
-            changes = self._changes(self._before[0], after)
+            changes = self._changes(0, after)
             measured = None if changes is None else {**measured, **changes}
         step = self._first_step + epoch + 1
         self._add(step, {0: measured}, 1)
         self._write_histograms(step, model)
         self._before = {0: after}
+        if logs is not None:
+            self._log(logs, measured)
+        if measured is not None:
+            self._check(measured, f"After epoch {epoch + 1}")
 
     def on_task_begin(self, task, x, y):
+        if self._recent is not None:
+            raise ValueError(
+                "`probe_data` must be an array of inputs, a tuple (x, y), a "
+                "data set or a number of examples in `OnlineTrainer`. "
+                "Received: a `RecentExamples`, which nobody fills there"
+            )
         self._before = {}
         self._first_names()
         measured = {}
@@ -223,27 +265,31 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
                     none_is_leaf=False,
                 )
             names = self._names_in_first(model)
-            measured[learner] = _renamed(
-                self._measure(model, probe_x, probe_y, names), names
-            )
-            self._before[learner] = self._state(model)
+            of_learner = self._measure(model, probe_x, probe_y, names)
+            if of_learner is not None:
+                when = f"Before task {task}"
+                if self.trainer.num_learners > 1:
+                    when = f"{when}, in learner {learner}"
+                self._check(of_learner, when)
+            measured[learner] = _renamed(of_learner, names)
+            self._before[learner] = self._state(model, learner)
         self._add(task, measured, self.trainer.num_learners)
 
     def _first_names(self):
         """The names of the first learner's layers."""
         if self._names is None:
-            self._names = _names(self.trainer.model(0))
+            self._names = measurement.names_of(self.trainer.model(0))
         return self._names
 
     def on_task_end(self, task, results):
         broken = np.flatnonzero(~np.isfinite(results["loss"]))
         self._diverged.update(broken.tolist())
         changes = {}
-        for learner, before in self._before.items():
+        for learner in self._before:
             if learner not in self._diverged:
                 model = self.trainer.model(learner)
                 changes[learner] = _renamed(
-                    self._changes(before, self._state(model)),
+                    self._changes(learner, self._state(model, learner)),
                     self._names_in_first(model),
                 )
                 if learner == 0:
@@ -261,7 +307,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             self._writer = None
 
     def get_config(self) -> dict[str, Any]:
-        return {"measures": list(self._measures)}
+        return {"measures": list(self._measurement.names)}
 
     def get_state(self) -> dict[str, Any]:
         """The state to resume from.
@@ -275,9 +321,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             # The end of a task may add to it.
             "last": copy.deepcopy(self.history[-1:]),
             "diverged": sorted(self._diverged),
-            "before": {
-                str(learner): state for learner, state in self._before.items()
-            },
+            "before": _with_names(self._before),
+            "first": _with_names(self._first),
         }
 
     def set_state(self, state: Mapping[str, Any]):
@@ -289,20 +334,39 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         validation.check_mapping(
             "state",
             state,
-            ("history", "last", "diverged", "before"),
+            ("history", "last", "diverged", "before", "first"),
             "what `get_state` returned",
         )
         self.history = copy.deepcopy([*state["history"], *state["last"]])
         self._diverged = set(state["diverged"])
-        self._before = {
-            int(learner): each for learner, each in state["before"].items()
-        }
+        self._before = _with_numbers(state["before"])
+        self._first = _with_numbers(state["first"])
         if self._before:
             self._measured_before = self.history[-1]["step"]
 
     def _names_in_first(self, model):
         """Dict from a layer's name in a learner's model to the first's."""
-        return dict(zip(_names(model), self._first_names()))
+        return dict(zip(measurement.names_of(model), self._first_names()))
+
+    def _probe(self):
+        """Inputs and targets, in `fit`."""
+        if self._recent is not None:
+            return self._recent.examples()
+        return self._x, self._y
+
+    def _state(self, model, learner):
+        """What `_changes` compares."""
+        state = self._measurement.state(model, self._x)
+        if "magnitude" in state:
+            first = {"magnitude": state["magnitude"]}
+            self._first.setdefault(learner, first)
+        return state
+
+    def _changes(self, learner, after):
+        """What has changed in a learner; `None` if it has diverged."""
+        return self._measurement.changes(
+            self._before[learner], after, self._first.get(learner)
+        )
 
     def _measure(self, model, x, y, names=None):
         """Measures a learner; `None` if it has diverged.
@@ -314,101 +378,11 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             names: Dict from the names of this model's layers to those of the
                 first learner's, where they differ.
         """
-        measured = {}
-        if self._wants(*_RANKS, *_UNITS, *_SATURATION):
-            layers = self._layers
-            if layers is not None and names is not None:
-                in_this_model = {first: name for name, first in names.items()}
-                layers = [in_this_model.get(name, name) for name in layers]
-            try:
-                measured = self._measure_activations(model, x, layers)
-            except NotFinite:
-                return None
-        if self._wants("weight_magnitude"):
-            kernels = _kernels(model)
-            measured["weight_magnitude"] = _by_layer_and_total(
-                diagnostics.weight_magnitude, kernels
-            )
-        if self._wants("gradient_norm") and y is not None:
-            gradients = _gradients(model, x, y, self._batch_size)
-            measured["gradient_norm"] = _by_layer_and_total(
-                diagnostics.gradient_norm, gradients
-            )
-        return _if_finite(measured)
-
-    def _measure_activations(self, model, x, layers):
-        of_layers = layer_activations(
-            model,
-            x,
-            layers,
-            self._batch_size,
-            self._max_rows,
-            self._programs,
-        )
-        numbers = {}
-        for layer, each in of_layers.items():
-            if self._wants(*_RANKS):
-                names = [name for name in _RANKS if self._wants(name)]
-                numbers[layer] = several_ranks(each.rows(), names)
-            else:
-                numbers[layer] = {}
-            numbers[layer] |= {
-                "dead_units": each.units.dead(),
-                "dormant_units": each.units.dormant(),
-                "inactive_units": each.units.inactive(),
-            }
-            if each.extremes is not None:
-                numbers[layer] |= {
-                    "saturated_units": each.units.saturated(),
-                    "saturated_fraction": each.units.saturated_fraction(),
-                }
-        measured = {}
-        for name in self._measures:
-            values = {
-                layer: each[name]
-                for layer, each in numbers.items()
-                if name in each
-            }
-            if values:
-                total = sum(values.values())
-                if name in _MEANS:
-                    total /= len(values)
-                measured[name] = _with_total(values, total)
-        return measured
-
-    def _state(self, model):
-        """What `_changes` compares: kernels, and counts of replaced units."""
-        optimizer = _unit_reset_optimizer(model)
-        state = {}
-        if self._wants("weight_change"):
-            state["kernels"] = _kernels(model)
-        if self._wants("replaced_units") and optimizer is not None:
-            state["replaced"] = optimizer.num_replaced()
-        return state
-
-    def _changes(self, before, after):
-        """What has changed in a learner; `None` if it has diverged."""
-        changes = {}
-        if "replaced" in after:
-            counts = {
-                layer: count - before["replaced"].get(layer, 0)
-                for layer, count in after["replaced"].items()
-            }
-            changes["replaced_units"] = _with_total(
-                counts, sum(counts.values())
-            )
-        if "kernels" in after:
-            changes["weight_change"] = _by_layer_and_total(
-                lambda pairs: diagnostics.weight_change(*zip(*pairs)),
-                {
-                    layer: list(zip(before["kernels"][layer], kernels))
-                    for layer, kernels in after["kernels"].items()
-                },
-            )
-        return _if_finite(changes)
-
-    def _wants(self, *names):
-        return any(name in self._measures for name in names)
+        layers = self._layers
+        if layers is not None and names is not None:
+            in_this_model = {first: name for name, first in names.items()}
+            layers = [in_this_model.get(name, name) for name in layers]
+        return self._measurement.measure(model, x, y, layers)
 
     def _add(self, step, measured, num_learners):
         """Adds measures to the history and to TensorBoard.
@@ -438,13 +412,31 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             if self._log_dir is not None:
                 for layer, number in entry[name].items():
                     self._get_writer(step).scalar(
-                        f"{_TAGS[name]}/{layer}", number, step
+                        f"{table.MEASURES[name].tag}/{layer}", number, step
                     )
         if self._writer is not None:
             self._writer.flush()
 
+    def _check(self, measured, when):
+        self._thresholds.check(measured, self._measurement.num_units, when)
+
+    def _log(self, logs, measured):
+        """Adds the totals to the logs of `fit`; NaN if it has diverged."""
+        totals = dict.fromkeys(self._logged, float("nan"))
+        if measured is not None:
+            totals = {name: each["total"] for name, each in measured.items()}
+        taken = [name for name in totals if name in logs]
+        if taken:
+            raise ValueError(
+                "The names of metrics must not be those of measures of "
+                "`PlasticityMonitor`. Give the metric another name. Received: "
+                f"{taken} in the logs already"
+            )
+        self._logged = set(totals)
+        logs.update(totals)
+
     def _write_histograms(self, step, model):
-        optimizer = _unit_reset_optimizer(model)
+        optimizer = measurement.unit_reset_optimizer(model)
         if self._log_dir is None or optimizer is None:
             return
         names = optimizer.num_replaced()
@@ -453,7 +445,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             name = layer.name if layer.name in names else layer.path
             if name not in names:
                 continue
-            for measure in filter(self._wants, _HISTOGRAMS):
+            for measure in filter(self._measurement.wants, table.HISTOGRAMS):
                 values = keras.ops.convert_to_numpy(getattr(layer, measure))
                 if np.isfinite(values).all():
                     self._get_writer(step).histogram(
@@ -473,11 +465,6 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         return self._writer
 
 
-def _names(model):
-    """The names under which measures are reported: the layers', the model's."""
-    return [*activations.layer_names(model).values(), model.name]
-
-
 def _renamed(measured, names):
     """Measures under other names of layers; `None` stays `None`."""
     return measured and {
@@ -486,190 +473,28 @@ def _renamed(measured, names):
     }
 
 
-def _kernels(model):
-    """Dict from layer to the list of its kernels, as arrays."""
-    return {
-        name: [np.array(keras.ops.convert_to_numpy(v)) for v in own]
-        for name, own in _by_layer(model, activations.kernels(model)).items()
-    }
+def _with_names(states):
+    """Dict from the number of a learner, as a string, to its state."""
+    return {str(learner): state for learner, state in states.items()}
 
 
-def _gradients(model, x, y, batch_size):
-    """Dict from layer to its gradients of the loss on a probe, as arrays."""
-    variables = weights_of(model)
-    if not variables:
-        return {}
-    num_examples = len(keras.tree.flatten(x)[0])
-    sums = {}
-    for start in range(0, num_examples, batch_size):
-        batch_x, batch_y = keras.tree.map_structure(
-            lambda array: keras.ops.convert_to_tensor(
-                array[start : start + batch_size]
-            ),
-            (x, y),
-            none_is_leaf=False,
+def _with_numbers(states):
+    return {int(learner): state for learner, state in states.items()}
+
+
+def _check_number_of_examples(value):
+    is_right = validation.is_integer(value)
+    if not is_right or not 1 <= value <= validation.LARGEST_INTEGER:
+        raise validation.error(
+            "probe_data",
+            "a positive number of examples, an array of inputs, a tuple "
+            "(x, y), a data set, or `RecentExamples`",
+            value,
         )
-
-        def loss():
-            output = model(batch_x, training=False)
-            return model.compute_loss(batch_x, batch_y, output, training=False)
-
-        share = min(batch_size, num_examples - start) / num_examples
-        for v, gradient in zip(variables, backend.gradients(loss, variables)):
-            if gradient is not None:
-                gradient = keras.ops.convert_to_numpy(gradient)
-                sums[id(v)] = sums.get(id(v), 0.0) + share * gradient
-    return {
-        name: [sums.get(id(v), np.zeros(v.shape)) for v in own]
-        for name, own in _by_layer(model, variables).items()
-    }
-
-
-def _by_layer(model, variables):
-    """Dict from the name of a layer to those of the variables it owns."""
-    names = {**activations.layer_names(model), id(model): model.name}
-    remaining = {id(v): v for v in variables}
-    result = {}
-    # A layer comes after those that it is a part of: the last owner is the
-    # innermost.
-    owners = {}
-    layers = [model, *keras_compat.sublayers(model)]
-    for layer in layers:
-        parts = {
-            id(v)
-            for part in keras_compat.children(layer)
-            for v in part.variables
-        }
-        for v in layer.variables:
-            if id(v) in remaining and id(v) not in parts:
-                owners[id(v)] = names[id(layer)]
-    for key, v in remaining.items():
-        result.setdefault(owners.get(key, model.name), []).append(v)
-    return result
-
-
-def _unit_reset_optimizer(model):
-    """The model's `UnitResetOptimizer`, inside other wrappers too, if any."""
-    for optimizer in inner_optimizers.wrapped(
-        getattr(model, "optimizer", None)
-    ):
-        if isinstance(optimizer, UnitResetOptimizer):
-            return optimizer
-    return None
-
-
-def _by_layer_and_total(measure, arrays):
-    """A measure of each layer's arrays, and of all arrays jointly."""
-    if not arrays:
-        return {}
-    everything = [array for own in arrays.values() for array in own]
-    return _with_total(
-        {layer: measure(own) for layer, own in arrays.items()},
-        measure(everything),
-    )
-
-
-def _with_total(values, total):
-    if "total" in values:
-        raise ValueError(
-            "`PlasticityMonitor` calls the sum over all layers 'total'. Give "
-            "the layer of that name another one."
-        )
-    return {**values, "total": total}
-
-
-def _if_finite(measured):
-    """Drops measures without layers; `None` if a number is not finite."""
-    numbers = [n for values in measured.values() for n in values.values()]
-    if not all(map(math.isfinite, numbers)):
-        return None
-    return {name: values for name, values in measured.items() if values}
-
-
-def _check_probe(probe_data):
-    """Returns the number of examples, or the inputs and the targets."""
-    if isinstance(probe_data, (int, np.integer, np.bool_)):
-        if (
-            not validation.is_integer(probe_data)
-            or not 1 <= probe_data <= validation.LARGEST_INTEGER
-        ):
-            raise validation.error(
-                "probe_data",
-                "a positive number of examples, an array of inputs, or a tuple "
-                "(x, y)",
-                probe_data,
-            )
-        return int(probe_data), None, None
-    x, y = probe_data, None
-    if isinstance(probe_data, tuple):
-        if len(probe_data) != 2:
-            raise ValueError(
-                "`probe_data` must be an array of inputs, or a tuple (x, y); "
-                "several inputs come as a list or a dict. Received: a tuple "
-                f"of length {len(probe_data)}"
-            )
-        x, y = probe_data
-        if all(_as_array(target).ndim for target in keras.tree.flatten(y)):
-            y = keras.tree.map_structure(_as_array, y)
-        else:
-            y = _as_array(y)  # A list of numbers.
-    x = keras.tree.map_structure(_as_array, x)
-    arrays = keras.tree.flatten(x)
-    if y is not None:
-        arrays += keras.tree.flatten(y)
-    shapes = [array.shape for array in arrays]
-    lengths = {shape[0] if shape else 0 for shape in shapes}
-    if len(lengths) != 1 or not min(lengths):
-        raise ValueError(
-            "The arrays of `probe_data` must have one entry for each example, "
-            f"and one example at least. Received: arrays of shapes {shapes}"
-        )
-    for array in arrays:
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise ValueError(
-                "`probe_data` must be finite numbers. Received: an array of "
-                f"shape {array.shape} and dtype {array.dtype}"
-                + (
-                    " with NaN or infinite values"
-                    if array.dtype.kind == "f"
-                    else ""
-                )
-            )
-    return None, x, y
-
-
-def _check_measures(measures, has_targets):
-    if measures is None:
-        return [
-            name for name in _MEASURES if has_targets or name != "gradient_norm"
-        ]
-    rule = f"a list of some of {list(_MEASURES)}"
-    measures = validation.check_list("measures", measures, str, rule)
-    if not set(measures) <= set(_MEASURES):
-        raise validation.error("measures", rule, measures)
-    if "gradient_norm" in measures and not has_targets:
-        raise ValueError(
-            "The measure 'gradient_norm' needs targets: give `probe_data` as "
-            f"a tuple (x, y). Received: measures={measures}"
-        )
-    return [name for name in _MEASURES if name in measures]
-
-
-def _check_layers(layers):
-    if layers is None:
-        return None
-    rule = "a list of the names of layers, or `None` for all hidden layers"
-    names = validation.check_list("layers", layers, str, rule)
-    if not names:
-        raise validation.error("layers", rule, layers)
-    return names
+    return int(value)
 
 
 def _check_log_dir(log_dir):
     if log_dir is None or hasattr(log_dir, "scalar"):
         return log_dir
     return validation.check_path("log_dir", log_dir)
-
-
-def _as_array(value):
-    return validation.as_array("probe_data", value)

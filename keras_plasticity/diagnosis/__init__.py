@@ -1,3 +1,8 @@
-"""What a model's plasticity is, by measures that need its loss."""
+"""What the plasticity of a model is, by measures of the model as a whole."""
 
-__all__ = []
+from keras_plasticity.diagnosis.measure import measure as measure
+from keras_plasticity.diagnosis.recent_examples import (
+    RecentExamples as RecentExamples,
+)
+
+__all__ = ["RecentExamples", "measure"]

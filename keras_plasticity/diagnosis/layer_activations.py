@@ -97,7 +97,7 @@ class LayerActivations:
             summary["magnitude"],
             float(summary["largest"]),
             summary.get("num_saturated"),
-            [summary[f"num_linear_{i}"] for i in range(self.num_regions)],
+            summary.get("num_linear"),
         )
         self._kept.append(rows)
         self._num_rows += num_rows
@@ -127,8 +127,37 @@ class Programs:
             layers: List of names; `None` for all hidden layers.
 
         Returns:
-            `_Program`.
+            `_LayersProgram`.
         """
+        names = list(activations.layer_names(model).values())
+        chosen = layers and tuple(
+            names.index(each) if each in names else each for each in layers
+        )
+        return self._kept(_LayersProgram, model, batch, layers, chosen)
+
+    def hidden_layers(self, model, x, layers, batch_size):
+        """The names of the layers whose activations are computed."""
+        batch = next(_batches(_as_inputs(model, x), batch_size))
+        return self.get(model, batch, layers).names(model)
+
+    def outputs(self, model, x, batch_size):
+        """The outputs of a model in inference mode.
+
+        Args:
+            model: A built `keras.Model`.
+            x: Nest of arrays: inputs.
+            batch_size: Integer.
+
+        Returns:
+            List of arrays, in float32 or float64.
+        """
+        batches = [
+            self._kept(_OutputsProgram, model, batch).run(model, batch)
+            for batch in _batches(_as_inputs(model, x), batch_size)
+        ]
+        return [np.concatenate(arrays) for arrays in zip(*batches)]
+
+    def _kept(self, kind, model, batch, *arguments):
         if model not in self._structures:
             self._structures[model] = structure_of(model)
         structure = self._structures[model]
@@ -138,13 +167,9 @@ class Programs:
                 *map(id, model.variables),
             )
         shapes = [(a.shape, str(a.dtype)) for a in keras.tree.flatten(batch)]
-        names = list(activations.layer_names(model).values())
-        chosen = layers and tuple(
-            names.index(each) if each in names else each for each in layers
-        )
-        key = (structure, tuple(shapes), chosen)
+        key = (kind, structure, tuple(shapes), *arguments[1:])
         if key not in self._programs:
-            program = _Program(model, batch, layers)
+            program = kind(model, batch, *arguments[:1])
             if not program.may_be_kept:
                 return program
             self._programs[key] = program
@@ -152,30 +177,19 @@ class Programs:
 
 
 class _Program:
-    """Computes summaries of activations for batches of one size.
+    """Computes values of a model's trace, for batches of one size.
 
     Args:
         model: A built `keras.Model`, which is not kept.
-        batch: Nest of arrays: inputs, as the model takes them.
-        layers: List of names; `None` for all hidden layers.
+        traced: Its `trace.Trace`.
+        wanted: List of `trace.Value`s.
 
     Attributes:
         may_be_kept: Boolean, whether it goes for other weights, too.
-        found: List of `activations.Activation`s.
     """
 
-    def __init__(self, model, batch, layers):
-        traced, self.found = _trace(model, batch, layers)
-        self._size = len(keras.tree.flatten(batch)[0])
-        self._num_rows = {}  # Of positions in `found`, once they are known.
-        names = list(activations.layer_names(model).values())
-        # Of another model of this structure the names may be others.
-        self._indices = [
-            names.index(each.name) if each.name in names else None
-            for each in self.found
-        ]
-        wanted = {each.value for each in self.found}
-        calls = activations.calls_up_to(traced.calls, wanted)
+    def __init__(self, model, traced, wanted):
+        calls = activations.calls_up_to(traced.calls, set(wanted))
         # Tensors that were computed from weights while it was traced.
         self.may_be_kept = not any(
             hasattr(argument, "shape") and not isinstance(argument, trace.Value)
@@ -184,9 +198,75 @@ class _Program:
         )
         self._variables = model.variables
         self._traced = dataclasses.replace(traced, calls=calls)
-        self._compute = self._summaries
+        self._wanted = wanted
+        self._compiled = self._compute
         if self.may_be_kept:
-            self._compute = backend.compiled(self._summaries)
+            self._compiled = backend.compiled(self._compute)
+
+    def _call(self, model, *arguments):
+        """What `_compute` returns for the weights of a model, as arrays."""
+        values = [keras.ops.convert_to_tensor(v) for v in model.variables]
+        return keras.tree.map_structure(
+            keras.ops.convert_to_numpy, self._compiled(values, *arguments)
+        )
+
+    def _tensors(self, values, inputs):
+        """Dict from each value that is wanted to its tensor."""
+        tensors = {}
+        activations.run(
+            self._traced,
+            inputs,
+            set(self._wanted),
+            tensors.__setitem__,
+            list(zip(self._variables, values)),
+        )
+        return tensors
+
+
+class _OutputsProgram(_Program):
+    """Computes the outputs of a model."""
+
+    def __init__(self, model, batch):
+        traced = _trace(model, batch)
+        made = [value for call in traced.calls for value in call.outputs]
+        values = dict.fromkeys([*traced.inputs, *made])
+        super().__init__(
+            model, traced, [v for v in values if v in traced.outputs]
+        )
+
+    def run(self, model, batch):
+        return self._call(model, keras.tree.flatten(batch))
+
+    def _compute(self, values, inputs):
+        tensors = self._tensors(values, inputs)
+        # An output may be one of the inputs.
+        tensors.update(
+            (value, array)
+            for value, array in zip(self._traced.inputs, inputs)
+            if value in self._wanted
+        )
+        return [_at_least_float32(tensors[value]) for value in self._wanted]
+
+
+class _LayersProgram(_Program):
+    """Computes summaries of the activations of layers.
+
+    Attributes:
+        found: List of `activations.Activation`s.
+    """
+
+    def __init__(self, model, batch, layers):
+        traced = _trace(model, batch)
+        self.found = activations.find_activations(model, traced, layers)
+        super().__init__(model, traced, [each.value for each in self.found])
+        self._size = len(keras.tree.flatten(batch)[0])
+        self._num_rows = {}  # Of positions in `found`, once they are known.
+        names = list(activations.layer_names(model).values())
+        # Of another model of this structure the names may be others.
+        self._indices = [
+            names.index(each.name) if each.name in names else None
+            for each in self.found
+        ]
 
     def names(self, model):
         """The names of a model's layers whose activations are computed."""
@@ -222,11 +302,7 @@ class _Program:
         Returns:
             List of dicts; `None` if a number of rows was guessed wrong.
         """
-        values = [keras.ops.convert_to_tensor(v) for v in model.variables]
-        summaries = [
-            {name: keras.ops.convert_to_numpy(t) for name, t in each.items()}
-            for each in self._compute(values, inputs, indices)
-        ]
+        summaries = self._call(model, inputs, indices)
         guesses = [self.num_rows(i) for i in range(len(self.found))]
         for i, each in enumerate(summaries):
             self._num_rows[i] = int(each.pop("num_rows"))
@@ -237,22 +313,12 @@ class _Program:
             return None
         return summaries
 
-    def _summaries(self, values, inputs, indices):
-        summaries = [None] * len(self.found)
-
-        def take(value, tensor):
-            for i, each in enumerate(self.found):
-                if each.value is value:
-                    summaries[i] = _summary(tensor, each, indices[i])
-
-        activations.run(
-            self._traced,
-            inputs,
-            {each.value for each in self.found},
-            take,
-            list(zip(self._variables, values)),
-        )
-        return summaries
+    def _compute(self, values, inputs, indices):
+        tensors = self._tensors(values, inputs)
+        return [
+            _summary(tensors[each.value], each, rows)
+            for each, rows in zip(self.found, indices)
+        ]
 
 
 def layer_activations(
@@ -280,13 +346,10 @@ def layer_activations(
     inputs = _as_inputs(model, x)
     num_examples = len(keras.tree.flatten(inputs)[0])
     results = {}
-    for start in range(0, num_examples, batch_size):
-        batch = keras.tree.map_structure(
-            lambda array: array[start : start + batch_size], inputs
-        )
+    for batch in _batches(inputs, batch_size):
         arrays = keras.tree.flatten(batch)
         program = programs.get(model, batch, layers)
-        if start == 0:
+        if not results:
             results = {
                 name: LayerActivations(each.function, num_examples, max_rows)
                 for name, each in zip(program.names(model), program.found)
@@ -331,8 +394,7 @@ def _summary(tensor, activation, indices):
         so that they do not overflow.
     """
     ops = keras.ops
-    if keras.backend.standardize_dtype(tensor.dtype) != "float64":
-        tensor = ops.cast(tensor, "float32")
+    tensor = _at_least_float32(tensor)
     if len(tensor.shape) == 1:
         tensor = ops.expand_dims(tensor, 1)
     else:
@@ -357,9 +419,18 @@ def _summary(tensor, activation, indices):
             for extreme in extremes
         ]
         summary["num_saturated"] = _count(is_near[0] | is_near[1])
-    for i, (low, high) in enumerate(_regions(activation.function)):
-        summary[f"num_linear_{i}"] = _count((rows > low) & (rows < high))
+    regions = _regions(activation.function)
+    if regions:
+        summary["num_linear"] = ops.stack(
+            [_count((rows > low) & (rows < high)) for low, high in regions]
+        )
     return summary
+
+
+def _at_least_float32(tensor):
+    if keras.backend.standardize_dtype(tensor.dtype) == "float64":
+        return tensor
+    return keras.ops.cast(tensor, "float32")
 
 
 def _count(is_so):
@@ -378,7 +449,15 @@ def _tolerance(function):
     return _TOLERANCE * (high - low)
 
 
-def _trace(model, batch, layers):
+def _batches(inputs, batch_size):
+    """Yields the parts of a nest of arrays."""
+    for start in range(0, len(keras.tree.flatten(inputs)[0]), batch_size):
+        yield keras.tree.map_structure(
+            lambda array: array[start : start + batch_size], inputs
+        )
+
+
+def _trace(model, batch):
     size = len(keras.tree.flatten(batch)[0])
     inputs = None
     if not keras_compat.is_graph_model(model):
@@ -387,7 +466,7 @@ def _trace(model, batch, layers):
             batch,
         )
     try:
-        traced = trace.trace_model(model, inputs, size, whole_leaves=True)
+        return trace.trace_model(model, inputs, size, whole_leaves=True)
     except trace.NotTraceableError as error:
         shapes = [array.shape for array in keras.tree.flatten(batch)]
         raise ValueError(
@@ -397,7 +476,6 @@ def _trace(model, batch, layers):
             "write its `call` with layers and `keras.ops` alone, or choose "
             "`measures` of weights only, such as 'weight_magnitude'."
         ) from error
-    return traced, activations.find_activations(model, traced, layers)
 
 
 def _as_inputs(model, x):

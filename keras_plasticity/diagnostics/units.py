@@ -285,10 +285,7 @@ class UnitActivity:
             np.abs(arrays.scaled(features, exponent)).sum(axis=0),
             exponent,
             num_saturated,
-            [
-                np.count_nonzero((low < features) & (features < high), axis=0)
-                for low, high in self._regions
-            ],
+            self._count_linear(features),
         )
 
     def add_sums(
@@ -298,7 +295,7 @@ class UnitActivity:
         magnitude,
         largest,
         num_saturated=None,
-        num_linear=(),
+        num_linear=None,
     ):
         """Adds what has been computed of further examples.
 
@@ -310,8 +307,8 @@ class UnitActivity:
             largest: Float, the largest magnitude.
             num_saturated: Array of a count for each unit, if saturation is
                 measured.
-            num_linear: List of such an array for each region, if linearity is
-                measured.
+            num_linear: Array of shape `(regions, units)`, the counts of the
+                activations in each region, if linearity is measured.
         """
         exponent = arrays.exponent_of(largest)
         magnitude = np.asarray(magnitude, "float64") * (largest / 2.0**exponent)
@@ -325,7 +322,13 @@ class UnitActivity:
         )
 
     def _add(
-        self, num_examples, num_nonzero, magnitude, exponent, saturated, linear
+        self,
+        num_examples,
+        num_nonzero,
+        magnitude,
+        exponent,
+        num_saturated,
+        num_linear,
     ):
         """Adds counts, and magnitudes divided by `2.0**exponent`."""
         self._num_examples += num_examples
@@ -334,9 +337,14 @@ class UnitActivity:
         self._magnitude = self._magnitude * 2.0 ** (
             old - self._exponent
         ) + magnitude * 2.0 ** (exponent - self._exponent)
-        if saturated is not None:
-            self._num_saturated += saturated
-        self._num_linear += np.array(linear)
+        if num_saturated is not None:
+            self._num_saturated += num_saturated
+        if num_linear is not None:
+            self._num_linear += num_linear
+
+    @property
+    def num_units(self):
+        return len(self._num_nonzero)
 
     def dead(self):
         return int(np.sum(self._num_nonzero == 0))
@@ -372,6 +380,15 @@ class UnitActivity:
 
     def _linear_share(self):
         return np.max(self._num_linear, axis=0) / self._num_examples
+
+    def _count_linear(self, features):
+        """Counts of shape `(regions, units)`."""
+        return np.array(
+            [
+                np.count_nonzero((low < features) & (features < high), axis=0)
+                for low, high in self._regions
+            ]
+        )
 
     def _is_saturated(self, features):
         is_near = np.zeros(features.shape, bool)

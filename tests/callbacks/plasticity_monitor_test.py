@@ -92,6 +92,7 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
     model = compiled()
     x, y = make_data(20, DIMS, seed=3)
     expected = []
+    outputs = []
 
     class ByHand(keras.callbacks.Callback):
         def measure(self):
@@ -99,6 +100,7 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
             kernels = kernels_of(model)
             features = hidden_outputs(model, x)
             expected.append((kernels, features, model.optimizer.num_replaced()))
+            outputs.append(to_numpy(model(x)))
 
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 0:
@@ -141,6 +143,20 @@ def test_fit_measures_at_the_start_and_after_each_epoch():
         counts = {k: n - replaced_before.get(k, 0) for k, n in replaced.items()}
         counts["total"] = sum(counts.values())
         assert entry["replaced_units"] == counts
+        first = expected[0][0]
+        assert entry["weight_growth"] == pytest.approx(
+            {
+                "total": diagnostics.weight_growth(
+                    list(first.values()), list(kernels.values())
+                ),
+                **{
+                    name: diagnostics.weight_growth([first[name]], [kernel])
+                    for name, kernel in kernels.items()
+                },
+            }
+        )
+        churn = diagnostics.output_churn(outputs[i - 1], outputs[i])
+        assert entry["output_churn"] == {"total": pytest.approx(churn, 1e-4)}
     assert expected[-1][2]["layer_0"] > 0
 
 
@@ -531,7 +547,7 @@ def test_training_goes_as_without_it(build, tmp_path):
         history = model.fit(x, y, 5, 3, verbose=0, callbacks=callbacks)
         histories.append(history.history)
         states.append(full_state(model))
-    assert histories[0] == histories[1]
+    assert histories[0].items() <= histories[1].items()
     assert len(states[0]) == len(states[1])
     for one, other in zip(*states):
         np.testing.assert_array_equal(one, other)
@@ -709,7 +725,11 @@ def test_tensorboard_has_all_of_it(tmp_path):
         "units/inactive": "inactive_units",
         "units/saturated": "saturated_units",
         "units/saturated_fraction": "saturated_fraction",
+        "units/linear": "linear_units",
+        "units/linear_fraction": "linear_fraction",
+        "units/gradient_dormant": "gradient_dormant_units",
         "units/replaced": "replaced_units",
+        "weights/growth": "weight_growth",
         "weights/magnitude": "weight_magnitude",
         "weights/change": "weight_change",
         "gradients/norm": "gradient_norm",
@@ -834,20 +854,22 @@ def test_a_model_without_weights_has_nothing_to_measure():
     monitor.set_model(model)
     monitor.on_epoch_begin(0)
     monitor.on_epoch_end(0)
+    churn = {"output_churn": {"total": 0.0}}
     assert monitor.history == [
         {"step": 0, "per_learner": {}},
-        {"step": 1, "per_learner": {}},
+        {"step": 1, "per_learner": {"output_churn": [0.0]}, **churn},
     ]
 
 
-def test_a_linear_model_has_weights_only():
+def test_a_linear_model_has_weights_and_outputs_only():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile("sgd", "mse")
     monitor = PlasticityMonitor(make_data(9, DIMS)[0])
     small_fit(model, monitor)
     assert set(monitor.history[1]) == {
         *("step", "per_learner"),
-        *("weight_magnitude", "weight_change"),
+        *("weight_magnitude", "weight_change", "weight_growth"),
+        "output_churn",
     }
 
 

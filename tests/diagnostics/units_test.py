@@ -217,6 +217,13 @@ def test_linear_units(name):
     parts.add(features[1:])
     assert parts.linear_fraction() == np.mean(share)
     assert parts.linear() == np.sum(share >= 0.9)
+    # Or what was counted elsewhere.
+    counted = units.UnitActivity(regions=linearity.linear_regions(name))
+    ones, linear = np.ones(40), np.ones((1, 40), "int32")
+    for few, many in ((0, 7), (5, 15)):
+        for number, size in ((few, 10), (many, 30)):
+            counted.add_sums(size, ones, ones, 1.0, num_linear=number * linear)
+    assert counted.linear_fraction() == 27 / 80
 
 
 def test_a_unit_that_is_off_is_not_linear():

@@ -1,0 +1,122 @@
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_plasticity import validation
+from keras_plasticity.diagnosis import measures as table
+from keras_plasticity.diagnosis.examples import take_examples
+from keras_plasticity.diagnosis.measurement import Measurement
+
+
+def measure(
+    model: keras.Model,
+    data: Any,
+    measures: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    batch_size: int = 2000,
+    max_rows: int = 2000,
+) -> dict[str, dict[str, float]]:
+    """Measures the plasticity of a model, in a loop of one's own.
+
+    It is what `keras_plasticity.callbacks.PlasticityMonitor` measures, in
+    inference mode, without what compares two times; see there for what each
+    measure is. Nothing in the model changes. What is computed is compiled at
+    the first call for a model, and kept.
+
+    Args:
+        model: A built `keras.Model`; for measures of gradients, compiled with
+            a loss.
+        data: The examples to measure on: an array of inputs (several come as a
+            list or dict), a tuple `(x, y)`, a data set of batches of these
+            (`PyDataset`, `tf.data`, a PyTorch `DataLoader`), or a
+            `keras_plasticity.diagnosis.RecentExamples`.
+        measures: List of names of measures. Defaults to all for which there
+            are data, and for those of gradients a loss, without those that
+            take longer.
+        layers: List of names of the layers whose activations are measured.
+            Defaults to all hidden layers.
+        batch_size: Integer, the number of examples computed at once. Defaults
+            to 2000.
+        max_rows: Integer, the number of rows (examples, or positions) of a
+            layer's activations whose singular values are computed. Defaults
+            to 2000.
+
+    Returns:
+        Dict from the name of each measure to a dict from the name of each
+        layer, and from `"total"`, to a number. A measure that no layer has is
+        left out.
+
+    Raises:
+        ValueError: If the data do not fit the model, if a name is unknown, if
+            targets or a loss are missing, or if a number is not finite: the
+            network has diverged.
+
+    Example:
+
+    ```python
+    for step, (x, y) in enumerate(batches):
+        model.train_on_batch(x, y)
+        if step % 1000 == 0:
+            measured = keras_plasticity.measure(model, (x_test, y_test))
+            print(step, measured["dead_units"]["total"])
+    ```
+    """
+    validation.check_model("model", model)
+    x, y = take_examples("data", data)
+    names = table.check_measures(measures, y is not None, "data")
+    names = [
+        name
+        for name in names
+        if name in table.MEASURES and not table.MEASURES[name].is_change
+    ]
+    missing = set(measures or ()) - set(names)
+    if missing:
+        raise ValueError(
+            "`measures` must be what can be told of a model at one time; "
+            "`PlasticityMonitor` also compares two. Received: "
+            f"measures={list(measures)}, of which {sorted(missing)} compare, "
+            "or are histograms"
+        )
+    needs_loss = any(
+        table.MEASURES[name].source in ("gradients", "loss") for name in names
+    )
+    if needs_loss and not model.compiled:
+        if measures is not None:
+            raise ValueError(
+                "`model` must be compiled with a loss for measures of "
+                "gradients: call `model.compile(loss=...)`. Received: model "
+                f"'{model.name}', which is not compiled, measures={measures}"
+            )
+        names = [
+            name
+            for name in names
+            if table.MEASURES[name].source not in ("gradients", "loss")
+        ]
+    measurement = _measurement_of(
+        model,
+        tuple(names),
+        None if layers is None else tuple(table.check_layers(layers)),
+        validation.check_positive_integer("batch_size", batch_size),
+        validation.check_positive_integer("max_rows", max_rows),
+    )
+    measured = measurement.measure(model, x, y)
+    if measured is None:
+        raise ValueError(
+            "The weights, activations and gradients of `model` must be finite. "
+            f"Received: model '{model.name}', in which one is NaN or infinite "
+            "for `data`: it has diverged"
+        )
+    return measured
+
+
+_kept = weakref.WeakKeyDictionary()
+
+
+def _measurement_of(model, *arguments):
+    """The `Measurement` of a model, always the same one."""
+    kept = _kept.setdefault(model, {})
+    if arguments not in kept:
+        kept[arguments] = Measurement(*arguments)
+    return kept[arguments]

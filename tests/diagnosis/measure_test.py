@@ -1,0 +1,204 @@
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+import keras_plasticity
+from keras_plasticity import diagnostics
+from keras_plasticity.diagnosis import RecentExamples
+from keras_plasticity.diagnosis.layer_activations import Programs
+from tests.helpers import make_data
+from tests.helpers import make_model
+from tests.helpers import to_numpy
+
+DIMS = (4, 6, 5, 3)
+
+
+def compiled(activation="relu", loss="mse"):
+    model = make_model(DIMS, layer=keras.layers.Dense, activation=activation)
+    if loss is not None:
+        model.compile("sgd", loss)
+    return model
+
+
+def test_it_measures_the_weights_of_the_moment():
+    model = compiled()
+    x, y = make_data(20, DIMS)
+    for scale in (1.0, -2.0):
+        kernel = to_numpy(model.layers[0].kernel)
+        model.layers[0].kernel.assign(scale * kernel)
+        measured = keras_plasticity.measure(model, (x, y), batch_size=8)
+        h = [to_numpy(model.layers[0](x))]
+        h.append(to_numpy(model.layers[1](h[0])))
+        for name in ("effective_rank", "stable_rank", "linear_fraction"):
+            expected = [getattr(diagnostics, name)(each) for each in h]
+            assert measured[name] == pytest.approx(
+                {
+                    "layer_0": expected[0],
+                    "layer_1": expected[1],
+                    "total": np.mean(expected),
+                },
+                rel=1e-4,
+            )
+        kernels = [to_numpy(layer.kernel) for layer in model.layers]
+        assert measured["weight_magnitude"]["total"] == pytest.approx(
+            diagnostics.weight_magnitude(kernels)
+        )
+
+
+def test_dormant_gradients_by_hand():
+    model = compiled("tanh")
+    x, y = make_data(20, DIMS)
+    # The unit reads and drives nothing: its incoming weights have no gradient.
+    kernel = to_numpy(model.layers[1].kernel)
+    kernel[2] = 0.0
+    model.layers[1].kernel.assign(kernel)
+    measured = keras_plasticity.measure(
+        model, (x, y), measures=["gradient_dormant_units"]
+    )
+    assert measured == {
+        "gradient_dormant_units": {"layer_0": 1, "layer_1": 0, "total": 1}
+    }
+
+
+def test_without_a_loss_there_are_no_gradients():
+    x, y = make_data(20, DIMS)
+    measured = keras_plasticity.measure(compiled(loss=None), (x, y))
+    assert "effective_rank" in measured
+    assert not any("gradient" in name for name in measured)
+    with pytest.raises(ValueError, match="compiled with a loss.*gradient_norm"):
+        keras_plasticity.measure(
+            compiled(loss=None), (x, y), measures=["gradient_norm"]
+        )
+
+
+def test_a_list_of_inputs_and_recent_examples():
+    model = compiled()
+    x, _ = make_data(20, DIMS)
+    recent = RecentExamples()
+    recent.add(x[:12])
+    recent.add(x[12:])
+    assert keras_plasticity.measure(model, recent) == keras_plasticity.measure(
+        model, x
+    )
+
+
+def test_programs_are_compiled_once():
+    calls = []
+
+    class Counted(keras.layers.Dense):
+        def call(self, inputs, training=None):
+            calls.append(self.name)
+            return super().call(inputs, training)
+
+    model = make_model(DIMS, layer=Counted)
+    x, _ = make_data(20, DIMS)
+    for _ in range(2):
+        keras_plasticity.measure(model, x)
+    first = len(calls)
+    model.layers[0].kernel.assign(to_numpy(model.layers[0].kernel) * 0.0)
+    measured = keras_plasticity.measure(model, x)
+    assert measured["dead_units"]["layer_0"] == 6
+    if keras.backend.backend() != "torch":  # Which runs eagerly.
+        assert len(calls) == first
+
+
+def test_models_of_one_config_share_their_programs():
+    programs = Programs()
+    x, _ = make_data(9, DIMS)
+    models = [
+        keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(units, "relu"), last]
+        )
+        for units, last in (
+            (6, keras.layers.Dense(2)),
+            (6, keras.layers.Dense(2)),
+            (7, keras.layers.Dense(2)),
+            (6, keras.layers.Dense(2, use_bias=False)),
+        )
+    ]
+    found = [programs.get(model, x, None) for model in models]
+    assert found[0] is found[1]
+    assert len({id(each) for each in found}) == 3
+    names = [found[i].names(models[i]) for i in (0, 1)]
+    assert names == [[models[i].layers[0].name] for i in (0, 1)]
+    for model, program in zip(models[:2], found):
+        (output,) = programs.outputs(model, x, 4)
+        np.testing.assert_allclose(output, to_numpy(model(x)), rtol=1e-5)
+
+
+def test_a_measured_model_is_let_go():
+    model = compiled()
+    keras_plasticity.measure(model, make_data(9, DIMS))
+    reference = weakref.ref(model)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert reference() is None
+
+
+def test_sequences_of_any_length():
+    inputs = keras.Input((None, 3))
+    h = keras.layers.Dense(5, "relu", name="hidden")(inputs)
+    pooled = keras.layers.GlobalAveragePooling1D()(h)
+    model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    rng = np.random.default_rng(0)
+    for length in (4, 7):
+        x = rng.normal(size=(6, length, 3)).astype("float32")
+        layer = model.get_layer("hidden")
+        h = to_numpy(layer(x)).reshape(-1, 5)
+        measured = keras_plasticity.measure(model, x, batch_size=4)
+        rank = diagnostics.effective_rank(h)
+        assert measured["effective_rank"]["hidden"] == pytest.approx(rank, 1e-4)
+        assert measured["linear_fraction"]["total"] == pytest.approx(
+            np.mean(h > 0)
+        )
+
+
+def test_positions_among_the_examples():
+    inputs = keras.Input((6, 2))
+    rows = keras.ops.reshape(inputs, (-1, 2))
+    h = keras.layers.Dense(4, "relu", name="hidden")(rows)
+    outputs = keras.layers.Dense(1)(h)
+    model = keras.Model(inputs, keras.ops.reshape(outputs, (-1, 6, 1)))
+    x = np.random.default_rng(0).normal(size=(5, 6, 2)).astype("float32")
+    h = to_numpy(model.get_layer("hidden")(x.reshape(-1, 2)))
+    for size in (5, 2):
+        measured = keras_plasticity.measure(model, x, batch_size=size)
+        assert measured["linear_fraction"]["total"] == pytest.approx(
+            np.mean(h > 0)
+        )
+        rank = diagnostics.effective_rank(h)
+        assert measured["effective_rank"]["hidden"] == pytest.approx(rank, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"model": 5}, "model.*keras.Model.*5"),
+        ({"data": np.zeros((0, 4))}, "`data`.*one example at least"),
+        ({"data": np.zeros((5, 3))}, r"fit the inputs.*\(5, 3\)"),
+        ({"data": np.full((5, 4), np.inf)}, "`data`.*finite"),
+        ({"measures": ["ranks"]}, r"measures.*\['ranks'\]"),
+        ({"measures": ["gradient_norm"]}, "needs targets.*`data`"),
+        ({"measures": ["weight_change"]}, r"two.*\['weight_change'\]"),
+        ({"measures": ["utility"]}, "histograms"),
+        ({"layers": ["none"]}, r"layers.*\['none'\]"),
+        ({"layers": "layer_0"}, "layers=layer_0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_rows": 1.5}, "max_rows"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    settings = {"model": compiled(), "data": np.ones((5, 4)), **arguments}
+    with pytest.raises((ValueError, TypeError), match=message):
+        keras_plasticity.measure(**settings)
+
+
+def test_a_model_that_has_diverged():
+    model = compiled()
+    model.layers[1].bias.assign([1.0, 2.0, np.nan, 0.0, 0.0])
+    with pytest.raises(ValueError, match="NaN or infinite.*diverged"):
+        keras_plasticity.measure(model, make_data(9, DIMS))
