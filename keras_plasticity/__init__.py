@@ -2,6 +2,7 @@
 
 from keras_plasticity import callbacks as callbacks
 from keras_plasticity import datasets as datasets
+from keras_plasticity import diagnosis as diagnosis
 from keras_plasticity import diagnostics as diagnostics
 from keras_plasticity import functional as functional
 from keras_plasticity import layers as layers
@@ -21,6 +22,7 @@ __all__ = [
     "connect",
     "datasets",
     "derived_seed",
+    "diagnosis",
     "diagnostics",
     "functional",
     "inspect",

@@ -1,3 +1,29 @@
-"""What a model's plasticity is, by measures that need its loss."""
+"""Measures of a model's plasticity that need its loss or its derivatives."""
 
-__all__ = []
+from keras_plasticity.diagnosis.curvature import hessian_rank as hessian_rank
+from keras_plasticity.diagnosis.curvature import (
+    hessian_spectrum as hessian_spectrum,
+)
+from keras_plasticity.diagnosis.curvature import sharpness as sharpness
+from keras_plasticity.diagnosis.readiness import (
+    optimization_readiness as optimization_readiness,
+)
+from keras_plasticity.diagnosis.tangent_kernel import (
+    tangent_kernel_condition as tangent_kernel_condition,
+)
+from keras_plasticity.diagnosis.tangent_kernel import (
+    tangent_kernel_gradients as tangent_kernel_gradients,
+)
+from keras_plasticity.diagnosis.tangent_kernel import (
+    tangent_kernel_rank as tangent_kernel_rank,
+)
+
+__all__ = [
+    "hessian_rank",
+    "hessian_spectrum",
+    "optimization_readiness",
+    "sharpness",
+    "tangent_kernel_condition",
+    "tangent_kernel_gradients",
+    "tangent_kernel_rank",
+]
