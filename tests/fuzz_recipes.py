@@ -23,6 +23,7 @@ from keras import ops
 import keras_plasticity
 from keras_plasticity import callbacks
 from keras_plasticity import datasets
+from keras_plasticity import diagnosis
 from keras_plasticity import diagnostics
 from keras_plasticity import experiments
 from keras_plasticity import functional
@@ -353,6 +354,39 @@ for _name in diagnostics.__all__:
     _arguments |= _OF_ONE_DIAGNOSTIC.get(_name, {})
     RECIPES[f"diagnostics.{_name}"] = Recipe(
         call=getattr(diagnostics, _name), arguments=_arguments, use=float
+    )
+
+
+# --- diagnosis
+
+
+def _compiled_model():
+    model = make_model(dims=(4, 2))
+    model.compile("sgd", "mse")
+    return model
+
+
+def _float_or_array(result):
+    for each in keras.tree.flatten(result):
+        np.asarray(each, "float64")
+
+
+for _name in diagnosis.__all__:
+    _arguments = {
+        "model": _compiled_model,
+        "data": lambda: make_data(5, (4, 2)),
+    }
+    for _parameter in inspect.signature(
+        getattr(diagnosis, _name)
+    ).parameters.values():
+        if _parameter.default is not _parameter.empty:
+            _arguments[_parameter.name] = _is(_parameter.default)
+    RECIPES[f"diagnosis.{_name}"] = Recipe(
+        call=getattr(diagnosis, _name),
+        arguments=_arguments,
+        use=_float_or_array,
+        # It compiles something each time.
+        weight=0.2,
     )
 
 

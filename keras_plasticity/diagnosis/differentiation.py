@@ -9,6 +9,7 @@ import numpy as np
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
+from keras_plasticity.diagnosis.arguments import check_built
 from keras_plasticity.weights import weights_of
 
 
@@ -30,11 +31,11 @@ class Differentiation:
     themselves: with `reduction="sum"`, leave out `batch_size`.
 
     Args:
-        model: A built `keras.Model`.
+        model: A built `keras.Model`. For `output_gradients` it need not be
+            compiled.
     """
 
     def __init__(self, model):
-        validation.check_model("model", model)
         self._model = weakref.ref(model)
         # What the programs were compiled for: dict from `id` to variable.
         self._variables = {}
@@ -75,6 +76,23 @@ class Differentiation:
         loss, *gradients = self._mean("gradients", x, y, batch_size)
         return float(loss), gradients
 
+    def gradient_norm(self, x, y):
+        """The norm of the gradient of the loss by all weights.
+
+        It is computed where the gradient is: for many small batches.
+
+        Args:
+            x: Array, or nest of arrays: inputs.
+            y: Array, or nest of arrays: targets; or `None`.
+
+        Returns:
+            Float.
+
+        Raises:
+            ValueError: If the model is not built, or not compiled.
+        """
+        return float(self._mean("gradient_norm", x, y, None)[0])
+
     def hessian_vector_product(self, x, y, vectors, batch_size=None):
         """The product of the loss's second derivatives and a vector.
 
@@ -93,6 +111,32 @@ class Differentiation:
             ValueError: If the model is not built, or not compiled.
         """
         return self._mean("curvature", x, y, batch_size, list(vectors))
+
+    def output_gradients(self, x):
+        """The gradient by all weights of one number for each example.
+
+        That number is the output or, of several outputs, their combination
+        by a direction that is the same for all examples: it is drawn once,
+        evenly from all directions. (Their sum would not do, which is always 1
+        after a softmax.)
+
+        Args:
+            x: Array, or nest of arrays: inputs.
+
+        Returns:
+            NumPy array of shape `(examples, weights)`.
+
+        Raises:
+            ValueError: If the model is not built.
+        """
+        model = self._check_model(needs_loss=False)
+        rows = []
+        with keras_compat.keep_losses(model):
+            for i in range(len(keras.tree.flatten(x)[0])):
+                example = keras.tree.map_structure(lambda a: a[i : i + 1], x)
+                gradients = self._run("output_gradients", example, None)
+                rows.append(_as_array(gradients[0]))
+        return np.stack(rows)
 
     def _mean(self, name, x, y, batch_size, *others):
         """Mean over the examples of what a program returns, as arrays."""
@@ -137,22 +181,19 @@ class Differentiation:
             self._programs = {}
         variables = [*variables.values()]
         if name not in self._programs:
-            function = functools.partial(_loss, self._model, variables)
+            function, program = _PROGRAMS[name]
+            function = functools.partial(function, self._model, variables)
             self._programs[name] = backend.compiled(
-                functools.partial(_PROGRAMS[name], function)
+                functools.partial(program, function)
             )
         values = [keras.ops.convert_to_tensor(v) for v in variables]
         size = len(weights)
         return self._programs[name](values[:size], values[size:], *arguments)
 
-    def _check_model(self):
+    def _check_model(self, needs_loss=True):
         model = self._model()
-        if not model.built:
-            raise ValueError(
-                "`model` must be built: call it on a batch of inputs first. "
-                f"Received: model '{model.name}', which has no weights yet"
-            )
-        if not model.compiled:
+        check_built(model)
+        if needs_loss and not model.compiled:
             raise ValueError(
                 "`model` must be compiled with a loss: call "
                 f"`model.compile(loss=...)`. Received: model '{model.name}', "
@@ -169,7 +210,11 @@ def differentiation_of(model):
 
     Returns:
         `Differentiation`. It is kept for as long as the model is.
+
+    Raises:
+        TypeError: If it is no model.
     """
+    validation.check_model("model", model)
     if model not in _kept:
         _kept[model] = Differentiation(model)
     return _kept[model]
@@ -220,6 +265,23 @@ def _has_keras_loss(model):
     return type(model).compute_loss is keras.Model.compute_loss
 
 
+def _combined_output(reference, variables, others, x, y, weights):
+    """The outputs for one example, combined to one; see `_loss`."""
+    del y
+    scope = keras.StatelessScope(
+        state_mapping=list(zip(variables, [*weights, *others])),
+        collect_losses=True,
+    )
+    with scope:
+        outputs = keras.tree.flatten(reference()(x, training=False))
+    outputs = keras.ops.concatenate(
+        [keras.ops.reshape(_at_least_float32(each), (-1,)) for each in outputs]
+    )
+    direction = np.random.default_rng(0).normal(size=outputs.shape)
+    direction /= np.linalg.norm(direction)
+    return keras.ops.sum(outputs * keras.ops.cast(direction, outputs.dtype))
+
+
 def _loss_program(function, weights, others, x, y):
     return [function(others, x, y, weights)]
 
@@ -232,6 +294,24 @@ def _gradients_program(function, weights, others, x, y):
     return [loss, *_as_gradients(gradients, weights)]
 
 
+def _gradient_norm_program(function, weights, others, x, y):
+    _, *gradients = _gradients_program(function, weights, others, x, y)
+    largest = keras.ops.max(
+        keras.ops.stack([keras.ops.max(keras.ops.abs(g)) for g in gradients])
+    )
+    # Squares of what is first divided by it do not overflow.
+    divisor = keras.ops.where(largest > 0, largest, 1.0)
+    squares = [keras.ops.sum(keras.ops.square(g / divisor)) for g in gradients]
+    return [largest * keras.ops.sqrt(sum(squares))]
+
+
+def _flat_gradients_program(function, weights, others, x, y):
+    _, *gradients = _gradients_program(function, weights, others, x, y)
+    return [
+        keras.ops.concatenate([keras.ops.reshape(g, (-1,)) for g in gradients])
+    ]
+
+
 def _curvature_program(function, weights, others, x, y, vectors):
     function = functools.partial(function, others, x, y)
     vectors = [keras.ops.cast(v, w.dtype) for v, w in zip(vectors, weights)]
@@ -239,10 +319,13 @@ def _curvature_program(function, weights, others, x, y, vectors):
     return _as_gradients(products, weights)
 
 
+# Of which scalar, and what of it.
 _PROGRAMS = {
-    "loss": _loss_program,
-    "gradients": _gradients_program,
-    "curvature": _curvature_program,
+    "curvature": (_loss, _curvature_program),
+    "gradient_norm": (_loss, _gradient_norm_program),
+    "gradients": (_loss, _gradients_program),
+    "loss": (_loss, _loss_program),
+    "output_gradients": (_combined_output, _flat_gradients_program),
 }
 
 

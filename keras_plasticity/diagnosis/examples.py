@@ -68,6 +68,10 @@ def check_arrays(name, x, y):
     def as_array(value):
         return validation.as_array(name, value)
 
+    if x is None:
+        raise validation.error(
+            name, "a tuple (x, y), an array of inputs, or a data set", x
+        )
     if y is not None:
         if all(as_array(target).ndim for target in keras.tree.flatten(y)):
             y = keras.tree.map_structure(as_array, y)

@@ -7,7 +7,10 @@ import numpy as np
 
 from keras_plasticity import diagnostics
 from keras_plasticity import keras_compat
+from keras_plasticity.diagnosis import curvature
 from keras_plasticity.diagnosis import measures as table
+from keras_plasticity.diagnosis import readiness
+from keras_plasticity.diagnosis import tangent_kernel
 from keras_plasticity.diagnosis.differentiation import differentiation_of
 from keras_plasticity.diagnosis.layer_activations import NotFinite
 from keras_plasticity.diagnosis.layer_activations import Programs
@@ -84,10 +87,13 @@ class Measurement:
         if self._wants_from("gradients") and y is not None:
             measured.update(self._of_gradients(model, x, y, layers))
         if self._wants_from("loss") and y is not None:
-            measured.update(_of_loss(model, x, y, self.names))
-        return if_finite(
-            {name: measured[name] for name in self.names if name in measured}
-        )
+            measured.update(self._of_loss(model, x, y))
+        if self._wants_from("examples"):
+            rank = tangent_kernel.tangent_kernel_rank(model, (x, None))
+            measured["tangent_kernel_rank"] = with_total({}, rank)
+        return if_finite(measured) and {
+            name: measured[name] for name in self.names if measured.get(name)
+        }
 
     def _wants_from(self, source):
         return any(
@@ -161,6 +167,23 @@ class Measurement:
                     self.num_units[name] = gradient.shape[-1]
             measured.update(_with_totals(numbers, self.names))
         return measured
+
+    def _of_loss(self, model, x, y):
+        """Measures of the whole model that need many gradients of its loss."""
+        totals = {}
+        if self.wants("optimization_readiness"):
+            totals["optimization_readiness"] = readiness.optimization_readiness(
+                model, (x, y), batch_size=self._batch_size
+            )
+        if self.wants("hessian_rank", "sharpness"):
+            values, weights = curvature.hessian_spectrum(
+                model, (x, y), batch_size=self._batch_size
+            )
+            if not np.isfinite(values).all():
+                return {"sharpness": {"total": np.nan}}
+            totals["hessian_rank"] = diagnostics.hessian_rank(values, weights)
+            totals["sharpness"] = float(np.max(values))
+        return {name: with_total({}, n) for name, n in totals.items()}
 
     def state(self, model, x=None):
         """What `changes` compares.
@@ -268,11 +291,6 @@ def if_finite(measured):
     if not all(map(math.isfinite, numbers)):
         return None
     return {name: values for name, values in measured.items() if values}
-
-
-def _of_loss(model, x, y, names):
-    """Measures of the whole model that need many gradients of its loss."""
-    raise NotImplementedError
 
 
 def _with_totals(numbers, names):

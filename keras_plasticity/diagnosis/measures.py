@@ -22,7 +22,8 @@ class Measure:
         tag: String, its group and name in TensorBoard.
         source: String, what it is computed from: `"activations"`,
             `"outputs"`, `"weights"`, `"gradients"`, `"loss"` (where it needs
-            more than one gradient) or `"optimizer"`.
+            more than one gradient of it), `"examples"` (gradients of the
+            outputs for single examples) or `"optimizer"`.
         total: String, how the values of layers make one of the model: by their
             `"sum"` or `"mean"`, or computed on all of them `"jointly"`.
         is_count: Boolean, whether it counts units.
@@ -170,17 +171,10 @@ _TABLE = [
     Measure(
         "tangent_kernel_rank",
         "gradients/tangent_kernel_rank",
-        "loss",
+        "examples",
         is_default=False,
         bad="below",
         words="different examples pull the weights the same way",
-    ),
-    Measure(
-        "tangent_kernel_condition",
-        "gradients/tangent_kernel_condition",
-        "loss",
-        is_default=False,
-        words="some of what is asked is learned much slower than the rest",
     ),
     Measure(
         "hessian_rank",

@@ -229,9 +229,7 @@ def test_recent_examples():
     data = Batches(x, y, size=7)
     model = compiled()
     monitor = PlasticityMonitor(recent)
-    model.fit(
-        recent.record(data), epochs=2, shuffle=False, callbacks=[monitor]
-    )
+    model.fit(recent.record(data), epochs=2, shuffle=False, callbacks=[monitor])
     assert data.epochs >= 2  # Keras says so once more, in the beginning.
     # Before training, if at all, on the batch that Keras has looked at.
     assert [entry["step"] for entry in monitor.history[-2:]] == [1, 2]

@@ -10,8 +10,13 @@ from keras import ops
 
 from keras_plasticity.diagnosis import differentiation
 from keras_plasticity.weights import weights_of
+from tests.diagnosis.differences import flat
+from tests.diagnosis.differences import gradient_of
+from tests.diagnosis.differences import hessian_of
+from tests.diagnosis.differences import values_of
 from tests.helpers import make_data
 from tests.helpers import make_model
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -46,54 +51,24 @@ def _loss(weights, x, y):
     return np.mean((outputs - y) ** 2) + activity + penalty
 
 
-def _differences(function, weights, step):
-    """Central differences of a function of a list of arrays, for each entry."""
-    results = []
-    for i, w in enumerate(weights):
-        for index in np.ndindex(w.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = [each.copy() for each in weights]
-                moved[i][index] += sign * step
-                ends.append(function(moved))
-            results.append((ends[0] - ends[1]) / (2 * step))
-    return np.stack(results)
-
-
-def _gradient(weights, x, y):
-    return _differences(lambda moved: _loss(moved, x, y), weights, 1e-4)
-
-
-def _hessian(weights, x, y):
-    return _differences(lambda moved: _gradient(moved, x, y), weights, 1e-3)
-
-
-def _values(model):
-    return [to_numpy(v).astype("float64") for v in weights_of(model)]
-
-
-def _flat(arrays):
-    return np.concatenate([np.ravel(each) for each in arrays])
-
-
-@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("batch_size", mostly_slow([None, 3], 3))
 def test_derivatives_are_those_of_the_loss_by_hand(batch_size):
     model = _model()
     x, y = make_data(7)
     derivatives = differentiation.Differentiation(model)
     rng = np.random.default_rng(0)
     for _ in range(2):
-        weights = _values(model)
+        weights = values_of(model)
         loss = derivatives.loss(x, y, batch_size)
         assert loss == pytest.approx(_loss(weights, x, y), rel=1e-5)
         same, gradients = derivatives.loss_and_gradients(x, y, batch_size)
         assert same == pytest.approx(loss, rel=1e-6)
-        expected = _gradient(weights, x, y)
-        np.testing.assert_allclose(_flat(gradients), expected, atol=1e-5)
+        expected = gradient_of(_loss, weights, x, y)
+        np.testing.assert_allclose(flat(gradients), expected, atol=1e-5)
         vectors = [rng.normal(0, 1, w.shape) for w in weights]
         products = derivatives.hessian_vector_product(x, y, vectors, batch_size)
-        expected = _hessian(weights, x, y) @ _flat(vectors)
-        np.testing.assert_allclose(_flat(products), expected, atol=1e-4)
+        expected = hessian_of(_loss, weights, x, y) @ flat(vectors)
+        np.testing.assert_allclose(flat(products), expected, atol=1e-4)
         assert [w.shape for w in weights] == [p.shape for p in products]
         # What the weights are is not a part of what was compiled.
         for v in weights_of(model):
@@ -117,7 +92,7 @@ def test_nothing_changes():
     derivatives = differentiation.Differentiation(model)
     derivatives.loss(x, y)
     derivatives.loss_and_gradients(x, y)
-    derivatives.hessian_vector_product(x, y, _values(model))
+    derivatives.hessian_vector_product(x, y, values_of(model))
     after, losses_after = _state(model)
     for a, b in zip(after, before, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -129,8 +104,8 @@ def test_what_has_changed_is_seen():
     model = _model()
     x, y = make_data(6)
     derivatives = differentiation.Differentiation(model)
-    size = sum(w.size for w in _values(model))
-    assert _flat(derivatives.loss_and_gradients(x, y)[1]).size == size
+    size = sum(w.size for w in values_of(model))
+    assert flat(derivatives.loss_and_gradients(x, y)[1]).size == size
     # Other targets, other statistics.
     assert derivatives.loss(x, y + 1) != derivatives.loss(x, y)
     loss = derivatives.loss(x, y)
@@ -140,7 +115,7 @@ def test_what_has_changed_is_seen():
     # Other weights that are trained.
     model.layers[0].trainable = False
     size -= 4 * 5 + 5
-    assert _flat(derivatives.loss_and_gradients(x, y)[1]).size == size
+    assert flat(derivatives.loss_and_gradients(x, y)[1]).size == size
     # Another loss.
     model.compile("sgd", "mae")
     assert derivatives.loss(x, y) != loss
@@ -322,8 +297,9 @@ def test_models_without_a_loss():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="must be built"):
         differentiation.Differentiation(model).loss(x, y)
-    with pytest.raises(TypeError, match="`model` must be"):
-        differentiation.differentiation_of(3)
+    for value in (3, [], None):
+        with pytest.raises(TypeError, match="`model` must be"):
+            differentiation.differentiation_of(value)
 
 
 def test_a_loss_that_is_not_finite():
@@ -334,3 +310,56 @@ def test_a_loss_that_is_not_finite():
         x, y
     )
     assert np.isnan(loss) and np.isnan(gradients[-1]).any()
+
+
+def test_the_norm_of_the_gradient():
+    model = _model()
+    x, y = make_data(7)
+    derivatives = differentiation.Differentiation(model)
+    _, gradients = derivatives.loss_and_gradients(x, y)
+    norm = derivatives.gradient_norm(x, y)
+    assert norm == pytest.approx(np.linalg.norm(flat(gradients)), rel=1e-5)
+    # Squares that float32 does not hold.
+    model.compile("sgd", "mse", loss_weights=1e25)
+    large = derivatives.gradient_norm(x, y)
+    _, gradients = derivatives.loss_and_gradients(x, y)
+    gradients = flat(gradients).astype("float64")
+    assert large == pytest.approx(np.linalg.norm(gradients), rel=1e-5)
+    # No gradient.
+    model = make_model()
+    model.compile("sgd", "mse")
+    for v in weights_of(model):
+        v.assign(ops.zeros(v.shape))
+    x, y = np.ones((3, 4)), np.zeros((3, 3))
+    assert differentiation.Differentiation(model).gradient_norm(x, y) == 0.0
+
+
+def test_gradients_of_the_output_of_each_example():
+    model = make_model(layer=keras.layers.Dense, dims=(4, 5, 1))
+    x, _ = make_data(6)
+    gradients = differentiation.Differentiation(model).output_gradients(x)
+
+    def output(weights, x, y):
+        kernel, bias, last_kernel, last_bias = weights
+        hidden = np.tanh(x @ kernel + bias)
+        return (hidden @ last_kernel + last_bias)[0, 0]
+
+    for row, example in zip(gradients, x, strict=True):
+        expected = gradient_of(output, values_of(model), example[None], None)
+        # Of one output there are two directions.
+        if row @ expected < 0:
+            row = -row
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_gradients_of_several_outputs():
+    model = _two_losses()
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(0, 1, (5, 2)), "b": rng.normal(0, 1, (5, 3))}
+    rows = differentiation.Differentiation(model).output_gradients(x)
+    # For each output its inputs and 1, by what it has in the direction.
+    inputs = np.concatenate([x["a"], x["b"], np.ones((5, 1))], axis=1)
+    assert rows.shape == (5, 3 * inputs.shape[1])
+    np.testing.assert_allclose(
+        rows @ rows.T, inputs @ inputs.T, rtol=1e-4, atol=1e-5
+    )
