@@ -1,0 +1,455 @@
+"""How well measures tell which network will learn more from its next steps.
+
+    KERAS_BACKEND=jax python -m tests.benchmarks.readiness_ranking \
+        --problem=regression --log=readiness.jsonl
+
+Learners train online with Adam, one example a step, on the tasks of a stream.
+Of each, the weights are kept before the first task and after every few. At the
+end all of these are measured on a task that is new to them, and their gain on
+it is computed, `(L - E[L_k]) / L`: the share of the loss that `k` steps from
+there take away, in the mean over several draws of examples. The steps are those
+of Adam without a past, with the learning rate of the training, or of SGD.
+
+A measure ranks two networks of a learner right if the one with the greater
+value has the greater gain; of equal values, half of the pair counts. Printed is
+the share of pairs that are ranked right, in the mean over the learners, and
+beside it 1.96 standard errors of this mean.
+
+This is the comparison of Wang et al. (2026), https://arxiv.org/abs/2605.09044,
+with their networks. What the paper leaves open, or what is not known of it, is
+a flag here, or is said above.
+
+Learners that are in the log file already, with the same settings, are not
+computed again.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_plasticity import datasets
+from keras_plasticity import diagnosis
+from keras_plasticity import diagnostics
+from keras_plasticity import streams
+from keras_plasticity import training
+from keras_plasticity.diagnosis.differentiation import differentiation_of
+
+STEPS = (1, 10, 100)
+MEASURES = (
+    "optimization_readiness",
+    "gradient_norm",
+    "gradient_strength",
+    "effective_rank",
+    "tangent_kernel_rank",
+)
+# Examples of the new task that activations are computed for.
+_NUM_ACTIVATIONS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A stream of tasks, and the network that learns it.
+
+    Attributes:
+        dims: Tuple of the numbers of inputs, hidden units and outputs.
+        loss: Function that returns the loss.
+        learning_rate: Float, of Adam.
+        stream: Function of the loaded data, a seed, a number of tasks and a
+            number of examples for each, which returns the stream.
+        num_new: Integer, the number of examples of the new task. Those that
+            are not measured on are trained on.
+        load: Function of a folder that returns the data.
+    """
+
+    dims: tuple[int, ...]
+    loss: Callable
+    learning_rate: float
+    stream: Callable
+    num_new: int
+    load: Callable = lambda data_dir: ()
+
+
+def _regression(data, seed, num_tasks, num_examples):
+    return streams.SlowlyChangingRegression(num_tasks, num_examples, seed=seed)
+
+
+def _images(data, seed, num_tasks, num_examples):
+    return streams.OnlinePermutedImages(*data, num_tasks, num_examples, seed)
+
+
+PROBLEMS = {
+    "regression": Problem(
+        dims=(20, 5, 5, 1),
+        loss=keras.losses.MeanSquaredError,
+        learning_rate=0.01,
+        stream=_regression,
+        num_new=20_000,
+    ),
+    "mnist": Problem(
+        dims=(784, 100, 100, 100, 10),
+        loss=lambda: keras.losses.SparseCategoricalCrossentropy(True),
+        learning_rate=0.001,
+        stream=_images,
+        num_new=60_000,
+        load=datasets.load_mnist,
+    ),
+}
+
+
+def build_model(problem, seed, optimizer):
+    """A compiled model with the weights of a seed."""
+    seeds = np.random.default_rng([seed, 0, 1]).integers(0, 2**31, 9)
+    layers = [keras.Input(problem.dims[:1])]
+    for i, units in enumerate(problem.dims[1:]):
+        is_last = i == len(problem.dims) - 2
+        kind = "LecunUniform" if is_last else "HeUniform"
+        layers.append(
+            keras.layers.Dense(
+                units,
+                activation=None if is_last else "relu",
+                kernel_initializer=getattr(keras.initializers, kind)(
+                    int(seeds[i])
+                ),
+            )
+        )
+    model = keras.Sequential(layers)
+    model.compile(optimizer, problem.loss())
+    return model
+
+
+class Snapshots(training.TaskCallback):
+    """Keeps the weights of all learners before some tasks.
+
+    Args:
+        every: Integer, how many tasks are between them.
+
+    Attributes:
+        tasks: List of the tasks before which they were kept.
+        weights: For each of them the list of the learners' weights.
+    """
+
+    def __init__(self, every):
+        self._every = every
+        self.tasks = []
+        self.weights = []
+
+    def on_task_begin(self, task, x, y):
+        if task % self._every == 0:
+            self.keep(task)
+
+    def keep(self, task):
+        self.tasks.append(task)
+        self.weights.append(
+            [
+                self.trainer.model(learner).get_weights()
+                for learner in range(self.trainer.num_learners)
+            ]
+        )
+
+
+class Restarts(training.TaskCallback):
+    """Has each learner begin each task with weights of its own.
+
+    Args:
+        weights: List of the learners' weights.
+        problem: `Problem`.
+        optimizer: Function that returns a new optimizer.
+    """
+
+    def __init__(self, weights, problem, optimizer):
+        self._weights = weights
+        model = build_model(problem, 0, optimizer())
+        model.optimizer.build(model.trainable_variables)
+        self._slots = [
+            keras.ops.convert_to_numpy(v) for v in model.optimizer.variables
+        ]
+
+    def on_task_begin(self, task, x, y):
+        for learner, weights in enumerate(self._weights):
+            with self.trainer.edit(learner) as model:
+                model.set_weights(weights)
+                for v, value in zip(model.optimizer.variables, self._slots):
+                    v.assign(value)
+
+
+class Draws:
+    """As tasks, draws of a few examples of one task; and its other examples.
+
+    Args:
+        x: Array of inputs.
+        y: Array of targets.
+        num_measured: Integer, how many of the first examples are tested on.
+        num_steps: Integer, how many of the others a draw has.
+        num_draws: Integer.
+        seed: Integer.
+    """
+
+    def __init__(self, x, y, num_measured, num_steps, num_draws, seed):
+        self._measured = x[:num_measured], y[:num_measured]
+        self._trained = x[num_measured:], y[num_measured:]
+        self._num_steps = num_steps
+        self._num_draws = num_draws
+        self._seed = seed
+
+    def __len__(self):
+        return self._num_draws
+
+    def task(self, index):
+        x, y = self._trained
+        rng = np.random.default_rng([self._seed, index])
+        chosen = rng.integers(0, len(x), self._num_steps)
+        return x[chosen], y[chosen]
+
+    def test(self, index):
+        return self._measured
+
+
+def train(problem, data, seeds, flags):
+    """Trains a learner for each seed.
+
+    Args:
+        problem: `Problem`.
+        data: What it loads.
+        seeds: List of integers.
+        flags: What `parse` returns.
+
+    Returns:
+        Tuple of a list of tasks, and of a list of lists of weights: for each
+        of these tasks, those of each learner before it.
+    """
+    trainer = training.OnlineTrainer(
+        lambda learner: build_model(
+            problem,
+            seeds[learner],
+            keras.optimizers.Adam(flags.learning_rate),
+        ),
+        num_learners=len(seeds),
+    )
+    snapshots = Snapshots(flags.every)
+    trainer.fit(
+        lambda learner: problem.stream(
+            data, seeds[learner], flags.num_tasks, flags.examples_per_task
+        ),
+        callbacks=[snapshots],
+    )
+    snapshots.keep(flags.num_tasks)
+    return snapshots.tasks, snapshots.weights
+
+
+def measure(problem, model, x, y):
+    """Dict from each measure, and from `"loss"`, to a float."""
+    derivatives = differentiation_of(model)
+    loss, gradients = derivatives.loss_and_gradients(x, y, 2000)
+    norm = diagnostics.gradient_norm(gradients)
+    weights = model.get_weights()
+    hidden, ranks = x[:_NUM_ACTIVATIONS], []
+    for kernel, bias in zip(weights[:-2:2], weights[1:-2:2]):
+        hidden = np.maximum(hidden @ kernel + bias, 0.0)
+        ranks.append(diagnostics.effective_rank(hidden))
+    return {
+        "loss": loss,
+        "optimization_readiness": diagnosis.optimization_readiness(
+            model, (x, y), batch_size=2000
+        ),
+        "gradient_norm": norm,
+        "gradient_strength": norm**2 / loss if loss else 0.0,
+        "effective_rank": float(np.mean(ranks)),
+        "tangent_kernel_rank": diagnosis.tangent_kernel_rank(model, (x, y)),
+    }
+
+
+def losses_after(problem, weights, draws, optimizer):
+    """Losses of networks after training on draws of examples.
+
+    Args:
+        problem: `Problem`.
+        weights: List of the networks' weights.
+        draws: List of `Draws`, one for each network.
+        optimizer: Function that returns a new optimizer.
+
+    Returns:
+        Array of the mean over the draws, of shape `(networks,)`.
+    """
+    trainer = training.OnlineTrainer(
+        lambda network: build_model(problem, 0, optimizer()),
+        num_learners=len(weights),
+    )
+    results = trainer.fit(
+        lambda network: draws[network],
+        callbacks=[Restarts(weights, problem, optimizer)],
+        on_nan="continue",
+    )
+    return results["test_loss"].mean(axis=0)
+
+
+def compute(problem, data, seeds, flags):
+    """Trains learners, and measures what they were at times.
+
+    Args:
+        problem: `Problem`.
+        data: What it loads.
+        seeds: List of integers, one for each learner.
+        flags: What `parse` returns.
+
+    Yields:
+        For each learner a dict that JSON can hold.
+    """
+    tasks, snapshots = train(problem, data, seeds, flags)
+    new = [
+        problem.stream(data, seed, flags.num_tasks + 1, problem.num_new).task(
+            flags.num_tasks
+        )
+        for seed in seeds
+    ]
+    model = build_model(problem, 0, "sgd")
+    found = [{"seed": seed, "tasks": tasks, "gains": {}} for seed in seeds]
+    for learner, (x, y) in enumerate(new):
+        x, y = x[: flags.num_examples], y[: flags.num_examples]
+        rows = []
+        for weights in snapshots:
+            model.set_weights(weights[learner])
+            rows.append(measure(problem, model, x, y))
+        for name in rows[0]:
+            found[learner][name] = [row[name] for row in rows]
+    networks = list(itertools.product(range(len(seeds)), range(len(tasks))))
+    for name in flags.optimizers:
+        kind = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[
+            name
+        ]
+        rate = {"adam": flags.learning_rate, "sgd": flags.sgd_learning_rate}
+        for num_steps in STEPS:
+            draws = [
+                Draws(
+                    *new[learner],
+                    flags.num_examples,
+                    num_steps,
+                    flags.num_draws,
+                    seeds[learner],
+                )
+                for learner in range(len(seeds))
+            ]
+            losses = losses_after(
+                problem,
+                [snapshots[i][learner] for learner, i in networks],
+                [draws[learner] for learner, _ in networks],
+                lambda: kind(rate[name]),
+            ).reshape(len(seeds), len(tasks))
+            for learner, each in enumerate(found):
+                before = np.array(each["loss"])
+                gains = (before - losses[learner]) / before
+                each["gains"][f"{name} {num_steps}"] = gains.tolist()
+    yield from found
+
+
+def share_ranked_right(measured, gains):
+    """Share of the pairs that two lists of numbers rank the same way.
+
+    Pairs of the same gain are left out, and those count half that are measured
+    the same.
+
+    Args:
+        measured: List of floats.
+        gains: List of as many floats.
+
+    Returns:
+        Float; NaN if no pair is left.
+    """
+    right = []
+    for i, j in itertools.combinations(range(len(gains)), 2):
+        order = np.sign(gains[i] - gains[j])
+        if order:
+            right.append((1 + order * np.sign(measured[i] - measured[j])) / 2)
+    return float(np.mean(right)) if right else math.nan
+
+
+def report(results):
+    """Prints a table.
+
+    Args:
+        results: List of dicts, as `compute` yields them.
+    """
+    kinds = list(results[0]["gains"])
+    print(f"\n{len(results)} learners, {len(results[0]['tasks'])} times each\n")
+    print(f"| measure | {' | '.join(kinds)} |")
+    print("|" + " --- |" * (1 + len(kinds)))
+    for name in MEASURES:
+        cells = []
+        for kind in kinds:
+            shares = [
+                share_ranked_right(each[name], each["gains"][kind])
+                for each in results
+            ]
+            error = math.nan
+            if len(shares) > 1:
+                error = 1.96 * np.std(shares, ddof=1) / len(shares) ** 0.5
+            cells.append(f"{np.mean(shares):.3f} +- {error:.3f}")
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(flush=True)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--problem", choices=PROBLEMS, default="regression")
+    parser.add_argument("--log", type=pathlib.Path, required=True)
+    parser.add_argument("--data_dir", help="of MNIST")
+    parser.add_argument("--learners", type=int, default=30)
+    parser.add_argument(
+        "--group", type=int, default=10, help="learners computed together"
+    )
+    parser.add_argument("--num_tasks", type=int, default=100)
+    parser.add_argument("--examples_per_task", type=int, default=10_000)
+    parser.add_argument(
+        "--every", type=int, default=5, help="tasks between times"
+    )
+    parser.add_argument("--learning_rate", type=float, help="of Adam")
+    parser.add_argument("--sgd_learning_rate", type=float, default=0.01)
+    parser.add_argument(
+        "--optimizers", nargs="+", default=["adam", "sgd"], help="of the gains"
+    )
+    parser.add_argument(
+        "--num_examples", type=int, default=10_000, help="measured on"
+    )
+    parser.add_argument("--num_draws", type=int, default=20)
+    flags = parser.parse_args()
+    if flags.learning_rate is None:
+        flags.learning_rate = PROBLEMS[flags.problem].learning_rate
+    return flags
+
+
+def main():
+    flags = parse()
+    settings = {
+        name: value
+        for name, value in vars(flags).items()
+        if name not in ("log", "data_dir", "learners", "group")
+    }
+    results = {}
+    if flags.log.exists():
+        for line in flags.log.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["settings"] == settings:
+                results[entry["seed"]] = entry
+    missing = [n for n in range(flags.learners) if n not in results]
+    problem = PROBLEMS[flags.problem]
+    data = problem.load(flags.data_dir) if missing else ()
+    for start in range(0, len(missing), flags.group):
+        seeds = missing[start : start + flags.group]
+        with flags.log.open("a") as file:
+            for result in compute(problem, data, seeds, flags):
+                entry = {"settings": settings, **result}
+                results[entry["seed"]] = entry
+                file.write(json.dumps(entry) + "\n")
+        report([results[seed] for seed in sorted(results)])
+    if not missing:
+        report([results[seed] for seed in sorted(results)])
+
+
+if __name__ == "__main__":
+    main()
