@@ -154,63 +154,6 @@ class Snapshots(training.TaskCallback):
         )
 
 
-class Restarts(training.TaskCallback):
-    """Has each learner begin each task with weights of its own.
-
-    Args:
-        weights: List of the learners' weights.
-        problem: `Problem`.
-        optimizer: Function that returns a new optimizer.
-    """
-
-    def __init__(self, weights, problem, optimizer):
-        self._weights = weights
-        model = build_model(problem, 0, optimizer())
-        model.optimizer.build(model.trainable_variables)
-        self._slots = [
-            keras.ops.convert_to_numpy(v) for v in model.optimizer.variables
-        ]
-
-    def on_task_begin(self, task, x, y):
-        for learner, weights in enumerate(self._weights):
-            with self.trainer.edit(learner) as model:
-                model.set_weights(weights)
-                for v, value in zip(model.optimizer.variables, self._slots):
-                    v.assign(value)
-
-
-class Draws:
-    """As tasks, draws of a few examples of one task; and its other examples.
-
-    Args:
-        x: Array of inputs.
-        y: Array of targets.
-        num_measured: Integer, how many of the first examples are tested on.
-        num_steps: Integer, how many of the others a draw has.
-        num_draws: Integer.
-        seed: Integer.
-    """
-
-    def __init__(self, x, y, num_measured, num_steps, num_draws, seed):
-        self._measured = x[:num_measured], y[:num_measured]
-        self._trained = x[num_measured:], y[num_measured:]
-        self._num_steps = num_steps
-        self._num_draws = num_draws
-        self._seed = seed
-
-    def __len__(self):
-        return self._num_draws
-
-    def task(self, index):
-        x, y = self._trained
-        rng = np.random.default_rng([self._seed, index])
-        chosen = rng.integers(0, len(x), self._num_steps)
-        return x[chosen], y[chosen]
-
-    def test(self, index):
-        return self._measured
-
-
 def train(problem, data, seeds, flags):
     """Trains a learner for each seed.
 
@@ -265,28 +208,132 @@ def measure(problem, model, x, y):
     }
 
 
-def losses_after(problem, weights, draws, optimizer):
+class Networks:
+    """Copies of networks of ReLU units, which make steps side by side.
+
+    In NumPy: a copy makes 100 steps at most, and there are many thousands.
+
+    Args:
+        problem: `Problem`.
+        weights: List of the weights of each network, as Keras returns them.
+        copies: Integer, of each network.
+    """
+
+    def __init__(self, problem, weights, copies):
+        self._is_regression = problem.dims[-1] == 1
+        self._weights = [
+            np.repeat(np.stack(each), copies, axis=0) for each in zip(*weights)
+        ]
+        self._moments = [
+            [np.zeros_like(w), np.zeros_like(w)] for w in self._weights
+        ]
+        self._count = 0
+
+    def step(self, x, y, optimizer, learning_rate):
+        """Makes a step, each copy on an example of its own.
+
+        Args:
+            x: Array of shape `(networks * copies, inputs)`.
+            y: Array of as many targets.
+            optimizer: `"adam"` or `"sgd"`.
+            learning_rate: Float.
+        """
+        self._count += 1
+        for w, moments, gradient in zip(
+            self._weights, self._moments, self._gradients(x, y)
+        ):
+            if optimizer == "adam":
+                gradient = self._adam(moments, gradient)
+            w -= learning_rate * gradient
+
+    def losses(self, x, y, counts):
+        """Mean losses of all copies on the same examples, so often each."""
+        hidden = np.broadcast_to(x, (len(self._weights[0]), *x.shape))
+        last = len(self._weights) - 2
+        for i in range(0, last + 1, 2):
+            kernel, bias = self._weights[i : i + 2]
+            hidden = hidden @ kernel + bias[:, None]
+            if i < last:
+                hidden = np.maximum(hidden, 0.0)
+        if self._is_regression:
+            losses = np.mean((hidden - y) ** 2, axis=2)
+        else:
+            losses = -_log_softmax(hidden)[:, np.arange(len(y)), y]
+        return losses @ counts / counts.sum()
+
+    def _gradients(self, x, y):
+        inputs = [x.astype("float32")]
+        for i in range(0, len(self._weights), 2):
+            kernel, bias = self._weights[i : i + 2]
+            outputs = np.einsum("ni,nio->no", inputs[-1], kernel) + bias
+            inputs.append(np.maximum(outputs, 0.0))
+        if self._is_regression:
+            back = 2.0 * (outputs - y)
+        else:
+            back = np.exp(_log_softmax(outputs))
+            back[np.arange(len(y)), y] -= 1.0
+        gradients = []
+        for i in reversed(range(0, len(self._weights), 2)):
+            before = inputs[i // 2]
+            gradients += [back, before[:, :, None] * back[:, None]]
+            back = np.einsum("no,nio->ni", back, self._weights[i])
+            back *= before > 0
+        return gradients[::-1]
+
+    def _adam(self, moments, gradient):
+        """As Keras does it, which adds epsilon to what is not corrected."""
+        moments[0] += 0.1 * (gradient - moments[0])
+        moments[1] += 0.001 * (gradient**2 - moments[1])
+        correction = (1 - 0.999**self._count) ** 0.5 / (1 - 0.9**self._count)
+        return correction * moments[0] / (np.sqrt(moments[1]) + 1e-7)
+
+
+def _log_softmax(logits):
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def losses_after(problem, weights, x, y, optimizer, flags, seed):
     """Losses of networks after training on draws of examples.
 
     Args:
         problem: `Problem`.
         weights: List of the networks' weights.
-        draws: List of `Draws`, one for each network.
-        optimizer: Function that returns a new optimizer.
+        x: Array of inputs, of which the first are measured on, and the others
+            are drawn.
+        y: Array of targets.
+        optimizer: `"adam"` or `"sgd"`.
+        flags: What `parse` returns.
+        seed: Integer, of the draws, which are the same for all networks.
 
     Returns:
-        Array of the mean over the draws, of shape `(networks,)`.
+        Array of the mean over the draws, of shape `(1 + len(STEPS),
+        networks)`; the first are the losses before any step.
     """
-    trainer = training.OnlineTrainer(
-        lambda network: build_model(problem, 0, optimizer()),
-        num_learners=len(weights),
+    rng = np.random.default_rng(seed)
+    rate = flags.learning_rate
+    if optimizer == "sgd":
+        rate = flags.sgd_learning_rate
+    size = flags.num_examples
+    # Of bits there are few different examples.
+    measured, first, counts = np.unique(
+        x[:size], axis=0, return_index=True, return_counts=True
     )
-    results = trainer.fit(
-        lambda network: draws[network],
-        callbacks=[Restarts(weights, problem, optimizer)],
-        on_nan="continue",
-    )
-    return results["test_loss"].mean(axis=0)
+    measured = measured, y[first], counts.astype("float32")
+    total = 0.0
+    for start in range(0, flags.num_draws, flags.copies):
+        copies = min(flags.copies, flags.num_draws - start)
+        networks = Networks(problem, weights, copies)
+        losses = [networks.losses(*measured)]
+        for step in range(1, max(STEPS) + 1):
+            chosen = rng.integers(size, len(x), copies)
+            chosen = np.tile(chosen, len(weights))
+            networks.step(x[chosen], y[chosen], optimizer, rate)
+            if step in STEPS:
+                losses.append(networks.losses(*measured))
+        losses = np.reshape(losses, (len(losses), len(weights), copies))
+        total = total + losses.sum(axis=2)
+    return total / flags.num_draws
 
 
 def compute(problem, data, seeds, flags):
@@ -318,33 +365,17 @@ def compute(problem, data, seeds, flags):
             rows.append(measure(problem, model, x, y))
         for name in rows[0]:
             found[learner][name] = [row[name] for row in rows]
-    networks = list(itertools.product(range(len(seeds)), range(len(tasks))))
-    for name in flags.optimizers:
-        kind = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[
-            name
-        ]
-        rate = {"adam": flags.learning_rate, "sgd": flags.sgd_learning_rate}
-        for num_steps in STEPS:
-            draws = [
-                Draws(
-                    *new[learner],
-                    flags.num_examples,
-                    num_steps,
-                    flags.num_draws,
-                    seeds[learner],
-                )
-                for learner in range(len(seeds))
-            ]
-            losses = losses_after(
-                problem,
-                [snapshots[i][learner] for learner, i in networks],
-                [draws[learner] for learner, _ in networks],
-                lambda: kind(rate[name]),
-            ).reshape(len(seeds), len(tasks))
-            for learner, each in enumerate(found):
-                before = np.array(each["loss"])
-                gains = (before - losses[learner]) / before
-                each["gains"][f"{name} {num_steps}"] = gains.tolist()
+    for learner, (x, y) in enumerate(new):
+        weights = [each[learner] for each in snapshots]
+        for optimizer in flags.optimizers:
+            first, *others = losses_after(
+                problem, weights, x, y, optimizer, flags, seeds[learner]
+            )
+            for num_steps, losses in zip(STEPS, others):
+                gains = (first - losses) / first
+                found[learner]["gains"][f"{optimizer} {num_steps}"] = [
+                    *map(float, gains)
+                ]
     yield from found
 
 
@@ -416,7 +447,10 @@ def parse():
     parser.add_argument(
         "--num_examples", type=int, default=10_000, help="measured on"
     )
-    parser.add_argument("--num_draws", type=int, default=20)
+    parser.add_argument("--num_draws", type=int, default=1000)
+    parser.add_argument(
+        "--copies", type=int, default=100, help="draws computed together"
+    )
     flags = parser.parse_args()
     if flags.learning_rate is None:
         flags.learning_rate = PROBLEMS[flags.problem].learning_rate
@@ -428,7 +462,7 @@ def main():
     settings = {
         name: value
         for name, value in vars(flags).items()
-        if name not in ("log", "data_dir", "learners", "group")
+        if name not in ("log", "data_dir", "learners", "group", "copies")
     }
     results = {}
     if flags.log.exists():
