@@ -36,8 +36,9 @@ def hessian_rank(
     Args:
         model: A built and compiled `keras.Model`. It does not change.
         data: Tuple `(x, y)` of inputs and targets, each an array, or a list or
-            dict of arrays, as the model takes them: a few hundred examples of
-            the task to come.
+            dict of arrays, as the model takes them; or a data set of batches of
+            these, as `keras_plasticity.measure` takes it. A few hundred
+            examples of the task to come will do.
         epsilon: Float, not negative. Defaults to `0.01`.
         num_steps: Integer, how many eigenvalues of each vector are computed.
             Defaults to 30.
@@ -53,8 +54,8 @@ def hessian_rank(
 
     Raises:
         ValueError: If the model is not built or not compiled with a loss, if
-            it has no trainable weights, or if the data are not two such
-            arrays of finite numbers.
+            it has no trainable weights, or if the data are not inputs and
+            targets that fit it, of finite numbers.
 
     Example:
 
@@ -92,7 +93,7 @@ def sharpness(
 
     Args:
         model: A built and compiled `keras.Model`. It does not change.
-        data: Tuple `(x, y)`, as in
+        data: As in
             `keras_plasticity.diagnosis.hessian_spectrum`.
         num_steps: Integer, the number of steps of the Lanczos algorithm.
             Defaults to 30.
@@ -150,7 +151,8 @@ def hessian_spectrum(
     Args:
         model: A built and compiled `keras.Model`. It does not change.
         data: Tuple `(x, y)` of inputs and targets, each an array, or a list or
-            dict of arrays, as the model takes them.
+            dict of arrays, as the model takes them; or a data set of batches of
+            these, as `keras_plasticity.measure` takes it.
         num_steps: Integer, how many eigenvalues of each vector are computed.
             Defaults to 30.
         num_vectors: Integer, the number of random vectors. Defaults to 1.
@@ -165,8 +167,8 @@ def hessian_spectrum(
 
     Raises:
         ValueError: If the model is not built or not compiled with a loss, if
-            it has no trainable weights, or if the data are not two such
-            arrays of finite numbers.
+            it has no trainable weights, or if the data are not inputs and
+            targets that fit it, of finite numbers.
 
     Example:
 

@@ -13,6 +13,10 @@ from keras_plasticity.diagnosis.arguments import check_built
 from keras_plasticity.weights import weights_of
 
 
+class NoLossError(ValueError):
+    """There is no loss to differentiate."""
+
+
 class Differentiation:
     """Derivatives of a model's loss on data, by its trainable weights.
 
@@ -157,7 +161,7 @@ class Differentiation:
                 none_is_leaf=False,
             )
             if total is None:
-                keras_compat.build_loss(self._model(), *batch)
+                self._build_loss(*batch)
             results = self._run(name, *batch, *others)
             share = min(batch_size, num_examples - start) / num_examples
             results = [share * result for result in results]
@@ -165,6 +169,13 @@ class Differentiation:
                 results = [a + b for a, b in zip(total, results)]
             total = results
         return total
+
+    def _build_loss(self, x, y):
+        model = self._model()
+        try:
+            keras_compat.build_loss(model, x, y)
+        except Exception as error:  # Whatever a backend raises.
+            raise _misfit(model, x, y, error) from error
 
     def _run(self, name, *arguments):
         """Runs a program on values of the variables, and other arguments."""
@@ -188,7 +199,14 @@ class Differentiation:
             )
         values = [keras.ops.convert_to_tensor(v) for v in variables]
         size = len(weights)
-        return self._programs[name](values[:size], values[size:], *arguments)
+        try:
+            return self._programs[name](
+                values[:size], values[size:], *arguments
+            )
+        except NoLossError:
+            raise
+        except Exception as error:  # Whatever a backend raises.
+            raise _misfit(model, *arguments[:2], error) from error
 
     def _check_model(self, needs_loss=True):
         model = self._model()
@@ -251,13 +269,26 @@ def _loss(reference, variables, others, x, y, weights):
         outputs = model(x, training=False)
         is_without = keras_compat.compiled_loss(model) is None
         if is_without and not model.losses and _has_keras_loss(model):
-            raise ValueError(
+            raise NoLossError(
                 "`model` must be compiled with a loss: call "
                 f"`model.compile(loss=...)`. Received: model '{model.name}', "
                 "which has no loss"
             )
         loss = model.compute_loss(x, y, outputs, training=False)
     return _at_least_float32(loss)
+
+
+def _misfit(model, x, y, error):
+    """The error to raise where something cannot be computed."""
+    inputs, targets = (
+        [np.shape(array) for array in keras.tree.flatten(each)]
+        for each in (x, y)
+    )
+    return ValueError(
+        f"The data must fit model '{model.name}', and it must be "
+        f"differentiable on {keras.backend.backend()}. Received: inputs of "
+        f"shapes {inputs}, targets of shapes {targets}: {error}"
+    )
 
 
 def _has_keras_loss(model):

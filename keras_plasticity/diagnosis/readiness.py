@@ -35,7 +35,8 @@ def optimization_readiness(
     Args:
         model: A built and compiled `keras.Model`. It does not change.
         data: Tuple `(x, y)` of inputs and targets, each an array, or a list or
-            dict of arrays, as the model takes them.
+            dict of arrays, as the model takes them; or a data set of batches of
+            these, as `keras_plasticity.measure` takes it.
         num_minibatches: Integer, the number of small batches. Defaults to 128.
         minibatch_size: Integer, the number of examples of each: no example
             comes twice in one. Defaults to 4.
@@ -50,8 +51,8 @@ def optimization_readiness(
     Raises:
         ValueError: If the model is not built or not compiled with a loss, if
             it has no trainable weights, if its loss is negative, if the data
-            are not two such arrays of finite numbers, or if there are fewer
-            than `minibatch_size` examples.
+            are not inputs and targets that fit it, of finite numbers, or if
+            there are fewer than `minibatch_size` examples.
 
     Example:
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_plasticity import diagnostics
 from keras_plasticity import validation
-from keras_plasticity.diagnosis.arguments import check_data
 from keras_plasticity.diagnosis.arguments import check_weights
 from keras_plasticity.diagnosis.differentiation import differentiation_of
+from keras_plasticity.diagnosis.examples import take_examples
 
 
 def tangent_kernel_rank(
@@ -24,9 +24,9 @@ def tangent_kernel_rank(
 
     Args:
         model: A built `keras.Model`. It does not change.
-        data: Tuple `(x, y)` of inputs and targets, each an array, or a list or
-            dict of arrays, as the model takes them. Targets are not used, and
-            may be `None`.
+        data: Array of inputs, or a list or dict of arrays, as the model takes
+            them; or what else `keras_plasticity.measure` takes. Targets are not
+            used.
         num_examples: Integer, how many examples of all are taken, evenly
             spaced. Defaults to 32.
 
@@ -36,12 +36,12 @@ def tangent_kernel_rank(
 
     Raises:
         ValueError: If the model is not built or has no trainable weights, or
-            if the data are not such arrays of finite numbers.
+            if the data are not inputs that fit it, of finite numbers.
 
     Example:
 
     ```python
-    rank = keras_plasticity.diagnosis.tangent_kernel_rank(model, (x, y))
+    rank = keras_plasticity.diagnosis.tangent_kernel_rank(model, x)
     ```
 
     References:
@@ -65,7 +65,7 @@ def tangent_kernel_condition(
 
     Args:
         model: A built `keras.Model`. It does not change.
-        data: Tuple `(x, y)`, as in
+        data: As in
             `keras_plasticity.diagnosis.tangent_kernel_rank`.
         num_examples: Integer, how many examples of all are taken, evenly
             spaced. Defaults to 32.
@@ -81,7 +81,7 @@ def tangent_kernel_condition(
 
     ```python
     condition = keras_plasticity.diagnosis.tangent_kernel_condition(
-        model, (x, y)
+        model, x
     )
     ```
     """
@@ -107,7 +107,7 @@ def tangent_kernel_gradients(
 
     Args:
         model: A built `keras.Model`. It does not change.
-        data: Tuple `(x, y)`, as in
+        data: As in
             `keras_plasticity.diagnosis.tangent_kernel_rank`.
         num_examples: Integer, how many examples of all are taken, evenly
             spaced. Defaults to 32.
@@ -123,13 +123,13 @@ def tangent_kernel_gradients(
 
     ```python
     gradients = keras_plasticity.diagnosis.tangent_kernel_gradients(
-        model, (x, y), num_examples=8
+        model, x, num_examples=8
     )
     kernel = gradients @ gradients.T
     ```
     """
     derivatives = differentiation_of(model)
-    x, _ = check_data(data)
+    x, _ = take_examples("data", data)
     num_examples = validation.check_positive_integer(
         "num_examples", num_examples
     )

@@ -302,6 +302,18 @@ def test_models_without_a_loss():
             differentiation.differentiation_of(value)
 
 
+def test_data_that_do_not_fit():
+    x, y = make_data(3)
+    for model in (_model(), make_model()):
+        model.compile("sgd", "mse")
+        derivatives = differentiation.Differentiation(model)
+        for inputs, targets in ((x[:, :3], y), (x, y[:, :2])):
+            shapes = rf"\[\(3, {inputs.shape[1]}\)\].*\[\(3, {targets.shape[1]}"
+            with pytest.raises(ValueError, match=f"must fit model.*{shapes}"):
+                derivatives.loss(inputs, targets)
+        assert derivatives.loss(x, y) > 0  # It is as good as before.
+
+
 def test_a_loss_that_is_not_finite():
     model = _model()
     x, y = make_data(3)

@@ -30,9 +30,7 @@ def test_the_kernel_of_one_output():
             for each in chosen
         ]
     )
-    gradients = diagnosis.tangent_kernel_gradients(
-        model, (x, None), num_examples=7
-    )
+    gradients = diagnosis.tangent_kernel_gradients(model, x, num_examples=7)
     np.testing.assert_allclose(
         gradients @ gradients.T, expected @ expected.T, atol=1e-4
     )
@@ -62,7 +60,7 @@ def test_it_learns_by_its_kernel():
         ]
     )
     x, _ = make_data(5)
-    gradients = diagnosis.tangent_kernel_gradients(model, (x, None))
+    gradients = diagnosis.tangent_kernel_gradients(model, x)
     assert diagnosis.tangent_kernel_rank(model, (x, None)) > 2
     direction = np.random.default_rng(0).normal(size=3)
     direction /= np.linalg.norm(direction)
@@ -121,8 +119,10 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match="num_examples=0"):
             measure(model, (x, y), num_examples=0)
-        with pytest.raises(ValueError, match=r"`data` must be a tuple \(x, y"):
-            measure(model, x)
+        with pytest.raises(ValueError, match="an array of inputs.*data=None"):
+            measure(model, None)
+        with pytest.raises(ValueError, match=r"must fit model.*\[\(1, 3\)\]"):
+            measure(model, x[:, :3])
         with pytest.raises(ValueError, match="must be built"):
             measure(keras.Sequential([keras.layers.Dense(2)]), (x, y))
         with pytest.raises(TypeError, match="`model` must be"):
