@@ -10,6 +10,7 @@ from keras_plasticity import models as models
 from keras_plasticity import optimizers as optimizers
 from keras_plasticity import streams as streams
 from keras_plasticity import training as training
+from keras_plasticity.diagnosis import diagnose as diagnose
 from keras_plasticity.diagnosis import measure as measure
 from keras_plasticity.graph import connect as connect
 from keras_plasticity.graph import inspect as inspect
@@ -23,6 +24,7 @@ __all__ = [
     "connect",
     "datasets",
     "derived_seed",
+    "diagnose",
     "diagnosis",
     "diagnostics",
     "functional",

@@ -5,6 +5,7 @@ from keras_plasticity.diagnosis.curvature import (
     hessian_spectrum as hessian_spectrum,
 )
 from keras_plasticity.diagnosis.curvature import sharpness as sharpness
+from keras_plasticity.diagnosis.diagnose import diagnose as diagnose
 from keras_plasticity.diagnosis.measure import measure as measure
 from keras_plasticity.diagnosis.readiness import (
     optimization_readiness as optimization_readiness,
@@ -12,6 +13,7 @@ from keras_plasticity.diagnosis.readiness import (
 from keras_plasticity.diagnosis.recent_examples import (
     RecentExamples as RecentExamples,
 )
+from keras_plasticity.diagnosis.report import Diagnosis as Diagnosis
 from keras_plasticity.diagnosis.tangent_kernel import (
     tangent_kernel_condition as tangent_kernel_condition,
 )
@@ -23,7 +25,9 @@ from keras_plasticity.diagnosis.tangent_kernel import (
 )
 
 __all__ = [
+    "Diagnosis",
     "RecentExamples",
+    "diagnose",
     "hessian_rank",
     "hessian_spectrum",
     "measure",

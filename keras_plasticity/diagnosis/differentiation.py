@@ -62,6 +62,24 @@ class Differentiation:
         """
         return float(self._mean("loss", x, y, batch_size)[0])
 
+    def data_loss(self, x, y, batch_size=None):
+        """The loss without regularization, which large weights increase.
+
+        Where a model computes its loss in a way of its own, it is all of it.
+
+        Args:
+            x: Array, or nest of arrays: inputs.
+            y: Array, or nest of arrays: targets; or `None`.
+            batch_size: Integer. Defaults to all examples.
+
+        Returns:
+            Float.
+
+        Raises:
+            ValueError: If the model is not built, or not compiled.
+        """
+        return float(self._mean("data_loss", x, y, batch_size)[0])
+
     def loss_and_gradients(self, x, y, batch_size=None):
         """The loss, and its gradient by each weight.
 
@@ -278,6 +296,19 @@ def _loss(reference, variables, others, x, y, weights):
     return _at_least_float32(loss)
 
 
+def _data_loss(reference, variables, others, x, y, weights):
+    """The loss of a batch without what layers add to it; see `_loss`."""
+    model = reference()
+    compiled = keras_compat.compiled_loss(model)
+    if compiled is None or not _has_keras_loss(model):
+        return _loss(reference, variables, others, x, y, weights)
+    scope = keras.StatelessScope(
+        state_mapping=list(zip(variables, [*weights, *others]))
+    )
+    with scope:
+        return _at_least_float32(compiled(y, model(x, training=False)))
+
+
 def _misfit(model, x, y, error):
     """The error to raise where something cannot be computed."""
     inputs, targets = (
@@ -353,6 +384,7 @@ def _curvature_program(function, weights, others, x, y, vectors):
 # Of which scalar, and what of it.
 _PROGRAMS = {
     "curvature": (_loss, _curvature_program),
+    "data_loss": (_data_loss, _loss_program),
     "gradient_norm": (_loss, _gradient_norm_program),
     "gradients": (_loss, _gradients_program),
     "loss": (_loss, _loss_program),

@@ -1,0 +1,225 @@
+"""How well a model learns, beside the same model newly initialized."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_plasticity import keras_compat
+from keras_plasticity import validation
+from keras_plasticity.callbacks import new_layers
+from keras_plasticity.diagnosis.differentiation import differentiation_of
+from keras_plasticity.seeds import derived_seed
+from keras_plasticity.training import OnlineTrainer
+
+# The points of a learning curve.
+_NUM_POINTS = 20
+# Examples whose losses are computed at once.
+_BATCH_SIZE = 256
+
+
+@dataclasses.dataclass
+class Learning:
+    """What copies of a model learned of some examples.
+
+    Attributes:
+        num_steps: Integer, the updates that each copy made.
+        steps: Array of the numbers of updates at which losses are known.
+        old_curves: Array of shape `(points, copies)`, the losses while copies
+            of the model learned, each a mean since the point before.
+        new_curves: The same of newly initialized models.
+        old_before, old_after: Arrays of the losses on all examples before and
+            after, of each copy of the model.
+        new_before, new_after: The same of newly initialized models.
+    """
+
+    num_steps: int
+    steps: np.ndarray
+    old_curves: np.ndarray
+    new_curves: np.ndarray
+    old_before: np.ndarray
+    old_after: np.ndarray
+    new_before: np.ndarray
+    new_after: np.ndarray
+
+
+class Copies:
+    """Copies of a model, with its weights or with new ones.
+
+    Args:
+        model: A built `keras.Model`. Nothing in it changes.
+        loss: A loss, or `None` for the model's own.
+        optimizer: A `keras.optimizers.Optimizer` whose config the copies'
+            optimizers get, or `None` for the model's own.
+        build_model: Function that returns a new model without a loss or
+            optimizer, for models that their config does not describe; or
+            `None`.
+        seed: Integer, from which the seeds of new weights are derived.
+    """
+
+    def __init__(self, model, loss, optimizer, build_model, seed):
+        self._model = model
+        if loss is None:
+            if not model.compiled or model.loss is None:
+                raise ValueError(
+                    "`loss` must be given where `model` has none. Received: "
+                    f"model '{model.name}', which is not compiled with a loss, "
+                    "and loss=None"
+                )
+            loss = model.loss
+        if optimizer is None:
+            optimizer = getattr(model, "optimizer", None)
+        if optimizer is None:
+            raise ValueError(
+                "`optimizer` must be given where `model` has none. Received: "
+                f"model '{model.name}', which is not compiled, and "
+                "optimizer=None"
+            )
+        self._loss = loss
+        self._loss_weights = getattr(model, "loss_weights", None)
+        self._optimizer = keras.optimizers.serialize(
+            keras.optimizers.get(optimizer)
+        )
+        self._build_model = build_model
+        self._seed = seed
+
+    def old(self):
+        """A copy with the weights of the model."""
+        copy = self._compiled(self._new(0))
+        assign(self._model.variables, copy.variables)
+        return copy
+
+    def new(self, number):
+        """A copy with new weights, those of a number.
+
+        What is not trained stays: frozen layers and adapted normalizations.
+        """
+        copy = self._compiled(self._new(number))
+        kept = _kept_variables(self._model)
+        pairs = [
+            (v, new)
+            for v, new in zip(self._model.variables, copy.variables)
+            if id(v) in kept
+        ]
+        if pairs:
+            assign(*zip(*pairs))
+        return copy
+
+    def _new(self, number):
+        seed = derived_seed(self._seed, "new weights", number)
+        if self._build_model is None:
+            copy = new_layers.new_layer(self._model, seed)
+        else:
+            keras.utils.set_random_seed(seed % 2**31)
+            copy = validation.check_model("build_model()", self._build_model())
+        new_layers.check_alike(self._model, copy)
+        return copy
+
+    def _compiled(self, copy):
+        copy.compile(
+            keras.optimizers.deserialize(self._optimizer),
+            self._loss,
+            loss_weights=self._loss_weights,
+        )
+        return copy
+
+
+def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
+    """Has copies of a model learn, side by side where the backend can.
+
+    Args:
+        copies: `Copies`.
+        x: Nest of arrays: inputs.
+        y: Nest of arrays: targets.
+        num_old: Integer, the copies with the model's weights, which see the
+            examples in different orders.
+        num_new: Integer, those with new weights.
+        num_steps: Integer, the updates of each copy, or `None` for one pass
+            over the examples.
+        batch_size: Integer, the number of examples of each update.
+        seed: Integer, of the orders.
+
+    Returns:
+        `Learning`.
+    """
+    num_examples = len(keras.tree.flatten(x)[0])
+    batch_size = min(batch_size, num_examples)
+    if num_steps is None:
+        num_steps = num_examples // batch_size
+    num_points = min(_NUM_POINTS, num_steps)
+    chunk = -(-num_steps // num_points)
+    num_points = -(-num_steps // chunk)
+    # The last one may be shorter, but all tasks of the engine are alike.
+    num_steps = num_points * chunk
+
+    models = [copies.old() for _ in range(num_old)]
+    models += [copies.new(number) for number in range(num_new)]
+    trainer = OnlineTrainer(models.__getitem__, len(models))
+    # One model computes the losses of all, so that one program is compiled.
+    evaluated = copies.old()
+
+    def losses(models):
+        result = []
+        for model in models:
+            assign(model.variables, evaluated.variables)
+            loss = differentiation_of(evaluated).data_loss(x, y, _BATCH_SIZE)
+            result.append(loss)
+        return np.array(result)
+
+    before = losses(models)
+    curves = trainer.fit(
+        lambda learner: _Examples(x, y, chunk * batch_size, [seed, learner]),
+        batch_size=batch_size,
+        num_tasks=num_points,
+        on_nan="continue",
+    )["loss"]
+    after = losses(trainer.model(i) for i in range(len(models)))
+    return Learning(
+        num_steps,
+        chunk * np.arange(1, num_points + 1),
+        curves[:, :num_old],
+        curves[:, num_old:],
+        before[:num_old],
+        after[:num_old],
+        before[num_old:],
+        after[num_old:],
+    )
+
+
+class _Examples:
+    """A stream of the same examples, in an order of its own in each pass."""
+
+    def __init__(self, x, y, size, seed):
+        self._x, self._y = x, y
+        self._size = size
+        self._seed = seed
+        self._num_examples = len(keras.tree.flatten(x)[0])
+
+    def task(self, index):
+        start = index * self._size
+        numbers = np.arange(start, start + self._size)
+        passes, places = np.divmod(numbers, self._num_examples)
+        order = np.empty(self._size, "int64")
+        for number in np.unique(passes):
+            rng = np.random.default_rng([*self._seed, int(number)])
+            permutation = rng.permutation(self._num_examples)
+            chosen = passes == number
+            order[chosen] = permutation[places[chosen]]
+        return keras.tree.map_structure(
+            lambda array: array[order], (self._x, self._y), none_is_leaf=False
+        )
+
+
+def _kept_variables(model):
+    """The ids of variables that a new model takes over: nobody trains them."""
+    return {
+        id(v)
+        for layer in keras_compat.in_order(model)
+        if not layer.trainable or isinstance(layer, keras.layers.Normalization)
+        for v in layer.variables
+    }
+
+
+def assign(values, variables):
+    for value, variable in zip(values, variables):
+        variable.assign(keras.ops.copy(keras.ops.convert_to_tensor(value)))

@@ -1,0 +1,90 @@
+"""The figure of a diagnosis."""
+
+import importlib.util
+
+import numpy as np
+
+from keras_plasticity.diagnosis import measures as table
+
+_OLD, _NEW = "#c44e52", "#4c72b0"
+# In the figure as far as they are measured, beside what is ill.
+_SHOWN = (
+    "dead_units",
+    "gradient_dormant_units",
+    "saturated_fraction",
+    "effective_rank",
+    "weight_magnitude",
+    "gradient_norm",
+)
+
+
+def draw(diagnosis):
+    """Draws losses while learning, and measures beside those of new models."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("The figure needs matplotlib: pip install matplotlib")
+    from matplotlib.figure import Figure
+
+    names = [each.measure for each in diagnosis.symptoms]
+    names += [name for name in _SHOWN if name in diagnosis.measured]
+    names = list(dict.fromkeys(names))[:6]
+    figure = Figure(figsize=(10.0, 4.4), layout="constrained")
+    left, right = figure.add_gridspec(1, 2, width_ratios=(3, 2))
+    _draw_learning(figure.add_subplot(left), diagnosis)
+    grid = right.subgridspec(len(names), 1)
+    ill = {each.measure for each in diagnosis.symptoms}
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(grid[i])
+        _draw_measure(axes, name, *diagnosis.measured[name], name in ill)
+    words = (
+        "loss of plasticity: " + (" and ".join(diagnosis.kinds) or "unknown")
+        if diagnosis.has_lost_plasticity
+        else "no loss of plasticity here"
+    )
+    figure.suptitle(f"{diagnosis.name}: {words}")
+    return figure
+
+
+def _draw_learning(axes, diagnosis):
+    learning = diagnosis.learning
+    num_new = learning.new_curves.shape[1]
+    num_old = learning.old_curves.shape[1]
+    axes.plot(learning.steps, learning.new_curves, color=_NEW, alpha=0.25)
+    axes.plot(learning.steps, learning.old_curves, color=_OLD, alpha=0.25)
+    for curves, color, label in (
+        (learning.new_curves, _NEW, f"new models (mean of {num_new})"),
+        (learning.old_curves, _OLD, f"the model (mean of {num_old} copies)"),
+    ):
+        axes.plot(
+            learning.steps, np.mean(curves, 1), color=color, lw=2.5, label=label
+        )
+    everything = np.concatenate(
+        [learning.new_curves.ravel(), learning.old_curves.ravel()]
+    )
+    everything = everything[np.isfinite(everything)]
+    if everything.min() > 0.0 and everything.max() > 5.0 * everything.min():
+        axes.set_yscale("log")
+    axes.set_xlabel("updates")
+    axes.set_ylabel("loss of what is learned next")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_measure(axes, name, old, new, is_ill):
+    """The model's value as a line, those of new models as dots."""
+    axes.plot(new, np.zeros(len(new)), "o", color=_NEW, alpha=0.5, ms=5)
+    axes.plot([old], [0.0], "D", color=_OLD, ms=8)
+    if table.MEASURES[name].is_count or name == "saturated_fraction":
+        axes.set_xlim(-0.05, 1.05)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    else:
+        axes.set_xlim(0.0, 1.1 * max(old, np.max(new), 1e-12))
+    axes.set_yticks([])
+    axes.set_ylim(-1.0, 1.0)
+    axes.tick_params(labelsize=8)
+    axes.set_title(
+        name.replace("_", " ") + (" *" if is_ill else ""),
+        loc="left",
+        fontsize=9,
+        fontweight="bold" if is_ill else "normal",
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
