@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from keras_plasticity.diagnosis import measures as table
+
 # A loss this much above that of new models is worse, if it is clear enough.
 _SMALLEST_RATIO = 1.05
 # By the loss alone: beyond what a new model would reach in one of forty cases;
@@ -21,8 +23,9 @@ class Kind:
 
     Attributes:
         name: String, what it is called in the report.
-        measures: Dict from the measures that show it to the smallest effect:
-            a difference of fractions, or a ratio (below 1: less is worse).
+        measures: Dict from the measures that show it to the smallest effect
+            that counts: by how much a fraction is larger; or, above 1, or where
+            less is worse, how many times that of new models a number is.
         remedy: String, which method is worth trying first, and why.
         code: String, the lines that apply it.
     """
@@ -69,7 +72,7 @@ KINDS = (
     ),
     Kind(
         "weight growth",
-        {"weight_magnitude": 1.5},
+        {"weight_magnitude": 2.5},
         "L2 Init, which pulls weights towards where they began",
         "optimizer = keras_plasticity.optimizers.L2Init(\n"
         "    optimizer, strength=1e-2\n"
@@ -118,13 +121,14 @@ def symptoms(measured):
                 continue
             old, new = measured[name]
             mean = float(np.mean(new))
-            if name == "weight_magnitude" or effect < 1 and "rank" in name:
-                is_large = (
-                    old > effect * mean if effect > 1 else (old < effect * mean)
-                )
+            is_less = table.MEASURES[name].bad == "below"
+            if is_less:
+                is_large = old < effect * mean
+            elif effect > 1.0:
+                is_large = old > effect * mean
             else:
                 is_large = old > mean + effect
-            sign = -1.0 if "rank" in name else 1.0
+            sign = -1.0 if is_less else 1.0
             share = new_models_below(sign * old, sign * np.asarray(new))
             if is_large and share >= _CLEAR:
                 found.append(Symptom(name, old, mean, kind))
