@@ -114,6 +114,14 @@ def _code(name):
     ]
 
 
+class _Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return make_data(5, seed=index)
+
+
 def _what_is_at_hand(writer):
     """Names that examples take for granted."""
     x, y = make_data(20)
@@ -124,6 +132,8 @@ def _what_is_at_hand(writer):
         **{"keras_plasticity": keras_plasticity, "model": model},
         **{"writer": writer},
         **{"x": x, "y": y, "x_test": x, "y_test": y, "settings": {}},
+        **{"x_next": x, "y_next": y, "batches": [(x, y)]},
+        "dataset": _Batches(),
         # A user's own.
         "WeightClipping": keras_plasticity.optimizers.L2,
     }

@@ -153,7 +153,13 @@ def _measure(monitor):
 
 
 def _monitor_state():
-    return {"history": [], "last": [], "diverged": [], "before": {}}
+    return {
+        "history": [],
+        "last": [],
+        "diverged": [],
+        "before": {},
+        "first": {},
+    }
 
 
 RECIPES |= {
@@ -166,6 +172,7 @@ RECIPES |= {
             "measures": lambda: ["dead_units", "gradient_norm"],
             "batch_size": _is(5),
             "max_rows": _is(3),
+            "thresholds": lambda: {"dead_units": 0.5},
         },
         use=_measure,
         # A list of numbers is a list of inputs, and so is a dict.
@@ -360,7 +367,7 @@ for _name in diagnostics.__all__:
 # --- diagnosis
 
 
-def _compiled_model():
+def _small_compiled_model():
     model = make_model(dims=(4, 2))
     model.compile("sgd", "mse")
     return model
@@ -371,9 +378,45 @@ def _float_or_array(result):
         np.asarray(each, "float64")
 
 
+def _recent(num_examples=5):
+    recent = diagnosis.RecentExamples(num_examples)
+    recent.add(*make_data(5, (4, 2)))
+    return recent
+
+
+class _ToRecord(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return make_data(5, (4, 2), seed=index)
+
+
+RECIPES |= {
+    "diagnosis.RecentExamples": Recipe(
+        call=diagnosis.RecentExamples,
+        arguments={"num_examples": _is(5)},
+        use=lambda recent: recent.add(np.ones((3, 2))),
+    ),
+    "diagnosis.RecentExamples.add": Recipe(
+        call=lambda x, y: _recent().add(x, y),
+        arguments={
+            "x": lambda: make_data(5, (4, 2))[0],
+            "y": lambda: make_data(5, (4, 2))[1],
+        },
+        words={"x": ("`y`",), "y": ("`x`",)},
+    ),
+    "diagnosis.RecentExamples.record": Recipe(
+        call=lambda data: _recent().record(data),
+        arguments={"data": _ToRecord},
+    ),
+}
+
 for _name in diagnosis.__all__:
+    if _name == "RecentExamples":
+        continue
     _arguments = {
-        "model": _compiled_model,
+        "model": _small_compiled_model,
         "data": lambda: make_data(5, (4, 2)),
     }
     for _parameter in inspect.signature(
@@ -384,10 +427,27 @@ for _name in diagnosis.__all__:
     RECIPES[f"diagnosis.{_name}"] = Recipe(
         call=getattr(diagnosis, _name),
         arguments=_arguments,
-        use=_float_or_array,
+        use=str if _name in ("diagnose", "measure") else _float_or_array,
         # It compiles something each time.
         weight=0.2,
     )
+
+
+RECIPES["diagnosis.diagnose"] = dataclasses.replace(
+    RECIPES["diagnosis.diagnose"],
+    arguments={
+        **RECIPES["diagnosis.diagnose"].arguments,
+        "num_new": _is(3),
+        "num_steps": _is(1),
+        "build_model": lambda: functools.partial(make_model, dims=(4, 2)),
+    },
+    # What Keras says of them is Keras' own.
+    fixed=("loss", "optimizer"),
+    never={"build_model": _RAISES_WHEN_CALLED},
+    weight=0.05,
+)
+for _name in ("diagnose", "measure"):
+    RECIPES[f"keras_plasticity.{_name}"] = RECIPES[f"diagnosis.{_name}"]
 
 
 # --- functional

@@ -13,7 +13,6 @@ from keras_plasticity.diagnosis.readiness import (
 from keras_plasticity.diagnosis.recent_examples import (
     RecentExamples as RecentExamples,
 )
-from keras_plasticity.diagnosis.report import Diagnosis as Diagnosis
 from keras_plasticity.diagnosis.tangent_kernel import (
     tangent_kernel_condition as tangent_kernel_condition,
 )
@@ -25,7 +24,6 @@ from keras_plasticity.diagnosis.tangent_kernel import (
 )
 
 __all__ = [
-    "Diagnosis",
     "RecentExamples",
     "diagnose",
     "hessian_rank",

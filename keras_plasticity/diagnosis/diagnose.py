@@ -49,7 +49,8 @@ def diagnose(
     plasticity.
 
     The copies learn side by side in one program on JAX, one after another on
-    the other backends: `_NUM_OLD + num_new` times `num_steps` updates in all.
+    the other backends: `num_new` new models and three copies of the model make
+    `num_steps` updates each.
 
     Args:
         model: A built `keras.Model`.
@@ -78,8 +79,11 @@ def diagnose(
             Defaults to 0.
 
     Returns:
-        `keras_plasticity.diagnosis.Diagnosis`: `print` it, or look at its
-        `figure()`.
+        A `Diagnosis`: `print` it, or look at its `figure()`. Its attributes
+        are `has_lost_plasticity`, `kinds` (what is ill), `remedy` (the lines
+        of code to try), `ratio` (the loss in times of that of new models),
+        `share_better` (of new models), `gain` and `new_gain` (the share of the
+        loss that is gone after learning), `measured` and `learning`.
 
     Raises:
         ValueError: If the data do not fit the model or have no targets, if the

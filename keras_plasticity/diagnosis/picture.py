@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 
 from keras_plasticity.diagnosis import measures as table
+from keras_plasticity.diagnosis.verdict import joined
 
 _OLD, _NEW = "#c44e52", "#4c72b0"
 # In the figure as far as they are measured, beside what is ill.
@@ -24,9 +25,12 @@ def draw(diagnosis):
         raise ImportError("The figure needs matplotlib: pip install matplotlib")
     from matplotlib.figure import Figure
 
-    names = [each.measure for each in diagnosis.symptoms]
-    names += [name for name in _SHOWN if name in diagnosis.measured]
-    names = list(dict.fromkeys(names))[:6]
+    # Of each kind of symptom the first: the others show the same.
+    clear = {}
+    for each in diagnosis.symptoms:
+        clear.setdefault(each.kind.name, each.measure)
+    names = [*clear.values(), *_SHOWN]
+    names = [n for n in dict.fromkeys(names) if n in diagnosis.measured]
     figure = Figure(figsize=(10.0, 4.4), layout="constrained")
     left, right = figure.add_gridspec(1, 2, width_ratios=(3, 2))
     _draw_learning(figure.add_subplot(left), diagnosis)
@@ -36,7 +40,7 @@ def draw(diagnosis):
         axes = figure.add_subplot(grid[i])
         _draw_measure(axes, name, *diagnosis.measured[name], name in ill)
     words = (
-        "loss of plasticity: " + (" and ".join(diagnosis.kinds) or "unknown")
+        "loss of plasticity: " + (joined(diagnosis.kinds) or "no symptom")
         if diagnosis.has_lost_plasticity
         else "no loss of plasticity here"
     )
@@ -63,6 +67,11 @@ def _draw_learning(axes, diagnosis):
     everything = everything[np.isfinite(everything)]
     if everything.min() > 0.0 and everything.max() > 5.0 * everything.min():
         axes.set_yscale("log")
+        for axis_format in (
+            axes.yaxis.set_major_formatter,
+            axes.yaxis.set_minor_formatter,
+        ):
+            axis_format(lambda value, _: f"{value:g}")
     axes.set_xlabel("updates")
     axes.set_ylabel("loss of what is learned next")
     axes.legend(frameon=False)

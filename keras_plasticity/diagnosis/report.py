@@ -99,7 +99,7 @@ class Diagnosis:
                 else "It shows no symptom either."
             )
             return f"{first} {evidence} {rest}"
-        kinds = " and ".join(self.kinds) or verdict.UNKNOWN.name
+        kinds = verdict.joined(self.kinds) or verdict.UNKNOWN.name
         rest = f"Symptoms: {found}." if found else "Nothing that is measured "
         if not found:
             rest += "explains it."

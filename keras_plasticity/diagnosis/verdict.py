@@ -203,3 +203,9 @@ def has_lost_plasticity(ratio, share_better, has_symptoms):
     """Whether a model learns worse than new ones, beyond doubt."""
     needed = _WITH_SYMPTOMS if has_symptoms else _ALONE
     return ratio > _SMALLEST_RATIO and share_better >= needed
+
+
+def joined(words):
+    """Words as in a sentence: `a, b and c`."""
+    *most, last = words or [""]
+    return f"{', '.join(most)} and {last}" if most else last
