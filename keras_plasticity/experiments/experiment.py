@@ -26,6 +26,7 @@ from keras_plasticity.experiments import report
 from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.experiments import terminal
+from keras_plasticity.experiments.epoch_recorder import EpochRecorder
 from keras_plasticity.experiments.lasting_writer import NO_STEP
 from keras_plasticity.experiments.lasting_writer import LastingWriter
 from keras_plasticity.experiments.methods import Method
@@ -426,7 +427,11 @@ def _train(plan, method):
         callbacks.append(monitor)
     steps_per_epoch = math.ceil(problem.examples_per_task / plan.batch_size)
     steps_per_task = plan.epochs * steps_per_epoch
-    recorder = Recorder(problem, steps_per_task, writer, monitor)
+    epochs = None
+    if plan.epochs > 1:
+        epochs = EpochRecorder(problem, (0, plan.num_tasks - 1))
+        callbacks.append(epochs)
+    recorder = Recorder(problem, steps_per_task, writer, monitor, epochs)
 
     def figure(results):
         return report.format_mean(problem, results[problem.result])

@@ -13,17 +13,22 @@ class Recorder(training.TaskCallback):
         writer: The method's `LastingWriter`.
         monitor: The `PlasticityMonitor` that measured before the task; `None`
             without diagnostics.
+        epochs: The `EpochRecorder`, a callback before this one; `None` if a
+            task has one epoch only.
 
     Attributes:
         records: List with a dict for each finished task.
     """
 
-    def __init__(self, problem, steps_per_task, writer, monitor=None):
+    def __init__(
+        self, problem, steps_per_task, writer, monitor=None, epochs=None
+    ):
         self.records = []
         self._problem = problem
         self._steps_per_task = steps_per_task
         self._writer = writer
         self._monitor = monitor
+        self._epochs = epochs
 
     def on_task_end(self, task, results):
         metric = self._problem.metric
@@ -53,7 +58,9 @@ class Recorder(training.TaskCallback):
         if self._monitor is not None and self._monitor.history:
             measured = dict(self._monitor.history[-1])
             if measured.pop("step") == task:
-                record.update(measured)
+                record.update(measured, num_units=self._monitor.num_units)
+        if self._epochs is not None and self._epochs.epochs:
+            record["epochs"] = self._epochs.epochs
         self.records.append(record)
         writer.flush()
 

@@ -39,13 +39,14 @@ def report(problem, summary, log_dir, unwritten):
             },
             rows,
         )
-        figure = os.path.join(log_dir, problem.name)
-        png = None
-        with unwritten.attempt(f"The figure {figure}"):
-            png = figures.draw(summary, measured, figure)
-            print(f"Figure: {figure}.png, .svg")
+        path = os.path.join(log_dir, problem.name)
+        pngs = {}
+        with unwritten.attempt(f"The figure {path}"):
+            pngs = figures.draw(summary, measured, path)
+            for path in pngs:
+                print(f"Figure: {path}.png, .svg")
         with unwritten.attempt(f"TensorBoard's figure and table in {log_dir}"):
-            _write_charts(problem, rows, png, log_dir)
+            _write_charts(problem, rows, pngs, log_dir)
             for run in measured.values():
                 _write_hparams(summary, run, log_dir)
     print(
@@ -54,10 +55,11 @@ def report(problem, summary, log_dir, unwritten):
     )
 
 
-def _write_charts(problem, rows, png, log_dir):
+def _write_charts(problem, rows, pngs, log_dir):
     with utils.SummaryWriter(log_dir) as writer:
-        if png is not None:
-            writer.image("figure", png)
+        for path, png in pngs.items():
+            name = os.path.basename(path).removeprefix(problem.name)
+            writer.image(f"figure{name}", png)
         table = [tuple(row.values()) for row in rows]
         writer.text("results", utils.markdown_table(tuple(rows[0]), table))
         writer.band_charts(
