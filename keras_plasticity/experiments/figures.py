@@ -149,7 +149,7 @@ def _draw_diagnostics(summary, labeled_runs, path):
             f"{printable(summary['title'])}\nmeasured before each task{bins}"
         )
 
-    size = (_PANEL_SIZE[0] * len(names), _PANEL_SIZE[1])
+    size = (_PANEL_SIZE[0] * len(names) + 2.0, _PANEL_SIZE[1])
     return _draw(labeled_runs, path, size, fill)
 
 
@@ -295,7 +295,7 @@ def _epoch_columns(labeled_runs):
     lengths = {len(run["per_task"]) for run in labeled_runs.values()}
     columns = {"first task": 0}
     if lengths != {1}:
-        which = f", {lengths.pop():,}" if len(lengths) == 1 else ""
+        which = f" of {lengths.pop():,}" if len(lengths) == 1 else ""
         columns[f"last task{which}"] = -1
     return columns
 

@@ -43,18 +43,18 @@ class Recorder(training.TaskCallback):
         record[f"{metric}_standard_error"] = runs.standard_error(values)
         record[f"{metric}_per_learner"] = runs.finite_list(values)
         writer = self._writer
+        self._write_against_updates(record)
         for name in results:
             if record[name] is not None:
-                writer.scalar(f"task/{name}", record[name], task)
-        self._write_against_steps(record)
+                # TensorBoard sorts groups by name, and opens the first two.
+                group = "against_tasks" if name == metric else "metrics"
+                value = self._as_shown(name, record[name])
+                writer.scalar(f"{group}/{name}", value, task)
         if record[metric] is not None:
             error = record[f"{metric}_standard_error"]
             for end, sign in (("lower", -1), ("upper", 1)):
-                writer.scalar(
-                    f"task_band/{metric}_{end}",
-                    record[metric] + sign * error,
-                    task,
-                )
+                value = self._as_shown(metric, record[metric] + sign * error)
+                writer.scalar(f"band/{metric}_{end}", value, task)
         if self._monitor is not None and self._monitor.history:
             measured = dict(self._monitor.history[-1])
             if measured.pop("step") == task:
@@ -72,10 +72,18 @@ class Recorder(training.TaskCallback):
         # TensorBoard drops all that a run wrote after the task that it resumes
         # from, and mistakes everything plotted against updates for that.
         for record in self.records:
-            self._write_against_steps(record)
+            self._write_against_updates(record)
 
-    def _write_against_steps(self, record):
+    def _write_against_updates(self, record):
         metric = self._problem.metric
         if record[metric] is not None:
             steps = (record["task"] + 1) * self._steps_per_task
-            self._writer.scalar(f"step/{metric}", record[metric], steps)
+            value = self._as_shown(metric, record[metric])
+            self._writer.scalar(f"against_updates/{metric}", value, steps)
+
+    def _as_shown(self, name, value):
+        """A metric as figures and tables have it, such as in percent."""
+        problem = self._problem
+        on_training_data = problem.result.removeprefix("test_")
+        is_scaled = name in (problem.metric, on_training_data)
+        return problem.scale * value if is_scaled else value

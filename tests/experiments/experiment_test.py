@@ -9,10 +9,10 @@ import sys
 import time
 
 import keras
-import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing import plugin_event_multiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from keras_plasticity.experiments import experiment
@@ -57,9 +57,9 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
         str(tmp_path / "b" / "bp")
     )
     events.Reload()
-    tasks = [e.step for e in events.Tensors("task/squared_error")]
+    tasks = [e.step for e in events.Tensors("against_tasks/squared_error")]
     assert tasks == [0, 1, 2, 3]
-    steps = [e.step for e in events.Tensors("step/squared_error")]
+    steps = [e.step for e in events.Tensors("against_updates/squared_error")]
     assert steps == [200, 400, 600, 800]
 
 
@@ -243,24 +243,52 @@ def test_to_go_on_takes_a_folder(trainer, flag):
 
 
 @pytest.mark.slow
-def test_tensorboard_has_settings_results_and_figure(trainer, tmp_path):
-    summary = run(trainer, tmp_path, *_TINY, "--method=bp", "--method=cbp")
+def test_tensorboard_shows_first_what_is_looked_for(trainer, tmp_path):
+    arguments = [*_TINY, "--method=bp", "--method=cbp", "--diagnostics"]
+    summary = run(trainer, tmp_path, *arguments)
+    names = {each.parent for each in tmp_path.rglob("*tfevents*")}
+    rows = [f"{m}/seed_{s}" for m in ("bp", "cbp") for s in (0, 1)]
+    assert names == {tmp_path / name for name in (".", "bp", "cbp", *rows)}
     root = event_accumulator.EventAccumulator(str(tmp_path))
     root.Reload()
-    assert {"figure", "results"} <= set(root.Tags()["tensors"])
+    assert {"figure/against_tasks", "figure/diagnostics", "results"} <= set(
+        root.Tags()["tensors"]
+    )
     for record in summary["runs"]:
-        folder = tmp_path / record["method"] / "results"
-        events = event_accumulator.EventAccumulator(str(folder))
+        events = event_accumulator.EventAccumulator(
+            str(tmp_path / record["method"])
+        )
         events.Reload()
-        last = events.Tensors("result/squared_error_last")[0].tensor_proto
-        # So short a run is in bins of one task.
-        expected = np.mean(errors({"runs": [record]})[0][-1])
-        assert last.float_val[0] == pytest.approx(expected, rel=1e-5)
-        content = events.SummaryMetadata(
-            "_hparams_/session_start_info"
-        ).plugin_data.content
-        start = plugin_data_pb2.HParamsPluginData.FromString(content)
-        hparams = start.session_start_info.hparams
-        assert hparams["method"].string_value == record["method"]
-        assert hparams["learning_rate"].number_value == pytest.approx(0.01)
-        assert ("replacement_rate" in hparams) == (record["method"] == "cbp")
+        plugins = {
+            tag: events.SummaryMetadata(tag).plugin_data.plugin_name
+            for tag in events.Tags()["tensors"]
+        }
+        # Groups are sorted by name, and the first two are open.
+        charts = sorted(t for t in plugins if plugins[t] != "text")
+        assert charts[:2] == [
+            "against_tasks/squared_error",
+            "against_updates/squared_error",
+        ]
+        for tag, plugin in plugins.items():
+            if plugin == "scalars":
+                assert len(events.Tensors(tag)) == 4  # One for each task.
+        for seed in (0, 1):
+            [hparams] = rows_of(tmp_path / record["method"] / f"seed_{seed}")
+            assert hparams["method"].string_value == record["method"]
+            assert hparams["seed"].number_value == seed
+            assert hparams["learning_rate"].number_value == pytest.approx(0.01)
+            is_cbp = record["method"] == "cbp"
+            assert ("replacement_rate" in hparams) == is_cbp
+
+
+def rows_of(folder):
+    """The rows of a folder in TensorBoard's table HParams, as it reads it."""
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRun(str(folder), "run").Reload()
+    contents = multiplexer.PluginRunToTagToContent("hparams")["run"]
+    rows = [
+        plugin_data_pb2.HParamsPluginData.FromString(content)
+        for tag, content in contents.items()
+        if tag.endswith("session_start_info")
+    ]
+    return [dict(row.session_start_info.hparams) for row in rows]

@@ -124,7 +124,7 @@ def test_epochs_of_the_first_and_the_last_task(drawn, tmp_path):
     figure = drawn[-1]
     assert [axes.get_title() for axes in figure.axes] == [
         "first task",
-        "last task, 3",
+        "last task of 3",
         "",
         "",
     ]

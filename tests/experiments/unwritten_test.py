@@ -131,7 +131,10 @@ def test_a_disk_that_is_full_for_a_while(
         run(trainer, tmp_path, *_TINY)
     assert "Not written" not in capsys.readouterr().err
     steps = [
-        step for step, _ in points(tmp_path / "linear", "step/squared_error")
+        step
+        for step, _ in points(
+            tmp_path / "linear", "against_updates/squared_error"
+        )
     ]
     assert steps == [200, 400, 600, 800, 1000]
 
