@@ -64,6 +64,31 @@ class Recorder(training.TaskCallback):
         self.records.append(record)
         writer.flush()
 
+    def shown(self):
+        """The numbers of the last task as figures have them.
+
+        Returns:
+            Dict from name to number: results, and totals of what was measured.
+            Of several learners there are the standard error and their number.
+        """
+        record = self.records[-1]
+        metric = self._problem.metric
+        values = {}
+        for name, value in record.items():
+            if isinstance(value, dict):
+                value = value.get("total")
+            # Of learners that have all diverged there is none.
+            if name in ("task", "num_units") or value is None:
+                continue
+            if not isinstance(value, list):
+                values[name] = self._as_shown(name, value)
+        learners = record[f"{metric}_per_learner"]
+        if len(learners) == 1:
+            del values[f"{metric}_standard_error"]
+        else:
+            values["learners"] = sum(each is not None for each in learners)
+        return values
+
     def get_state(self):
         return training.AppendOnly(self.records)
 
@@ -85,5 +110,9 @@ class Recorder(training.TaskCallback):
         """A metric as figures and tables have it, such as in percent."""
         problem = self._problem
         on_training_data = problem.result.removeprefix("test_")
-        is_scaled = name in (problem.metric, on_training_data)
+        is_scaled = name in (
+            problem.metric,
+            f"{problem.metric}_standard_error",
+            on_training_data,
+        )
         return problem.scale * value if is_scaled else value

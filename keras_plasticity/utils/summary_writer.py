@@ -90,8 +90,8 @@ class SummaryWriter:
         first_step = validation.check_integer(
             "first_step", first_step, 0, _LARGEST_STEP
         )
-        if not isinstance(suffix, str) or re.search(r"[/\\\0]", suffix):
-            rule = "a string that a file's name may end with"
+        if not isinstance(suffix, str) or re.search(r"[^\w.-]", suffix):
+            rule = "a string of letters, digits, '.', '-' and '_'"
             raise validation.error("suffix", rule, suffix)
         os.makedirs(self.log_dir, exist_ok=True)
         _wait_for_a_second_without_files(self.log_dir)

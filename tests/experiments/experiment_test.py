@@ -1,5 +1,6 @@
 """What all trainers share, tried on the one that needs no data."""
 
+import csv
 import json
 import os
 import pathlib
@@ -15,8 +16,9 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing import plugin_event_multiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from keras_plasticity.experiments import experiment
+from keras_plasticity.callbacks import tracker
 from keras_plasticity.experiments import recorder
+from keras_plasticity.experiments import run_settings
 from tests.examples.trainers import load
 from tests.examples.trainers import parse
 from tests.examples.trainers import run
@@ -196,7 +198,7 @@ def test_an_interruption_says_how_to_go_on(
 
 def test_a_batch_that_is_larger_than_a_task():
     with pytest.raises(ValueError, match="has 500 ex.*--batch_size=1000"):
-        experiment._check_batch_size([], 1000, 500)
+        run_settings.check_batch_size([], 1000, 500)
 
 
 def test_batches_of_one_are_not_normalized(trainer, tmp_path):
@@ -279,6 +281,50 @@ def test_tensorboard_shows_first_what_is_looked_for(trainer, tmp_path):
             assert hparams["learning_rate"].number_value == pytest.approx(0.01)
             is_cbp = record["method"] == "cbp"
             assert ("replacement_rate" in hparams) == is_cbp
+
+
+@pytest.mark.slow
+def test_a_tracker_gets_what_figures_show(trainer, tmp_path):
+    arguments = [*_TINY, "--method=linear", "--diagnostics", "--tracker=csv"]
+    run(trainer, tmp_path, *arguments, "--num_examples=400")
+    summary = run(trainer, tmp_path, *arguments, "--resume")
+    with open(tmp_path / "linear" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    [record] = summary["runs"]
+    for task, row in zip(record["per_task"], rows, strict=True):
+        assert int(row.pop("step")) == task["task"]
+        assert {name: float(cell) for name, cell in row.items()} == {
+            "squared_error": task["squared_error"],
+            "squared_error_standard_error": (
+                task["squared_error_standard_error"]
+            ),
+            "weight_magnitude": task["weight_magnitude"]["total"],
+            "learners": 2,
+        }
+
+
+def test_a_tracker_that_is_not_installed(trainer, tmp_path, monkeypatch):
+    installed = {"matplotlib": True}
+    monkeypatch.setattr(tracker.importlib.util, "find_spec", installed.get)
+    with pytest.raises(SystemExit, match="--tracker=wandb needs wandb: pip"):
+        run(trainer, tmp_path, *_TINY, "--tracker=csv", "--tracker=wandb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    trainer, tmp_path, monkeypatch, capsys
+):
+    def fail(*_):
+        raise RuntimeError("No network")
+
+    monkeypatch.setattr(tracker.Tracker, "log", fail)
+    arguments = [*_TINY, "--num_examples=200", "--method=linear"]
+    arguments.append("--tracker=csv")
+    with pytest.raises(SystemExit, match="not all of it could be written"):
+        run(trainer, tmp_path, *arguments)
+    assert "--tracker=csv (No network)" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["per_task"]) == 1
 
 
 def rows_of(folder):
