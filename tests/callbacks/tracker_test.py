@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 
 import keras
 import numpy as np
@@ -248,4 +249,9 @@ def test_wandb_offline(tmp_path):
     tracker.log({"loss": 0.123456789}, step=0)
     tracker.on_train_end()
     [file] = tmp_path.rglob("offline-run-*/run-*.wandb")
-    assert b"0.123456789" in file.read_bytes()
+    # Its own process writes it, up to a second after `finish` has returned.
+    for _ in range(100):
+        if b"0.123456789" in file.read_bytes():
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{file} holds {file.read_bytes()}")
