@@ -23,6 +23,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _MOST_LINES = 36
 _COLUMN_WIDTH = 3.0
 _LINE_HEIGHT = 0.22
+_BANDS = "curve and band: mean and standard error over n learners"
 # The panels with what a `PlasticityMonitor` measured.
 _DIAGNOSTICS = {
     "dead_units": "dead units (%)",
@@ -110,7 +111,7 @@ def _draw_metric(summary, labeled_runs, path):
         if summary["metric"]["lower_is_better"]:
             axes.set_ylim(bottom=0)
 
-    return _draw(labeled_runs, path, _SIZE, fill)
+    return _draw(path, _SIZE, fill)
 
 
 def _draw_diagnostics(summary, labeled_runs, path):
@@ -150,7 +151,7 @@ def _draw_diagnostics(summary, labeled_runs, path):
         )
 
     size = (_PANEL_SIZE[0] * len(names) + 2.0, _PANEL_SIZE[1])
-    return _draw(labeled_runs, path, size, fill)
+    return _draw(path, size, fill)
 
 
 def _draw_epochs(summary, labeled_runs, path):
@@ -208,7 +209,7 @@ def _draw_epochs(summary, labeled_runs, path):
         figure.suptitle(printable(summary["title"]))
 
     size = (4.2 * len(columns), 0.6 + 2.8 * len(rows))
-    return _draw(labeled_runs, path, size, fill)
+    return _draw(path, size, fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,13 +262,12 @@ class _Curve:
 
 
 def _curves(summary, labeled_runs):
-    several = len({run["num_learners"] for run in labeled_runs.values()}) > 1
     for number, (name, run) in enumerate(labeled_runs.items()):
         label = textwrap.fill(
-            printable(name), _LEGEND_WIDTH, break_on_hyphens=False
+            f"{printable(name)} (n={run['num_learners']})",
+            _LEGEND_WIDTH,
+            break_on_hyphens=False,
         )
-        if several:
-            label += f",\nn = {run['num_learners']}"
         _, values = runs.per_bin(summary, run)
         diverged = sum(~np.isfinite(values[-1])) if len(values) else 0
         if diverged:
@@ -279,15 +279,6 @@ def _curves(summary, labeled_runs):
             f"C{number % 10}",
             _LINE_STYLES[number // 10 % len(_LINE_STYLES)],
         )
-
-
-def _note(labeled_runs):
-    """What the curves are."""
-    numbers = {run["num_learners"] for run in labeled_runs.values()}
-    if numbers == {1}:
-        return "n = 1 learner: no band"
-    n = f"{numbers.pop()}" if len(numbers) == 1 else "so many"
-    return f"curve and band: mean and standard error of n = {n} learners"
 
 
 def _epoch_columns(labeled_runs):
@@ -337,11 +328,10 @@ def _add_legend(figure):
     )
 
 
-def _draw(labeled_runs, path, size, fill):
+def _draw(path, size, fill):
     """Draws a figure, and writes PNG and SVG.
 
     Args:
-        labeled_runs: Dict from label to run.
         path: String, where the figures go, without the ending.
         size: Tuple of two numbers, inches.
         fill: Function that adds all but the legend to a `Figure`.
@@ -361,7 +351,7 @@ def _draw(labeled_runs, path, size, fill):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         _add_legend(figure)
-        figure.supxlabel(_note(labeled_runs), fontsize="small", color="0.35")
+        figure.supxlabel(_BANDS, fontsize="small", color="0.35")
         with atomic_write(f"{path}.svg") as temporary:
             figure.savefig(temporary, format="svg")
         png = io.BytesIO()
