@@ -239,7 +239,6 @@ class _Curve:
             values: Array of shape `(points, learners)`.
         """
         mean = runs.mean_of_learners(values)
-        spread = np.array([runs.standard_error(each) for each in values])
         # One point is no line.
         marker = "o" if len(x) == 1 else None
         axes.plot(
@@ -253,12 +252,18 @@ class _Curve:
         if len(x):
             axes.fill_between(
                 x,
-                mean - spread,
-                mean + spread,
+                *_band(values),
                 color=self.color,
                 alpha=0.25,
                 linewidth=0,
             )
+
+
+def _band(values):
+    """The ends of the band around the means of finite learners."""
+    mean = runs.mean_of_learners(values)
+    spread = np.array([runs.standard_error(each) for each in values])
+    return mean - spread, mean + spread
 
 
 def _curves(summary, labeled_runs):
@@ -352,10 +357,15 @@ def _draw(path, size, fill):
             axes.spines[["top", "right"]].set_visible(False)
         _add_legend(figure)
         figure.supxlabel(_BANDS, fontsize="small", color="0.35")
-        with atomic_write(f"{path}.svg") as temporary:
-            figure.savefig(temporary, format="svg")
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=150)
-        with atomic_write(f"{path}.png") as temporary:
-            temporary.write_bytes(png.getvalue())
-        return png.getvalue()
+        return _save(figure, path)
+
+
+def _save(figure, path):
+    """Writes PNG and SVG; returns the PNG."""
+    with atomic_write(f"{path}.svg") as temporary:
+        figure.savefig(temporary, format="svg")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    with atomic_write(f"{path}.png") as temporary:
+        temporary.write_bytes(png.getvalue())
+    return png.getvalue()
