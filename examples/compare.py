@@ -1,11 +1,12 @@
-"""Joins runs of a trainer into one figure and one Markdown table.
+"""Joins runs of a trainer into figures and one Markdown table.
 
     python examples/compare.py logs/run_a logs/run_b --output=logs/both
 
-writes `comparison.png`, `comparison.svg` and `comparison.md` there, and prints
-the table. The runs must be of the same problem; of longer ones than the others
-`--num_tasks` takes the beginning. Where two runs have the same method, the
-settings in which they differ tell them apart.
+writes `comparison.png`, `comparison.svg` and `comparison.md` there, the figures
+`comparison_diagnostics` and `comparison_epochs` if the runs have them, and
+prints the table. The runs must be of the same problem; of longer ones than the
+others `--num_tasks` takes the beginning. Where two runs have the same method,
+the settings in which they differ tell them apart.
 """
 
 import os

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 _OF_A_BACKEND = re.compile(r"\.(jax|tensorflow|torch)(_loop)?$")
 # Examples that are not run, and why.
 _NOT_RUN = {
+    "callbacks.mlflow_tracker.MLflowTracker": "needs mlflow",
+    "callbacks.wandb_tracker.WandbTracker": "needs wandb",
     "callbacks.zero_weights.ZeroWeights": "needs a trainer of long tasks",
     "experiments.command_line.has_defaults": "needs a trainer's flags",
     "experiments.command_line.launch": "ends the process",

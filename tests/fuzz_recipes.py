@@ -285,6 +285,47 @@ RECIPES |= {
 }
 
 
+def _track(tracker):
+    tracker.log({"loss": 0.5}, 0)
+    tracker.on_train_end()
+
+
+RECIPES |= {
+    "callbacks.CSVTracker": Recipe(
+        call=callbacks.CSVTracker,
+        arguments={"path": _new_folder},
+        use=_track,
+        raises=(OSError,),
+    ),
+    "callbacks.CSVTracker.set_state": Recipe(
+        call=lambda state: callbacks.CSVTracker("a.csv").set_state(state),
+        arguments={"state": lambda: [{"step": 0, "loss": 0.5}]},
+    ),
+    # They are opened at the first step, by what may not be installed.
+    "callbacks.MLflowTracker": Recipe(
+        call=callbacks.MLflowTracker,
+        arguments={
+            "experiment": _is("tests"),
+            "run_name": _is("cbp"),
+            "settings": lambda: {"seed": 0},
+            "tracking_uri": _new_folder,
+        },
+        raises=(ImportError,),
+    ),
+    "callbacks.WandbTracker": Recipe(
+        call=callbacks.WandbTracker,
+        arguments={
+            "project": _is("tests"),
+            "run_name": _is("cbp"),
+            "settings": lambda: {"seed": 0},
+            "log_dir": _new_folder,
+            "mode": _is("offline"),
+        },
+        raises=(ImportError,),
+    ),
+}
+
+
 # --- datasets
 
 
@@ -1132,7 +1173,11 @@ RECIPES |= {
     ),
     "utils.SummaryWriter": Recipe(
         call=utils.SummaryWriter,
-        arguments={"log_dir": _new_folder, "first_step": _is(0)},
+        arguments={
+            "log_dir": _new_folder,
+            "first_step": _is(0),
+            "suffix": _is(".rows"),
+        },
         use=lambda writer: writer.close(),
         raises=(OSError,),
         weight=0.5,
@@ -1460,6 +1505,7 @@ NOT_FUZZED = {
     "training.TaskCallback.on_progress": _HOOK,
     "training.TaskCallback.on_task_begin": _HOOK,
     "training.TaskCallback.on_task_end": _HOOK,
+    "training.TaskCallback.on_task_epoch_end": _HOOK,
     "training.TaskCallback.on_train_end": _HOOK,
     "training.TaskCallback.set_state": _HOOK,
 }

@@ -126,6 +126,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             list of the learners' totals. A measure is left out if no layer has
             it, or if all learners have diverged. The total of a learner that
             has diverged is `None`. The history can be written as JSON.
+        num_units: Integer, the number of units in the layers whose activations
+            are measured, those of one learner; `None` before the first
+            measurement.
 
     Example:
 
@@ -161,6 +164,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         batch_size = validation.check_positive_integer("batch_size", batch_size)
         max_rows = validation.check_positive_integer("max_rows", max_rows)
         self.history = []
+        self.num_units = None
         # The number of examples of each task, those last trained on, or the
         # examples themselves.
         self._num_examples, self._recent = None, None
@@ -320,6 +324,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             "history": AppendOnly(self.history[:-1]),
             # The end of a task may add to it.
             "last": copy.deepcopy(self.history[-1:]),
+            "num_units": self.num_units,
             "diverged": sorted(self._diverged),
             "before": _with_names(self._before),
             "first": _with_names(self._first),
@@ -334,10 +339,11 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         validation.check_mapping(
             "state",
             state,
-            ("history", "last", "diverged", "before", "first"),
+            ("history", "last", "num_units", "diverged", "before", "first"),
             "what `get_state` returned",
         )
         self.history = copy.deepcopy([*state["history"], *state["last"]])
+        self.num_units = state["num_units"]
         self._diverged = set(state["diverged"])
         self._before = _with_numbers(state["before"])
         self._first = _with_numbers(state["first"])
@@ -382,7 +388,9 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         if layers is not None and names is not None:
             in_this_model = {first: name for name, first in names.items()}
             layers = [in_this_model.get(name, name) for name in layers]
-        return self._measurement.measure(model, x, y, layers)
+        measured = self._measurement.measure(model, x, y, layers)
+        self.num_units = sum(self._measurement.num_units.values())
+        return measured
 
     def _add(self, step, measured, num_learners):
         """Adds measures to the history and to TensorBoard.

@@ -11,6 +11,7 @@ from absl import logging
 from keras_plasticity import validation
 from keras_plasticity.experiments import device
 from keras_plasticity.experiments import exit_status
+from keras_plasticity.experiments import trackers
 from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.methods import check_flag_values
 from keras_plasticity.experiments.methods import check_parts
@@ -127,6 +128,7 @@ def define_flags(
         "Default: the problem's.",
         flag_values=flag_values,
     )
+    trackers.define_flags(flag_values)
 
 
 def has_defaults(flag_values: flags.FlagValues, names: Sequence[str]) -> bool:

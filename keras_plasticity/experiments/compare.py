@@ -1,4 +1,4 @@
-"""Joins runs of a trainer into one figure and one Markdown table."""
+"""Joins runs of a trainer into figures and one Markdown table."""
 
 import os
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ from keras_plasticity.utils.summary_writer import as_markdown
 def compare(
     folders: Sequence[str], output: str, num_tasks: int | None = None
 ) -> str:
-    """Joins runs of the same problem into one figure and one Markdown table.
+    """Joins runs of the same problem into figures and one Markdown table.
 
-    Writes `comparison.png`, `comparison.svg` and `comparison.md`. Where two
-    runs have the same method, the settings in which they differ tell them
-    apart.
+    Writes `comparison.png`, `comparison.svg` and `comparison.md`, and where
+    the runs have them `comparison_diagnostics` (dead units, effective rank,
+    weight magnitude) and `comparison_epochs` (the metric within the first and
+    the last task). Where two runs have the same method, the settings in which
+    they differ tell them apart.
 
     Args:
         folders: Sequence of strings, the log folders of the runs.

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_plasticity import utils
 from keras_plasticity.experiments import figures
+from keras_plasticity.experiments import hparams
 from keras_plasticity.experiments import runs
 from keras_plasticity.experiments import terminal
 
@@ -39,62 +40,37 @@ def report(problem, summary, log_dir, unwritten):
             },
             rows,
         )
-        figure = os.path.join(log_dir, problem.name)
-        png = None
-        with unwritten.attempt(f"The figure {figure}"):
-            png = figures.draw(summary, measured, figure)
-            print(f"Figure: {figure}.png, .svg")
+        path = os.path.join(log_dir, problem.name)
+        pngs = {}
+        with unwritten.attempt(f"The figure {path}"):
+            pngs = figures.draw(summary, measured, path)
+            for path in pngs:
+                print(f"Figure: {path}.png, .svg")
         with unwritten.attempt(f"TensorBoard's figure and table in {log_dir}"):
-            _write_charts(problem, rows, png, log_dir)
-            for run in measured.values():
-                _write_hparams(summary, run, log_dir)
+            _write_charts(problem, rows, pngs, log_dir)
+            hparams.write(summary, measured.values(), log_dir)
     print(
         f"Results: {os.path.join(log_dir, 'summary.json')}\n"
         f"Charts: tensorboard --logdir={log_dir}"
     )
 
 
-def _write_charts(problem, rows, png, log_dir):
+def _write_charts(problem, rows, pngs, log_dir):
     with utils.SummaryWriter(log_dir) as writer:
-        if png is not None:
-            writer.image("figure", png)
+        for path, png in pngs.items():
+            name = os.path.basename(path).removeprefix(problem.name)
+            # Images are sorted by name.
+            writer.image(f"figure/{name.strip('_') or 'against_tasks'}", png)
         table = [tuple(row.values()) for row in rows]
         writer.text("results", utils.markdown_table(tuple(rows[0]), table))
         writer.band_charts(
             {
                 f"learners/{problem.metric}": (
-                    f"task/{problem.metric}",
-                    f"task_band/{problem.metric}_lower",
-                    f"task_band/{problem.metric}_upper",
+                    f"against_tasks/{problem.metric}",
+                    f"band/{problem.metric}_lower",
+                    f"band/{problem.metric}_upper",
                 )
             }
-        )
-
-
-def _write_hparams(summary, run, log_dir):
-    _, values = runs.per_bin(summary, run)
-    results = {
-        f"result/{summary['metric']['name']}_{name}": runs.finite_mean(
-            values[index]
-        )
-        for name, index in (
-            ("first", 0),
-            ("best", runs.best_bin(summary, values)),
-            ("last", -1),
-        )
-    }
-    folder = os.path.join(log_dir, run["method"], "results")
-    with utils.SummaryWriter(folder) as writer:
-        writer.hparams(
-            {
-                "method": run["method"],
-                **run["settings"],
-                "seed": summary["flags"]["seed"],
-                "num_learners": run["num_learners"],
-                "backend": summary["backend"],
-            },
-            results,
-            step=len(run["per_task"]),
         )
 
 

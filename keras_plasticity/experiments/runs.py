@@ -22,6 +22,61 @@ def per_bin(summary, run):
     """
     name = f"{summary['metric']['name']}_per_learner"
     values = np.array([task[name] for task in run["per_task"]], "float64")
+    return _binned(summary, values * summary["metric"]["scale"])
+
+
+def has_diagnostic(run, name):
+    """Whether a measure of a `PlasticityMonitor` is among a run's records."""
+    return any(name in task.get("per_learner", ()) for task in run["per_task"])
+
+
+def diagnostic_per_bin(summary, run, name):
+    """A measure of a `PlasticityMonitor`, averaged over the same bins.
+
+    Numbers of units, and ranks, are in percent of the units of hidden layers:
+    of all of them, and of a layer's in the mean.
+
+    Args:
+        summary: Dict, the summary that the run is in.
+        run: Dict, the run.
+        name: String, a measure that it has.
+
+    Returns:
+        See `per_bin`.
+    """
+    rows = []
+    for task in run["per_task"]:
+        # Of learners that have all diverged there is nothing.
+        values = task.get("per_learner", {}).get(
+            name, [None] * run["num_learners"]
+        )
+        values = np.array(values, "float64")
+        if name == "effective_rank":
+            # The total is the mean over the layers.
+            values *= len(task.get(name, ())) - 1
+        if name != "weight_magnitude":
+            values *= 100 / (task.get("num_units") or np.nan)
+        rows.append(values)
+    return _binned(summary, np.array(rows))
+
+
+def epochs_of_task(run, index):
+    """What was measured after each epoch of a task.
+
+    Args:
+        run: Dict, the run.
+        index: Integer, which of the run's tasks; -1 is the last one.
+
+    Returns:
+        Dict from the name of a metric to an array of shape
+        `(epochs, learners)`. It is empty if nothing was measured.
+    """
+    epochs = run["per_task"][index].get("epochs", {})
+    return {name: np.array(rows, "float64") for name, rows in epochs.items()}
+
+
+def _binned(summary, values):
+    """Means over bins of tasks, and where on the x-axis the bins end."""
     if not len(values):
         return np.empty(0), np.empty((0, 1))
     # A run that was stopped may not have got as far as one whole bin.
@@ -29,7 +84,7 @@ def per_bin(summary, run):
     bins = len(values) // size
     values = values[: bins * size].reshape(bins, size, -1).mean(axis=1)
     ends = (np.arange(bins) + 1) * size * summary["x_axis"]["per_task"]
-    return ends, values * summary["metric"]["scale"]
+    return ends, values
 
 
 def reached_marks(run, ends):

@@ -1,6 +1,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -660,8 +661,8 @@ class OnlineTrainer:
             orders = run.loader.orders(task, epoch, data.num_examples, learners)
             batches = data.batches(self._most_steps, orders)
             self._compile(loop, learners, on_device, batches)
-            if epoch in (0, run.epochs - 1) and not done:
-                # The results are those of the last epoch.
+            if not done:
+                # The results are those of one epoch.
                 loop.reset_metrics()
             total = sum(each.steps for each in batches)
             if done > total:
@@ -677,7 +678,17 @@ class OnlineTrainer:
                 for callback in run.callbacks:
                     callback.on_progress(task, share / num_groups)
             done = 0
-        stopwatch.wait(loop)
+            # Of an epoch that nobody asks for they are not computed.
+            results = functools.cache(
+                functools.partial(self._epoch_results, loop, data)
+            )
+            for callback in run.callbacks:
+                callback.on_task_epoch_end(task, epoch, learners, results)
+        return results()
+
+    def _epoch_results(self, loop, data):
+        """The metrics of the epoch that has ended; those of a test, too."""
+        self._stopwatch.wait(loop)
         results = loop.results()
         if data.test is not None:
             results |= _evaluate(loop, data)

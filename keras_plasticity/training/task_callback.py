@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,29 @@ class TaskCallback:
             task: Integer, the task's index.
             done: Float in (0, 1], the fraction of the task that is done, or
                 will be within about a second.
+        """
+
+    def on_task_epoch_end(
+        self,
+        task: int,
+        epoch: int,
+        learners: range,
+        results: Callable[[], dict[str, np.ndarray]],
+    ):
+        """Called after each pass over a task's examples.
+
+        Learners that do not train side by side come one group after another:
+        the second begins with its first epoch when the first has made all.
+
+        Args:
+            task: Integer, the task's index.
+            epoch: Integer, the pass, from 0.
+            learners: Range of the learners that have made it.
+            results: Function without arguments that returns a dict from the
+                name of each metric, over this epoch, to a float array of shape
+                `(len(learners),)`. With test data it also evaluates the
+                learners on them, which takes its time. It changes nothing in
+                the training; what it returns should not be changed.
         """
 
     def on_task_end(self, task: int, results: dict[str, np.ndarray]):

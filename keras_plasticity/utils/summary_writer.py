@@ -74,6 +74,8 @@ class SummaryWriter:
             TensorBoard drops what earlier files in the folder hold for this
             step and later ones. (Its fast loader, the default on Linux, drops
             them from a tag when the tag is next written.) Defaults to `0`.
+        suffix: String, the end of the file's name, to tell it from others of
+            the folder. Defaults to `""`.
 
     Example:
 
@@ -83,17 +85,20 @@ class SummaryWriter:
     ```
     """
 
-    def __init__(self, log_dir: str, first_step: int = 0):
+    def __init__(self, log_dir: str, first_step: int = 0, suffix: str = ""):
         self.log_dir = validation.check_path("log_dir", log_dir)
         first_step = validation.check_integer(
             "first_step", first_step, 0, _LARGEST_STEP
         )
+        if not isinstance(suffix, str) or re.search(r"[^\w.-]", suffix):
+            rule = "a string of letters, digits, '.', '-' and '_'"
+            raise validation.error("suffix", rule, suffix)
         os.makedirs(self.log_dir, exist_ok=True)
         _wait_for_a_second_without_files(self.log_dir)
         self._path = os.path.join(
             self.log_dir,
             f"events.out.tfevents.{int(time.time()):010d}."
-            f"{socket.gethostname()}.{os.getpid()}.{next(_counter)}",
+            f"{socket.gethostname()}.{os.getpid()}.{next(_counter)}{suffix}",
         )
         # TensorBoard's own writer hands events to a thread, and does not tell
         # which of them it could not write.

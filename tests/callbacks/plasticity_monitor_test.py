@@ -259,6 +259,8 @@ def test_relu_layers():
     assert "gradient_norm" not in first
     # 50 rows, of which none is one of those three.
     assert first["hard_rank"]["layer_0"] == 3
+    hidden = model.layers[:-1]
+    assert monitor.num_units == sum(layer.units for layer in hidden)
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,13 @@ def data_flags(request):
 
 
 def test_runs_and_writes_test_accuracies(trainer, data_flags, tmp_path):
-    summary = run(trainer, tmp_path, *_TINY, *data_flags, "--method=cbp")
+    arguments = [*_TINY, *data_flags, "--method=cbp", "--epochs=2"]
+    summary = run(trainer, tmp_path, *arguments)
     [record] = summary["runs"]
     assert record["settings"]["learning_rate"] == 0.01
     assert record["settings"]["momentum"] == 0.9
     assert record["settings"]["replacement_rate"] == 3e-4
-    assert record["steps_per_learner"] == 2 * 2
+    assert record["steps_per_learner"] == 2 * 2 * 2
     for task in record["per_task"]:
         # Of 20 test images.
         assert 20 * task["test_accuracy"] == pytest.approx(
@@ -59,7 +60,16 @@ def test_runs_and_writes_test_accuracies(trainer, data_flags, tmp_path):
             *(f"dense_{i}" for i in (1, 2)),
             "total",
         }
-    assert (tmp_path / "continual_imagenet.png").exists()
+        assert task["num_units"] == 32 + 64 + 128 + 128 + 128
+        # Two epochs of one learner; the results are those of the last.
+        for name, result in (
+            ("training", task["accuracy"]),
+            ("test_accuracy", task["test_accuracy"]),
+        ):
+            first, last = task["epochs"][name]
+            assert len(first) == 1 and last == [result]
+    for ending in ("", "_diagnostics", "_epochs"):
+        assert (tmp_path / f"continual_imagenet{ending}.png").exists()
 
 
 def test_too_few_images_are_an_error(trainer, data_flags, tmp_path):

@@ -60,6 +60,10 @@ def accuracies(summary):
     return [record["online_accuracy"] for record in run["per_task"]]
 
 
+# Of the table HParams.
+_ROW = ("_hparams_/session_start_info", "_hparams_/session_end_info")
+
+
 def scalar_tags():
     per_hidden_layer = [
         f"{tag}/{layer}"
@@ -68,11 +72,12 @@ def scalar_tags():
     ]
     return {
         "flags",
-        "task/online_accuracy",
-        "task/loss",
-        "step/online_accuracy",
-        "task_band/online_accuracy_lower",
-        "task_band/online_accuracy_upper",
+        *_ROW,
+        "against_tasks/online_accuracy",
+        "metrics/loss",
+        "against_updates/online_accuracy",
+        "band/online_accuracy_lower",
+        "band/online_accuracy_upper",
         *(f"weights/magnitude/{x}" for x in [*_HIDDEN, "output", "total"]),
         *per_hidden_layer,
     }
@@ -121,8 +126,9 @@ def test_cbp_writes_summary_events_and_table(loaded, tmp_path, capsys):
     histograms = {f"{n}/{h}" for n in ("utility", "age") for h in _HIDDEN}
     replaced = {f"units/replaced/{h}" for h in [*_HIDDEN, "total"]}
     assert set(events) == scalar_tags() | histograms | replaced
-    assert events.pop("flags") == [0]
-    assert events.pop("step/online_accuracy") == [150, 300]
+    for tag in ("flags", *_ROW):
+        assert events.pop(tag) == [0]
+    assert events.pop("against_updates/online_accuracy") == [150, 300]
     assert all(steps == [0, 1] for steps in events.values())
 
     output = capsys.readouterr().out

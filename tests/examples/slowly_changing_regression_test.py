@@ -47,9 +47,11 @@ def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
             str(tmp_path / record["method"])
         )
         events.Reload()
-        steps = [e.step for e in events.Tensors("task/squared_error")]
+        steps = [e.step for e in events.Tensors("against_tasks/squared_error")]
         assert steps == [0, 1, 2, 3]
-        steps = [e.step for e in events.Tensors("step/squared_error")]
+        steps = [
+            e.step for e in events.Tensors("against_updates/squared_error")
+        ]
         assert steps == [200, 400, 600, 800]
     # 5 units, 0.01 of them in each update once they are 100 updates old.
     for number in summary["runs"][1]["units_replaced_per_learner"]:

@@ -1,5 +1,6 @@
 """What all trainers share, tried on the one that needs no data."""
 
+import csv
 import json
 import os
 import pathlib
@@ -9,14 +10,15 @@ import sys
 import time
 
 import keras
-import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing import plugin_event_multiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from keras_plasticity.experiments import experiment
+from keras_plasticity.callbacks import tracker
 from keras_plasticity.experiments import recorder
+from keras_plasticity.experiments import run_settings
 from tests.examples.trainers import load
 from tests.examples.trainers import parse
 from tests.examples.trainers import run
@@ -57,9 +59,9 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
         str(tmp_path / "b" / "bp")
     )
     events.Reload()
-    tasks = [e.step for e in events.Tensors("task/squared_error")]
+    tasks = [e.step for e in events.Tensors("against_tasks/squared_error")]
     assert tasks == [0, 1, 2, 3]
-    steps = [e.step for e in events.Tensors("step/squared_error")]
+    steps = [e.step for e in events.Tensors("against_updates/squared_error")]
     assert steps == [200, 400, 600, 800]
 
 
@@ -196,7 +198,7 @@ def test_an_interruption_says_how_to_go_on(
 
 def test_a_batch_that_is_larger_than_a_task():
     with pytest.raises(ValueError, match="has 500 ex.*--batch_size=1000"):
-        experiment._check_batch_size([], 1000, 500)
+        run_settings.check_batch_size([], 1000, 500)
 
 
 def test_batches_of_one_are_not_normalized(trainer, tmp_path):
@@ -243,24 +245,96 @@ def test_to_go_on_takes_a_folder(trainer, flag):
 
 
 @pytest.mark.slow
-def test_tensorboard_has_settings_results_and_figure(trainer, tmp_path):
-    summary = run(trainer, tmp_path, *_TINY, "--method=bp", "--method=cbp")
+def test_tensorboard_shows_first_what_is_looked_for(trainer, tmp_path):
+    arguments = [*_TINY, "--method=bp", "--method=cbp", "--diagnostics"]
+    summary = run(trainer, tmp_path, *arguments)
+    names = {each.parent for each in tmp_path.rglob("*tfevents*")}
+    rows = [f"{m}/seed_{s}" for m in ("bp", "cbp") for s in (0, 1)]
+    assert names == {tmp_path / name for name in (".", "bp", "cbp", *rows)}
     root = event_accumulator.EventAccumulator(str(tmp_path))
     root.Reload()
-    assert {"figure", "results"} <= set(root.Tags()["tensors"])
+    assert {"figure/against_tasks", "figure/diagnostics", "results"} <= set(
+        root.Tags()["tensors"]
+    )
     for record in summary["runs"]:
-        folder = tmp_path / record["method"] / "results"
-        events = event_accumulator.EventAccumulator(str(folder))
+        events = event_accumulator.EventAccumulator(
+            str(tmp_path / record["method"])
+        )
         events.Reload()
-        last = events.Tensors("result/squared_error_last")[0].tensor_proto
-        # So short a run is in bins of one task.
-        expected = np.mean(errors({"runs": [record]})[0][-1])
-        assert last.float_val[0] == pytest.approx(expected, rel=1e-5)
-        content = events.SummaryMetadata(
-            "_hparams_/session_start_info"
-        ).plugin_data.content
-        start = plugin_data_pb2.HParamsPluginData.FromString(content)
-        hparams = start.session_start_info.hparams
-        assert hparams["method"].string_value == record["method"]
-        assert hparams["learning_rate"].number_value == pytest.approx(0.01)
-        assert ("replacement_rate" in hparams) == (record["method"] == "cbp")
+        plugins = {
+            tag: events.SummaryMetadata(tag).plugin_data.plugin_name
+            for tag in events.Tags()["tensors"]
+        }
+        # Groups are sorted by name, and the first two are open.
+        charts = sorted(t for t in plugins if plugins[t] != "text")
+        assert charts[:2] == [
+            "against_tasks/squared_error",
+            "against_updates/squared_error",
+        ]
+        for tag, plugin in plugins.items():
+            if plugin == "scalars":
+                assert len(events.Tensors(tag)) == 4  # One for each task.
+        for seed in (0, 1):
+            [hparams] = rows_of(tmp_path / record["method"] / f"seed_{seed}")
+            assert hparams["method"].string_value == record["method"]
+            assert hparams["seed"].number_value == seed
+            assert hparams["learning_rate"].number_value == pytest.approx(0.01)
+            is_cbp = record["method"] == "cbp"
+            assert ("replacement_rate" in hparams) == is_cbp
+
+
+@pytest.mark.slow
+def test_a_tracker_gets_what_figures_show(trainer, tmp_path):
+    arguments = [*_TINY, "--method=linear", "--diagnostics", "--tracker=csv"]
+    run(trainer, tmp_path, *arguments, "--num_examples=400")
+    summary = run(trainer, tmp_path, *arguments, "--resume")
+    with open(tmp_path / "linear" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    [record] = summary["runs"]
+    for task, row in zip(record["per_task"], rows, strict=True):
+        assert int(row.pop("step")) == task["task"]
+        assert {name: float(cell) for name, cell in row.items()} == {
+            "squared_error": task["squared_error"],
+            "squared_error_standard_error": (
+                task["squared_error_standard_error"]
+            ),
+            "weight_magnitude": task["weight_magnitude"]["total"],
+            "learners": 2,
+        }
+
+
+def test_a_tracker_that_is_not_installed(trainer, tmp_path, monkeypatch):
+    installed = {"matplotlib": True}
+    monkeypatch.setattr(tracker.importlib.util, "find_spec", installed.get)
+    with pytest.raises(SystemExit, match="--tracker=wandb needs wandb: pip"):
+        run(trainer, tmp_path, *_TINY, "--tracker=csv", "--tracker=wandb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    trainer, tmp_path, monkeypatch, capsys
+):
+    def fail(*_):
+        raise RuntimeError("No network")
+
+    monkeypatch.setattr(tracker.Tracker, "log", fail)
+    arguments = [*_TINY, "--num_examples=200", "--method=linear"]
+    arguments.append("--tracker=csv")
+    with pytest.raises(SystemExit, match="not all of it could be written"):
+        run(trainer, tmp_path, *arguments)
+    assert "--tracker=csv (No network)" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["per_task"]) == 1
+
+
+def rows_of(folder):
+    """The rows of a folder in TensorBoard's table HParams, as it reads it."""
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRun(str(folder), "run").Reload()
+    contents = multiplexer.PluginRunToTagToContent("hparams")["run"]
+    rows = [
+        plugin_data_pb2.HParamsPluginData.FromString(content)
+        for tag, content in contents.items()
+        if tag.endswith("session_start_info")
+    ]
+    return [dict(row.session_start_info.hparams) for row in rows]

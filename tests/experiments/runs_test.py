@@ -100,3 +100,43 @@ def test_table():
     }
     assert theirs["first"] == "diverged"
     assert theirs["published"] == "-"
+
+
+def test_diagnostics_are_in_percent_of_the_units():
+    """Two hidden layers of 6 and 4 units; the linear model has none."""
+    run = make_run((1, 2), (3, 4), (5, 6))
+    for i, task in enumerate(run["per_task"]):
+        task["num_units"] = 10
+        task["effective_rank"] = {"a": 4.0, "b": 2.0, "total": 3.0}
+        task["per_learner"] = {
+            "dead_units": [i, 2 * i],
+            "effective_rank": [3.0, None if i == 2 else 1.0],
+            "weight_magnitude": [0.5, 0.25],
+        }
+    ends, values = runs.diagnostic_per_bin(make_summary(2), run, "dead_units")
+    np.testing.assert_array_equal(ends, [20])
+    np.testing.assert_allclose(values, [[5.0, 10.0]])
+    ends, values = runs.diagnostic_per_bin(
+        make_summary(), run, "effective_rank"
+    )
+    np.testing.assert_array_equal(ends, [10, 20, 30])
+    # Of five units a layer, in the mean.
+    np.testing.assert_allclose(values, [[60, 20], [60, 20], [60, math.nan]])
+    _, values = runs.diagnostic_per_bin(make_summary(), run, "weight_magnitude")
+    np.testing.assert_array_equal(values, [[0.5, 0.25]] * 3)
+    # All have diverged.
+    run["per_task"][2] |= {"per_learner": {}}
+    del run["per_task"][2]["effective_rank"]
+    _, values = runs.diagnostic_per_bin(make_summary(), run, "effective_rank")
+    np.testing.assert_allclose(values, [[60, 20], [60, 20], [math.nan] * 2])
+    assert runs.has_diagnostic(run, "dead_units")
+    assert not runs.has_diagnostic(run, "saturated_units")
+    assert not runs.has_diagnostic(make_run((1, 2)), "dead_units")
+
+
+def test_epochs_of_a_task():
+    run = make_run((1, 2), (3, 4))
+    run["per_task"][1]["epochs"] = {"loss": [[1, 2], [3, None], [5, 6]]}
+    assert runs.epochs_of_task(run, 0) == {}
+    [values] = runs.epochs_of_task(run, -1).values()
+    np.testing.assert_array_equal(values, [[1, 2], [3, math.nan], [5, 6]])

@@ -12,9 +12,9 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from keras_plasticity import utils
-from keras_plasticity.experiments import experiment
 from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import recorder
+from keras_plasticity.experiments import run_settings
 from keras_plasticity.experiments.lasting_writer import LastingWriter
 from keras_plasticity.experiments.unwritten import Unwritten
 from tests.examples.trainers import load
@@ -131,7 +131,10 @@ def test_a_disk_that_is_full_for_a_while(
         run(trainer, tmp_path, *_TINY)
     assert "Not written" not in capsys.readouterr().err
     steps = [
-        step for step, _ in points(tmp_path / "linear", "step/squared_error")
+        step
+        for step, _ in points(
+            tmp_path / "linear", "against_updates/squared_error"
+        )
     ]
     assert steps == [200, 400, 600, 800, 1000]
 
@@ -199,7 +202,7 @@ def test_a_figure_that_cannot_be_drawn_to_a_file(
 def test_the_command_that_resumes(monkeypatch, words, expected, backend):
     monkeypatch.setattr("sys.orig_argv", shlex.split(words))
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    assert experiment._command_to_resume("logs/a run") == (
+    assert run_settings.command_to_resume("logs/a run") == (
         f"{'KERAS_BACKEND=jax ' * bool(backend)}{expected} "
         "'--log_dir=logs/a run' --resume"
     )
