@@ -372,6 +372,8 @@ def _float_or_array(result):
 
 
 for _name in diagnosis.__all__:
+    if inspect.isclass(getattr(diagnosis, _name)):
+        continue
     _arguments = {
         "model": _compiled_model,
         "data": lambda: make_data(5, (4, 2)),
