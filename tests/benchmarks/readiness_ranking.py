@@ -320,20 +320,25 @@ def losses_after(problem, weights, x, y, optimizer, flags, seed):
         x[:size], axis=0, return_index=True, return_counts=True
     )
     measured = measured, y[first], counts.astype("float32")
-    total = 0.0
-    for start in range(0, flags.num_draws, flags.copies):
-        copies = min(flags.copies, flags.num_draws - start)
-        networks = Networks(problem, weights, copies)
-        losses = [networks.losses(*measured)]
-        for step in range(1, max(STEPS) + 1):
-            chosen = rng.integers(size, len(x), copies)
+    losses = [[] for _ in STEPS]
+    before = Networks(problem, weights, 1).losses(*measured)
+    for start in range(0, max(flags.num_draws), flags.copies):
+        wanted = [
+            num_steps
+            for num_steps, number in zip(STEPS, flags.num_draws)
+            if start < number
+        ]
+        networks = Networks(problem, weights, flags.copies)
+        for step in range(1, max(wanted) + 1):
+            chosen = rng.integers(size, len(x), flags.copies)
             chosen = np.tile(chosen, len(weights))
             networks.step(x[chosen], y[chosen], optimizer, rate)
-            if step in STEPS:
-                losses.append(networks.losses(*measured))
-        losses = np.reshape(losses, (len(losses), len(weights), copies))
-        total = total + losses.sum(axis=2)
-    return total / flags.num_draws
+            if step in wanted:
+                after = networks.losses(*measured)
+                after = after.reshape(len(weights), flags.copies)
+                losses[STEPS.index(step)].append(after)
+    after = [np.concatenate(each, axis=1).mean(axis=1) for each in losses]
+    return np.stack([before, *after])
 
 
 def compute(problem, data, seeds, flags):
@@ -447,11 +452,22 @@ def parse():
     parser.add_argument(
         "--num_examples", type=int, default=10_000, help="measured on"
     )
-    parser.add_argument("--num_draws", type=int, default=1000)
+    parser.add_argument(
+        "--num_draws",
+        nargs=len(STEPS),
+        type=int,
+        default=[1000] * len(STEPS),
+        help=f"for {STEPS} steps",
+    )
     parser.add_argument(
         "--copies", type=int, default=100, help="draws computed together"
     )
     flags = parser.parse_args()
+    if any(number % flags.copies for number in flags.num_draws):
+        parser.error(
+            "--copies must divide all of --num_draws. Received: "
+            f"--copies={flags.copies} --num_draws={flags.num_draws}"
+        )
     if flags.learning_rate is None:
         flags.learning_rate = PROBLEMS[flags.problem].learning_rate
     return flags
