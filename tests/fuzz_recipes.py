@@ -454,7 +454,7 @@ RECIPES |= {
 }
 
 for _name in diagnosis.__all__:
-    if _name == "RecentExamples":
+    if inspect.isclass(getattr(diagnosis, _name)):
         continue
     _arguments = {
         "model": _small_compiled_model,

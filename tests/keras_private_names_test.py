@@ -37,12 +37,15 @@ def _tensor():
 # Private name -> an object that has it.
 _ATTRIBUTES = {
     "_backend_update_step": keras.optimizers.SGD,
+    "_compile_loss": _functional,
     "_flatten_layers": lambda: keras.layers.Dense(3),
     "_functional": lambda: keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3)]
     ),
     "_inbound_nodes": lambda: keras.layers.Dense(3),
     "_keras_history": _tensor,
+    "_loss_ids": lambda: keras.layers.Dense(3),
+    "_losses": lambda: keras.layers.Dense(3),
     "_model_variables_moving_average": lambda: _built(
         keras.optimizers.SGD(0.1, use_ema=True)
     ),
@@ -61,6 +64,7 @@ _OF_TORCH = ("_track_variables",)
 # What is imported from where only Keras itself imports.
 _PLACES = (
     "keras.src.backend.common.global_state",
+    "keras.src.backend.compute_output_spec",
     "keras.src.backend.torch.core",
     "keras.src.models.functional.Functional",
     "keras.src.ops.core.Cast",

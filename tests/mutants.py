@@ -64,7 +64,8 @@ _MORE_TESTS = {
     ],
     "callbacks": ["tests/docstrings_test.py"],
     "datasets": ["tests/examples"],
-    "diagnostics": ["tests/callbacks"],
+    "diagnosis": ["tests/callbacks"],
+    "diagnostics": ["tests/callbacks", "tests/diagnosis"],
     "experiments": ["tests/examples", "tests/seeds_test.py"],
     "functional": [
         "tests/optimizers/continual_backprop_oracle_test.py",

@@ -62,12 +62,12 @@ def test_changes():
 
 @pytest.mark.slow
 def test_every_folder_has_its_share_and_its_tests():
-    drawn = mutants.draw(30, seed=0)
+    drawn = mutants.draw(32, seed=0)
     folders = [mutants._folder(each["path"]) for each in drawn]
-    assert len(set(folders)) == 15
-    assert folders[:15] == folders[15:]
+    assert len(set(folders)) == 16
+    assert folders[:16] == folders[16:]
     assert drawn[:20] == mutants.draw(20, seed=0)
-    assert drawn[:15] != mutants.draw(15, seed=1)
+    assert drawn[:16] != mutants.draw(16, seed=1)
     for each in drawn:
         tests = mutants.tests_of(each["path"])
         assert tests and all((mutants.ROOT / test).exists() for test in tests)

@@ -152,13 +152,16 @@ class Differentiation:
             ValueError: If the model is not built.
         """
         model = self._check_model(needs_loss=False)
-        rows = []
+        size = len(keras.tree.flatten(x)[0])
+        gradients = None
         with keras_compat.keep_losses(model):
-            for i in range(len(keras.tree.flatten(x)[0])):
+            for i in range(size):
                 example = keras.tree.map_structure(lambda a: a[i : i + 1], x)
-                gradients = self._run("output_gradients", example, None)
-                rows.append(_as_array(gradients[0]))
-        return np.stack(rows)
+                row = _as_array(self._run("output_gradients", example, None)[0])
+                if gradients is None:
+                    gradients = np.empty((size, len(row)), row.dtype)
+                gradients[i] = row
+        return gradients
 
     def _mean(self, name, x, y, batch_size, *others):
         """Mean over the examples of what a program returns, as arrays."""
@@ -345,7 +348,8 @@ def _combined_output(reference, variables, others, x, y, weights):
 
 
 def _loss_program(function, weights, others, x, y):
-    return [function(others, x, y, weights)]
+    with backend.no_gradient():
+        return [function(others, x, y, weights)]
 
 
 def _gradients_program(function, weights, others, x, y):

@@ -5,8 +5,9 @@
 
 Learners train online with Adam, one example a step, on the tasks of a stream.
 Of each, the weights are kept before the first task and after every few. At the
-end all of these are measured on a task that is new to them, and their gain on
-it is computed, `(L - E[L_k]) / L`: the share of the loss that `k` steps from
+end all of these are measured on the task that came next or, with
+`--target=new`, on the same task that none has seen; and their gain on it is
+computed, `(L - E[L_k]) / L`: the share of the loss that `k` steps from
 there take away, in the mean over several draws of examples. The steps are those
 of Adam without a past, with the learning rate of the training, or of SGD.
 
@@ -209,20 +210,20 @@ def measure(problem, model, x, y):
 
 
 class Networks:
-    """Copies of networks of ReLU units, which make steps side by side.
+    """Copies of a network of ReLU units, which make steps side by side.
 
     In NumPy: a copy makes 100 steps at most, and there are many thousands.
 
     Args:
         problem: `Problem`.
-        weights: List of the weights of each network, as Keras returns them.
-        copies: Integer, of each network.
+        weights: List of its weights, as Keras returns them.
+        copies: Integer.
     """
 
     def __init__(self, problem, weights, copies):
         self._is_regression = problem.dims[-1] == 1
         self._weights = [
-            np.repeat(np.stack(each), copies, axis=0) for each in zip(*weights)
+            np.repeat(each[None], copies, axis=0) for each in weights
         ]
         self._moments = [
             [np.zeros_like(w), np.zeros_like(w)] for w in self._weights
@@ -233,7 +234,7 @@ class Networks:
         """Makes a step, each copy on an example of its own.
 
         Args:
-            x: Array of shape `(networks * copies, inputs)`.
+            x: Array of shape `(copies, inputs)`.
             y: Array of as many targets.
             optimizer: `"adam"` or `"sgd"`.
             learning_rate: Float.
@@ -293,22 +294,21 @@ def _log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def losses_after(problem, weights, x, y, optimizer, flags, seed):
-    """Losses of networks after training on draws of examples.
+def gains_of(problem, weights, x, y, optimizer, flags, seed):
+    """The gains of a network by training on draws of examples.
 
     Args:
         problem: `Problem`.
-        weights: List of the networks' weights.
+        weights: List of the network's weights.
         x: Array of inputs, of which the first are measured on, and the others
             are drawn.
         y: Array of targets.
         optimizer: `"adam"` or `"sgd"`.
         flags: What `parse` returns.
-        seed: Integer, of the draws, which are the same for all networks.
+        seed: Integer, of the draws.
 
     Returns:
-        Array of the mean over the draws, of shape `(1 + len(STEPS),
-        networks)`; the first are the losses before any step.
+        List of floats, the mean over the draws for each of `STEPS`.
     """
     rng = np.random.default_rng(seed)
     rate = flags.learning_rate
@@ -320,20 +320,22 @@ def losses_after(problem, weights, x, y, optimizer, flags, seed):
         x[:size], axis=0, return_index=True, return_counts=True
     )
     measured = measured, y[first], counts.astype("float32")
-    total = 0.0
-    for start in range(0, flags.num_draws, flags.copies):
-        copies = min(flags.copies, flags.num_draws - start)
-        networks = Networks(problem, weights, copies)
-        losses = [networks.losses(*measured)]
-        for step in range(1, max(STEPS) + 1):
-            chosen = rng.integers(size, len(x), copies)
-            chosen = np.tile(chosen, len(weights))
+    losses = [[] for _ in STEPS]
+    (before,) = Networks(problem, weights, 1).losses(*measured)
+    for start in range(0, max(flags.num_draws), flags.copies):
+        wanted = [
+            num_steps
+            for num_steps, number in zip(STEPS, flags.num_draws)
+            if start < number
+        ]
+        networks = Networks(problem, weights, flags.copies)
+        for step in range(1, max(wanted) + 1):
+            chosen = rng.integers(size, len(x), flags.copies)
             networks.step(x[chosen], y[chosen], optimizer, rate)
-            if step in STEPS:
-                losses.append(networks.losses(*measured))
-        losses = np.reshape(losses, (len(losses), len(weights), copies))
-        total = total + losses.sum(axis=2)
-    return total / flags.num_draws
+            if step in wanted:
+                after = networks.losses(*measured)
+                losses[STEPS.index(step)].append(after)
+    return [float((before - np.mean(after)) / before) for after in losses]
 
 
 def compute(problem, data, seeds, flags):
@@ -349,34 +351,32 @@ def compute(problem, data, seeds, flags):
         For each learner a dict that JSON can hold.
     """
     tasks, snapshots = train(problem, data, seeds, flags)
-    new = [
-        problem.stream(data, seed, flags.num_tasks + 1, problem.num_new).task(
-            flags.num_tasks
-        )
-        for seed in seeds
-    ]
     model = build_model(problem, 0, "sgd")
-    found = [{"seed": seed, "tasks": tasks, "gains": {}} for seed in seeds]
-    for learner, (x, y) in enumerate(new):
-        x, y = x[: flags.num_examples], y[: flags.num_examples]
-        rows = []
-        for weights in snapshots:
+    for learner, seed in enumerate(seeds):
+        stream = problem.stream(
+            data, seed, flags.num_tasks + 1, problem.num_new
+        )
+        found = {"seed": seed, "tasks": tasks}
+        gains = {
+            f"{optimizer} {num_steps}": []
+            for optimizer in flags.optimizers
+            for num_steps in STEPS
+        }
+        for task, weights in zip(tasks, snapshots):
+            target = task if flags.target == "next" else flags.num_tasks
+            x, y = stream.task(target)
             model.set_weights(weights[learner])
-            rows.append(measure(problem, model, x, y))
-        for name in rows[0]:
-            found[learner][name] = [row[name] for row in rows]
-    for learner, (x, y) in enumerate(new):
-        weights = [each[learner] for each in snapshots]
-        for optimizer in flags.optimizers:
-            first, *others = losses_after(
-                problem, weights, x, y, optimizer, flags, seeds[learner]
-            )
-            for num_steps, losses in zip(STEPS, others):
-                gains = (first - losses) / first
-                found[learner]["gains"][f"{optimizer} {num_steps}"] = [
-                    *map(float, gains)
-                ]
-    yield from found
+            size = flags.num_examples
+            measured = measure(problem, model, x[:size], y[:size])
+            for name, value in measured.items():
+                found.setdefault(name, []).append(value)
+            for optimizer in flags.optimizers:
+                gained = gains_of(
+                    problem, weights[learner], x, y, optimizer, flags, seed
+                )
+                for num_steps, gain in zip(STEPS, gained):
+                    gains[f"{optimizer} {num_steps}"].append(gain)
+        yield {**found, "gains": gains}
 
 
 def share_ranked_right(measured, gains):
@@ -439,6 +439,9 @@ def parse():
     parser.add_argument(
         "--every", type=int, default=5, help="tasks between times"
     )
+    parser.add_argument(
+        "--target", choices=["next", "new"], default="next", help="task"
+    )
     parser.add_argument("--learning_rate", type=float, help="of Adam")
     parser.add_argument("--sgd_learning_rate", type=float, default=0.01)
     parser.add_argument(
@@ -447,11 +450,22 @@ def parse():
     parser.add_argument(
         "--num_examples", type=int, default=10_000, help="measured on"
     )
-    parser.add_argument("--num_draws", type=int, default=1000)
     parser.add_argument(
-        "--copies", type=int, default=100, help="draws computed together"
+        "--num_draws",
+        nargs=len(STEPS),
+        type=int,
+        default=[1000] * len(STEPS),
+        help=f"for {STEPS} steps",
+    )
+    parser.add_argument(
+        "--copies", type=int, default=500, help="draws computed together"
     )
     flags = parser.parse_args()
+    if any(number % flags.copies for number in flags.num_draws):
+        parser.error(
+            "--copies must divide all of --num_draws. Received: "
+            f"--copies={flags.copies} --num_draws={flags.num_draws}"
+        )
     if flags.learning_rate is None:
         flags.learning_rate = PROBLEMS[flags.problem].learning_rate
     return flags

@@ -35,11 +35,9 @@ def test_steps(problem, optimizer):
     y = rng.normal(0, 1, (2, 4, 1)).astype("float32")
     if problem is CLASSIFICATION:
         y = rng.integers(0, 3, (2, 4))
-    models = []
-    for seed in range(2):
-        kind = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
-        models.append(build_model(problem, seed, kind[optimizer](0.1)))
-    networks = Networks(problem, [m.get_weights() for m in models], copies=1)
+    kind = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
+    models = [build_model(problem, 0, kind[optimizer](0.1)) for _ in range(2)]
+    networks = Networks(problem, models[0].get_weights(), copies=2)
     counts = np.array([1.0, 3.0, 1.0, 2.0], "float32")
     measured = np.repeat(np.arange(4), counts.astype(int))
     for i in range(4):
