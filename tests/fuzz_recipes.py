@@ -669,6 +669,9 @@ _optimizer(
     period=5,
     utility="contribution",
     seed=0,
+    continuous=False,
+    maturity_threshold=3,
+    reset_optimizer_state=True,
 )
 _optimizer(
     "CPR",
@@ -699,7 +702,16 @@ _optimizer(
 )
 _optimizer("HareAndTortoise", decay_rate=0.9, period=3, exclude=("bias",))
 _optimizer("L2", l2=1e-3)
-_optimizer("L2Init", strength=0.1, distance="l1", exclude=("bias",))
+_optimizer(
+    "L2Init",
+    strength=0.1,
+    distance="l1",
+    exclude=("bias",),
+    target_initializer="he_uniform",
+    draw_biases=True,
+    seed=0,
+    words={"draw_biases": ("target_initializer",)},
+)
 _optimizer("NormalizeAndProject", period=2, exclude=("layer_2",))
 _optimizer(
     "ParsevalRegularization", strength=0.1, scale=0.5, exclude=("layer_2",)
@@ -712,7 +724,9 @@ _optimizer(
     num_iterations=3,
     exclude=("layer_2",),
 )
-_optimizer("WeightClipping", kappa=1.0, exclude=("layer_2",))
+_optimizer(
+    "WeightClipping", kappa=1.0, exclude=("layer_2",), clip_normalization=True
+)
 _optimizer("WeightOptimizer", exclude=("layer_2",))
 _optimizer("OptimizerWrapper", use=_build_optimizer)
 _optimizer(
@@ -735,7 +749,12 @@ _optimizer(
     exclude=("bias",),
 )
 _optimizer(
-    "ReGraMa", threshold=0.1, period=5, reset_optimizer_state=True, seed=0
+    "ReGraMa",
+    threshold=0.1,
+    period=5,
+    reset_optimizer_state=True,
+    seed=0,
+    max_fraction=0.5,
 )
 _optimizer(
     "SelfNormalizedResets",
@@ -765,6 +784,7 @@ _optimizer(
     noise_refresh_steps=10,
     seed=0,
     perturb_biases=True,
+    period=2,
 )
 _optimizer("TRAC", betas=(0.5, 0.9), scale=0.1, epsilon=1e-3, exclude=("bias",))
 _optimizer(

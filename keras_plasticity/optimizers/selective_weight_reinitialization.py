@@ -19,7 +19,7 @@ from keras_plasticity.validation import check_seed
 
 
 def _check_utility(name, value):
-    return check_choice(name, value, ("gradient", "magnitude"))
+    return check_choice(name, value, ("gradient", "magnitude", "random"))
 
 
 def _check_rule(name, value):
@@ -49,7 +49,9 @@ class SelectiveWeightReinitialization(WeightOptimizer):
 
     - `|w * g|` with `utility="gradient"`, where `w` is the weight after the
         update and `g` the gradient that the update was made with;
-    - `|w|` with `utility="magnitude"`.
+    - `|w|` with `utility="magnitude"`;
+    - a random number between 0 and 1 with `utility="random"`, with which the
+        others are compared.
 
     With a `decay_rate` above 0, it is the running mean of that, from 0 and
     without bias correction: `u <- decay_rate * u + (1 - decay_rate) * |w * g|`.
@@ -83,7 +85,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
-        utility: `"gradient"` (default) or `"magnitude"`.
+        utility: `"gradient"` (default), `"magnitude"` or `"random"`.
         rule: `"threshold"` (default) or `"proportional"`.
         replacement: `"resample"` (default) or `"mean"`.
         factor: Float, not negative, or a schedule of Keras. At most 1 with
@@ -93,7 +95,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             weights are replaced. Defaults to `2048`.
         decay_rate: Float in [0, 1), of the running mean. Defaults to `0.0`:
             the utility is that of the last update.
-        seed: Integer, of the new weights. Drawn at random by default.
+        seed: Integer, of all that is drawn. Drawn at random by default.
         exclude: Strings. Weights are left alone whose path, such as
             `"sequential/output/kernel"`, has one of them in it. Defaults to
             `()`.
@@ -182,6 +184,8 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         )
 
     def _utility(self, weight, gradient):
+        if self.utility == "random":
+            return self._draw_utility(weight)
         value = ops.convert_to_tensor(weight)
         return ops.abs(value if gradient is None else value * gradient)
 
@@ -221,6 +225,11 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             return 0.0
         stddev = math.sqrt(2 / layer_weights.num_inputs(weight))
         return ops.cast(self._draw(weight) * stddev, weight.dtype)
+
+    def _draw_utility(self, weight):
+        return keras.random.uniform(
+            weight.shape, dtype=weight.dtype, seed=self._seed_generator
+        )
 
     def _draw(self, weight):
         """Standard normal numbers for a kernel, each time it is replaced."""

@@ -134,6 +134,22 @@ def test_means_begin_anew_where_a_weight_was_replaced():
     assert ("small", True, True) in seen and ("small", True, False) in seen
 
 
+def test_random_utility():
+    """Each weight goes as often as any other."""
+    variables = _variables(kernel=(10, 6))
+    optimizer = _make(utility="random", rule="proportional", factor=0.1, seed=3)
+    run = _steps(optimizer, variables)
+    times = np.zeros((10, 6))
+    before = to_numpy(variables["kernel"])
+    for _ in range(200):
+        after = run()["kernel"]
+        assert np.sum(after != before) == 6
+        times += after != before
+        before = after
+    # Binomial: a mean of 20, a standard deviation of 4.2.
+    assert times.min() > 5 and times.max() < 40
+
+
 def test_slots_stay_as_they_are():
     variables = _variables(kernel=(4, 3))
     inner = keras.optimizers.SGD(0.1, momentum=0.9)
@@ -195,7 +211,7 @@ def test_a_schedule():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"utility": "sum"}, "`utility` must be 'gradient' or 'magnitude'"),
+        ({"utility": "sum"}, "`utility` must be one of .'gradient', 'magn"),
         ({"rule": "most"}, "`rule` must be 'threshold' or 'proportional'"),
         ({"replacement": "0"}, "`replacement` must be 'resample' or 'mean'"),
         ({"factor": -1}, "`factor` must be a number that is not negative"),

@@ -66,6 +66,7 @@ _FIXED = {
         "noise_refresh_steps": 7,
         "initializer": "zeros",
         "perturb_biases": True,
+        "period": 2,
         "seed": 5,
     },
 }
