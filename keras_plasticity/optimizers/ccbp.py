@@ -257,14 +257,16 @@ class CCBP(PartialResetOptimizer):
         expected = self.now("replacement_rate") * num_mature + before
         whole = ops.floor(expected)
         rest = expected - whole
-        chance = keras.random.uniform((), seed=self._seed_generator)
-        is_one_more = chance < rest
+        is_one_more = self._draw_chance(units) < rest
         remainder = ops.where(is_one_more, 0.0, rest)
         units.remainder.assign(ops.where(num_mature > 0.0, remainder, before))
         number = ops.cast(whole, "int32") + ops.cast(is_one_more, "int32")
         utility = ops.convert_to_tensor(units.gradient_utility)
         utility = ops.where(is_mature, utility, float("inf"))
         return is_mature & functional.least(utility, number)
+
+    def _draw_chance(self, units):
+        return keras.random.uniform((), seed=self._seed_generator)
 
     def after_reset(self, units, share):
         utility = ops.convert_to_tensor(units.gradient_utility)

@@ -2,6 +2,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_plasticity import backend
@@ -62,8 +63,8 @@ class SelectiveWeightReinitialization(WeightOptimizer):
     - with `rule="threshold"`, the weights of `u <= factor * mean(u)`;
     - with `rule="proportional"`, the least useful ones, `factor` times the
         number of weights. The fraction that is left decides at random whether
-        it is one more; nothing is carried over. Of equal weights, the first
-        ones go.
+        it is one more; nothing is carried over. Of equally useful weights,
+        such as those of silent units, the ones of the first units go.
 
     A kernel's new values come from a normal distribution of the standard
     deviation `sqrt(2 / fan_in)`, or are its mean, 0, with
@@ -215,7 +216,13 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         whole = ops.floor(number)
         chance = keras.random.uniform((), seed=self._seed_generator)
         number = whole + ops.cast(chance < number - whole, number.dtype)
-        return functional.least(utility, ops.cast(number, "int32"))
+        # Unit by unit, as PyTorch's weights lie in memory.
+        rank = len(utility.shape)
+        order = [*range(rank)[::-1][:2], *range(rank - 2)]
+        chosen = functional.least(
+            ops.transpose(utility, order), ops.cast(number, "int32")
+        )
+        return ops.transpose(chosen, np.argsort(order).tolist())
 
     def _new_values(self, weight):
         """What replaces the values of a weight: a tensor, or one number."""

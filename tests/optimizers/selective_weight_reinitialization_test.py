@@ -134,6 +134,17 @@ def test_means_begin_anew_where_a_weight_was_replaced():
     assert ("small", True, True) in seen and ("small", True, False) in seen
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 2, 5)])
+def test_of_equally_useful_weights_those_of_the_first_units_go(shape):
+    variables = _variables(kernel=shape)
+    optimizer = _make(utility="magnitude", rule="proportional", factor=0.4)
+    kernel = variables["kernel"]
+    kernel.assign(np.ones(shape, "float32"))
+    new = _steps(optimizer, variables)()["kernel"]
+    np.testing.assert_array_equal(new[..., :2] == 1, False)
+    np.testing.assert_array_equal(new[..., 2:], 1)
+
+
 def test_random_utility():
     """Each weight goes as often as any other."""
     variables = _variables(kernel=(10, 6))

@@ -260,7 +260,7 @@ def _reinitialization(inner, draws, settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rule": "threshold", "factor": 0.4, "decay_rate": 0.7, "period": 5},
+        {"rule": "threshold", "factor": 0.6, "decay_rate": 0.7, "period": 5},
         {"rule": "threshold", "factor": 0.2, "period": 3},
         {"rule": "proportional", "factor": 0.13, "period": 4},
         {"rule": "proportional", "factor": 0.3, "decay_rate": 0.5, "period": 1},
