@@ -350,7 +350,8 @@ class ReGraMa(_GradientResets):
             found = np.flatnonzero(score <= self.threshold)
             found = sorted(found, key=lambda unit: score[unit])
             most = int(self.max_fraction * len(score))
-            if 0 < most < len(found):
+            if 0 < most < len(found) and score[found[most]] > 0:
+                # Of units without any gradient, the first ones go.
                 gap = score[found[most]] - score[found[most - 1]]
                 self.closest = min(self.closest, gap)
             self.spared += len(found[most:])

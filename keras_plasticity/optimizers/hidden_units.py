@@ -68,8 +68,6 @@ class HiddenUnits:
         may_change: Boolean, whether the units may be replaced in this step.
         gradient_weights: List of the layer's own weights whose gradients are
             observed.
-        room: Integer, at least for how many units due at once a step is
-            compiled, see `UnitResetOptimizer.make_room_for`.
     """
 
     def __init__(self, optimizer, connections, inputs_of, slots):
@@ -118,7 +116,9 @@ class HiddenUnits:
         self._gradients = {}
         self.gradient_weights = self._find_gradient_weights(optimizer.observed)
         self.may_change = True
-        self.room = 0
+        # At least for how many units due at once a step is compiled, see
+        # `UnitResetOptimizer._make_room_for`.
+        self._room = 0
         # What a replacement changes of the layer and of those who read it.
         self._weights = [self._unit_view.variable]
         if self._bias_view is not None:
