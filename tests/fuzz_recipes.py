@@ -735,6 +735,7 @@ _optimizer(
     period=5,
     score_updates=2,
     seed=0,
+    outgoing="random",
     words={"period": ("score_updates",)},
 )
 _optimizer(

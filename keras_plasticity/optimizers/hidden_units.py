@@ -102,6 +102,14 @@ class HiddenUnits:
             self._draw_bias = part_initializer(
                 self.layer.bias_initializer, self._bias_view.variable
             )
+        self._draws_outgoing = [
+            part_initializer(
+                outgoing.consumer.feature_initializer(), outgoing.view.variable
+            )
+            if optimizer.draws_outgoing
+            else None
+            for outgoing in self.outgoing
+        ]
         # Such as the gamma and beta of a normalization layer.
         self._all_parameters = [
             (
@@ -397,7 +405,8 @@ class HiddenUnits:
 
         Its incoming weights, its bias and the parameters of normalization on
         its way are drawn again by their initializers, its outgoing weights
-        become zero, and so do its statistics.
+        become zero (or are drawn, with `draws_outgoing` of the optimizer), and
+        its statistics begin anew.
 
         Args:
             unit: Integer scalar tensor, the unit's index.
@@ -408,14 +417,13 @@ class HiddenUnits:
         for view, feature_map, draw in self._parameters:
             for each, index in feature_map.slices(view, unit):
                 self._draw("bias", each, index, draw)
-        for outgoing in self.outgoing:
+        for outgoing, draw in zip(self.outgoing, self._draws_outgoing):
             for view, index in outgoing.feature_map.slices(outgoing.view, unit):
-                self._assign(
-                    "outgoing",
-                    view,
-                    index,
-                    ops.zeros(view.part_shape, view.variable.dtype),
-                )
+                if draw is None:
+                    value = ops.zeros(view.part_shape, view.variable.dtype)
+                else:
+                    value = draw(view, index)
+                self._assign("outgoing", view, index, value)
             # Of the first value to come, the mean is that value. (Where units
             # are replaced after a step, nothing else says so.)
             for variable in outgoing.inputs.center_variables():

@@ -85,6 +85,9 @@ class UnitResetOptimizer(OptimizerWrapper):
         replaces_last_layer_first: Boolean, which decides about a weight from
             one replaced unit to another. By default (`False`) it is a new
             draw; where the last layer's units are replaced first, it is zero.
+        draws_outgoing: Boolean, whether the outgoing weights of a replaced
+            unit are drawn, too, by the initializers of the layers that read
+            it. Defaults to `False`: they are zero.
         slots_to_reset: Tuple of strings, whose slots return to their initial
             values: any of `"incoming"`, `"outgoing"` (weights) and `"bias"`
             (which gamma and beta of a normalization layer count as). Defaults
@@ -119,6 +122,7 @@ class UnitResetOptimizer(OptimizerWrapper):
     observed: tuple[str, ...] = ()
     decay_rate = 0.99
     replaces_last_layer_first = False
+    draws_outgoing = False
     slots_to_reset = ("incoming", "bias", "outgoing")
 
     # Whether the units of a layer are replaced before the statistics of the

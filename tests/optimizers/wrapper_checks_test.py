@@ -205,6 +205,7 @@ ROWS = [
             "score_updates": 3,
             "reset_optimizer_state": False,
             "seed": 9,
+            "outgoing": "random",
         },
         needs_plastic=True,
     ),

@@ -25,6 +25,7 @@ def _redo(optimizer, settings, seed, initializer):
             settings["redo_score_updates"], settings["redo_period"]
         ),
         seed=seed,
+        outgoing=settings["redo_outgoing"],
     )
 
 
@@ -181,6 +182,12 @@ PARTS = (
                 256,
                 "[1, inf)",
                 type=int,
+            ),
+            Flag(
+                "redo_outgoing",
+                "outgoing weights of a new unit: zero, or drawn",
+                "zero",
+                choices=("zero", "random"),
             ),
         ),
         excludes=("cbp",),
