@@ -770,6 +770,9 @@ _optimizer(
     period=5,
     utility="contribution",
     seed=0,
+    continuous=False,
+    maturity_threshold=3,
+    reset_optimizer_state=True,
 )
 _optimizer(
     "CPR",
@@ -800,7 +803,16 @@ _optimizer(
 )
 _optimizer("HareAndTortoise", decay_rate=0.9, period=3, exclude=("bias",))
 _optimizer("L2", l2=1e-3)
-_optimizer("L2Init", strength=0.1, distance="l1", exclude=("bias",))
+_optimizer(
+    "L2Init",
+    strength=0.1,
+    distance="l1",
+    exclude=("bias",),
+    target_initializer="he_uniform",
+    draw_biases=True,
+    seed=0,
+    words={"draw_biases": ("target_initializer",)},
+)
 _optimizer("NormalizeAndProject", period=2, exclude=("layer_2",))
 _optimizer(
     "ParsevalRegularization", strength=0.1, scale=0.5, exclude=("layer_2",)
@@ -813,7 +825,9 @@ _optimizer(
     num_iterations=3,
     exclude=("layer_2",),
 )
-_optimizer("WeightClipping", kappa=1.0, exclude=("layer_2",))
+_optimizer(
+    "WeightClipping", kappa=1.0, exclude=("layer_2",), clip_normalization=True
+)
 _optimizer("WeightOptimizer", exclude=("layer_2",))
 _optimizer("OptimizerWrapper", use=_build_optimizer)
 _optimizer(
@@ -822,6 +836,7 @@ _optimizer(
     period=5,
     score_updates=2,
     seed=0,
+    outgoing="random",
     words={"period": ("score_updates",)},
 )
 _optimizer(
@@ -836,7 +851,12 @@ _optimizer(
     exclude=("bias",),
 )
 _optimizer(
-    "ReGraMa", threshold=0.1, period=5, reset_optimizer_state=True, seed=0
+    "ReGraMa",
+    threshold=0.1,
+    period=5,
+    reset_optimizer_state=True,
+    seed=0,
+    max_fraction=0.5,
 )
 _optimizer(
     "SelfNormalizedResets",
@@ -866,6 +886,7 @@ _optimizer(
     noise_refresh_steps=10,
     seed=0,
     perturb_biases=True,
+    period=2,
 )
 _optimizer("TRAC", betas=(0.5, 0.9), scale=0.1, epsilon=1e-3, exclude=("bias",))
 _optimizer(
@@ -1484,11 +1505,8 @@ NOT_FUZZED = {
     "optimizers.UnitResetOptimizer.before_replacement": _HOOK,
     "optimizers.UnitResetOptimizer.choose": _HOOK,
     "optimizers.UnitResetOptimizer.mark": _HOOK,
-    "optimizers.UnitResetOptimizer.make_room_for": _HOOK,
     "optimizers.UnitResetOptimizer.most_due": _HOOK,
     "optimizers.UnitResetOptimizer.num_due": _HOOK,
-    "optimizers.UnitResetOptimizer.replace_counted": _HOOK,
-    "optimizers.UnitResetOptimizer.room": _HOOK,
     "optimizers.UnitResetOptimizer.replace_due": _HOOK,
     "optimizers.UnitResetOptimizer.update_statistics": _HOOK,
     "optimizers.WeightOptimizer.acts_on": _HOOK,

@@ -329,10 +329,12 @@ class _GradientResets:
 
 
 class ReGraMa(_GradientResets):
-    def __init__(self, *args, threshold, period):
+    def __init__(self, *args, threshold, period, max_fraction=1.0):
         super().__init__(*args)
         self.threshold = threshold
         self.period = period
+        self.max_fraction = max_fraction
+        self.spared = 0
         self.closest = math.inf
         self.shared_weights = 0
 
@@ -345,7 +347,16 @@ class ReGraMa(_GradientResets):
         for score in scores:
             gaps = np.abs(score - self.threshold)
             self.closest = min(self.closest, gaps.min())
-            dormant.append(np.flatnonzero(score <= self.threshold))
+            found = np.flatnonzero(score <= self.threshold)
+            found = sorted(found, key=lambda unit: score[unit])
+            most = int(self.max_fraction * len(score))
+            if 0 < most < len(found) and score[found[most]] > 0:
+                # Of units without any gradient, the first ones go.
+                gap = score[found[most]] - score[found[most - 1]]
+                self.closest = min(self.closest, gap)
+            self.spared += len(found[most:])
+            # In the order in which they are drawn for.
+            dormant.append(sorted(found[:most]))
         for i in self.hidden:
             for unit in dormant[i]:
                 self._replace(i, unit)
@@ -418,9 +429,27 @@ class CPR(_PartialResets):
 
 
 class CCBP(_PartialResets):
-    def __init__(self, *args, utility, **kwargs):
+    def __init__(
+        self,
+        *args,
+        utility,
+        continuous=True,
+        maturity_threshold=0,
+        reset_optimizer_state=False,
+        chance=None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.utility = utility
+        self.continuous = continuous
+        self.maturity_threshold = maturity_threshold
+        self.reset_optimizer_state = reset_optimizer_state
+        # Function of the number of draws before, kernels included.
+        self.chance = chance
+        self.age = [[0.0] * self.units(i) for i in self.hidden]
+        self.remainder = [0.0 for _ in self.hidden]
+        self.replaced = 0
+        self.closest = math.inf
 
     def reset(self, kernel_gradients, bias_gradients):
         biases = self.network.biases
@@ -435,18 +464,74 @@ class CCBP(_PartialResets):
                 measure += np.abs(bias_gradients[i])
             score = measure / max(measure.mean(), 1e-8)
             self.u[i] += (1 - self.decay_rate) * (score - self.u[i])
-            if self.t % self.period != 0:
-                continue
-            shares = [
-                self.replacement_rate / (1 + math.exp(self.sharpness * (u - 1)))
-                for u in self.u[i]
-            ]
-            self.mix(i, shares)
+            shares = [0.0] * self.units(i)
+            if self.t % self.period == 0:
+                shares = self._shares(i)
+                self.mix(i, shares)
+                if self.reset_optimizer_state:
+                    self._move_slots(i, shares)
             for unit, share in enumerate(shares):
                 if biases[i] is not None:
                     start = self.initial_biases[i][unit]
                     biases[i][unit] += share * (start - biases[i][unit])
                 self.u[i][unit] += share * (1 - self.u[i][unit])
+                self.age[i][unit] = (1 - share) * self.age[i][unit] + 1
+
+    def _shares(self, i):
+        if self.continuous:
+            shares = []
+            for u, age in zip(self.u[i], self.age[i]):
+                share = self.replacement_rate
+                share /= 1 + math.exp(self.sharpness * (u - 1))
+                if self.maturity_threshold:
+                    share *= min(age / self.maturity_threshold, 1)
+                shares.append(share)
+            return shares
+        chance = self.chance(self.draws)
+        self.draws += 1
+        mature = [
+            unit
+            for unit in range(self.units(i))
+            if self.age[i][unit] >= self.maturity_threshold
+        ]
+        shares = [0.0] * self.units(i)
+        if not mature:
+            return shares
+        number = len(mature) * self.replacement_rate + self.remainder[i]
+        self.remainder[i] = number - int(number)
+        number = int(number)
+        if chance < self.remainder[i]:
+            number += 1
+            self.remainder[i] = 0.0
+        mature.sort(key=lambda unit: self.u[i][unit])
+        if 0 < number < len(mature):
+            first, second = mature[number - 1], mature[number]
+            gap = self.u[i][second] - self.u[i][first]
+            self.closest = min(self.closest, gap)
+        for unit in mature[:number]:
+            shares[unit] = 1.0
+            self.replaced += 1
+        return shares
+
+    def _move_slots(self, i, shares):
+        stay = [u for u, share in enumerate(shares) if share < 0.5]
+
+        def move(slots, part):
+            for number, slot in enumerate(slots):
+                rest = [part(slot, unit) for unit in stay]
+                # The first moments come first.
+                goal = np.mean(rest) if rest and number > 0 else 0.0
+                for unit, share in enumerate(shares):
+                    entries = part(slot, unit)
+                    entries[...] = (1 - share) * entries + share * goal
+
+        move(self.kernel_optimizers[i].slots, lambda s, u: s[..., u])
+        if self.bias_optimizers[i] is not None:
+            move(self.bias_optimizers[i].slots, lambda s, u: s[u : u + 1])
+        move(
+            self.kernel_optimizers[i + 1].slots,
+            lambda s, u: self.rows(i, u, s),
+        )
 
     def _measure(self, i, unit, gradient):
         if self.utility == "gradient_norm":

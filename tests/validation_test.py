@@ -239,6 +239,8 @@ _OPTIMIZERS = {
         decay_rate=np.float16(0.5),
         period=np.int32(20),
         seed=np.uint8(3),
+        continuous=np.False_,
+        maturity_threshold=np.int64(5),
     ),
     "CPR": dict(
         replacement_rate=np.float32(0.1),
@@ -260,7 +262,11 @@ _OPTIMIZERS = {
         decay_rate=np.float16(0.5),
         seed=np.int64(0),
     ),
-    "ReGraMa": dict(threshold=np.float32(0.1), period=np.int32(20)),
+    "ReGraMa": dict(
+        threshold=np.float32(0.1),
+        period=np.int32(20),
+        max_fraction=np.float16(0.5),
+    ),
     "SelfNormalizedResets": dict(
         quantile=np.float32(0.9),
         min_threshold=np.int16(10),
@@ -275,7 +281,7 @@ _OPTIMIZERS = {
         seed=np.int64(0),
     ),
     "ShrinkAndPerturbByInitializer": dict(
-        shrink=np.float32(0.9), perturb=np.float32(0.1)
+        shrink=np.float32(0.9), perturb=np.float32(0.1), period=np.uint8(2)
     ),
     "TRAC": dict(scale=np.float32(1e-3), epsilon=np.float32(1e-6)),
     "UnitUPGD": dict(

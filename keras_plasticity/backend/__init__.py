@@ -23,6 +23,8 @@ replaces units needs a few operations which `keras.ops` does not have:
   branches too.
 - `add_to_rows(variable, columns, amount)`: adds a number to each row of a
   matrix, each in its own column, and leaves the rest.
+- `window(vector, start, size)`: `size` entries of a vector, from `start` on, an
+  int32 tensor of shape `(1,)`.
 - `quotient(number, divisor)`: an int32 tensor that is not negative, divided by
   a positive integer without remainder.
 - `no_gradient()`: a context in which assignments are not differentiated.
@@ -107,6 +109,7 @@ row_magnitudes = _active.row_magnitudes
 sum_over_replicas = _active.sum_over_replicas
 value_and_gradients = _active.value_and_gradients
 warn_if_trained_elsewhere = _active.warn_if_trained_elsewhere
+window = _active.window
 
 
 def run_if(condition, body, variables):

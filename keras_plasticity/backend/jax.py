@@ -142,6 +142,11 @@ def add_to_rows(variable, columns, amount):
     variable.assign(old.at[rows, columns].add(amount))
 
 
+def window(vector, start, size):
+    """See `keras_plasticity.backend`."""
+    return keras.ops.slice(vector, start, (size,))
+
+
 def quotient(number, divisor):
     """See `keras_plasticity.backend`.
 

@@ -169,6 +169,11 @@ def _on_this_replica(variable):
     return copies[replica % len(copies)]
 
 
+def window(vector, start, size):
+    """See `keras_plasticity.backend`."""
+    return keras.ops.slice(vector, start, (size,))
+
+
 def quotient(number, divisor):
     return number // divisor
 

@@ -14,9 +14,16 @@ from keras_plasticity import keras_compat
 
 
 class _Tracing(threading.local):
-    """Whether a step is being traced, as a function of all variables."""
+    """Whether a step is being traced, as a function of all variables.
+
+    Attributes:
+        is_on: Boolean.
+        exceptions: List of boolean scalar tensors. If one of them is true, the
+            step is not the one that was traced.
+    """
 
     is_on = False
+    exceptions = ()
 
 
 _tracing = _Tracing()
@@ -26,13 +33,18 @@ _tracing = _Tracing()
 def tracing():
     """Context in which no number is known, and no variable written in place.
 
-    All variables have to be mapped to tensors by a `keras.StatelessScope`.
+    All variables have to be mapped to tensors by a `keras.StatelessScope`. What
+    runs a number of times that depends on what is computed, does not run.
+
+    Yields:
+        List, to which such numbers are added, as boolean scalar tensors that
+        are true where it would have run.
     """
-    _tracing.is_on = True
+    _tracing.is_on, _tracing.exceptions = True, []
     try:
-        yield
+        yield _tracing.exceptions
     finally:
-        _tracing.is_on = False
+        _tracing.is_on, _tracing.exceptions = False, ()
 
 
 def no_gradient():
@@ -48,10 +60,9 @@ def compute_now():
 def repeat(times, body, variables):
     """Runs `body()` `times` times; see `keras_plasticity.backend`."""
     del variables  # Eager tensors are assigned in place.
-    if _tracing.is_on:
-        raise NotImplementedError(
-            "how often a part of it runs depends on what it computes"
-        )
+    if _tracing.is_on and isinstance(times, torch.Tensor):
+        _tracing.exceptions.append(times.reshape(()) > 0)
+        return
     for _ in range(int(times)):
         body()
 
@@ -113,6 +124,13 @@ def add_to_rows(variable, columns, amount):
     """Adds a number to each row of a matrix, in place."""
     rows = torch.arange(len(columns), device=columns.device)
     variable.value[rows, columns.long()] += amount
+
+
+def window(vector, start, size):
+    """See `keras_plasticity.backend`."""
+    if not _tracing.is_on:
+        return keras.ops.slice(vector, start, (size,))
+    return vector[start.long() + torch.arange(size, device=vector.device)]
 
 
 def quotient(number, divisor):

@@ -91,6 +91,9 @@ class _SeparableConv(_ChannelLayer):
     def unit_initializer(self):
         return self.pointwise_initializer
 
+    def feature_initializer(self):
+        return self.depthwise_initializer
+
     def fold_variables(self):
         return [*super().fold_variables(), self.pointwise_kernel]
 

@@ -93,6 +93,10 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
         """The initializer of the incoming weights."""
         return self.kernel_initializer
 
+    def feature_initializer(self):
+        """The initializer of the outgoing weights of the input features."""
+        return self.unit_initializer()
+
     def feature_axis(self, inputs) -> int:
         """The axis of the inputs that counts the features, not negative."""
         return len(inputs.shape) - 1

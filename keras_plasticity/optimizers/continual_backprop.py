@@ -297,7 +297,7 @@ class ContinualBackprop(UnitResetOptimizer):
             type(self).replacement_rate.digits_now(self, units),
         )
         units.count.assign(count)
-        most = self.room(units)
+        most = self._room(units)
         if most is None or not backend.avoids_branches():
             return due
         # A rate that was raised after the step was compiled: units for which

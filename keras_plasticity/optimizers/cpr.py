@@ -117,7 +117,14 @@ class CPR(PartialResetOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        super().__init__(inner_optimizer, seed, name, **kwargs)
+        if "reset_optimizer_state" in kwargs:
+            raise ValueError(
+                f"`{type(self).__name__}` does not take "
+                "`reset_optimizer_state`: no unit is replaced as a whole, and "
+                "the slots of the inner optimizer stay as they are. Received: "
+                f"reset_optimizer_state={kwargs['reset_optimizer_state']!r}"
+            )
+        super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
         self.replacement_rate = replacement_rate
         self.sharpness = sharpness
         self.threshold = threshold
@@ -157,4 +164,6 @@ class CPR(PartialResetOptimizer):
     def get_config(self) -> dict[str, Any]:
         names = ["replacement_rate", "sharpness", "threshold", "decay_rate"]
         names += ["period", "transform"]
-        return {**super().get_config(), **self.settings(*names)}
+        config = {**super().get_config(), **self.settings(*names)}
+        del config["reset_optimizer_state"]
+        return config

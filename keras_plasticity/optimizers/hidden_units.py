@@ -68,8 +68,6 @@ class HiddenUnits:
         may_change: Boolean, whether the units may be replaced in this step.
         gradient_weights: List of the layer's own weights whose gradients are
             observed.
-        room: Integer, at least for how many units due at once a step is
-            compiled, see `UnitResetOptimizer.make_room_for`.
     """
 
     def __init__(self, optimizer, connections, inputs_of, slots):
@@ -104,6 +102,14 @@ class HiddenUnits:
             self._draw_bias = part_initializer(
                 self.layer.bias_initializer, self._bias_view.variable
             )
+        self._draws_outgoing = [
+            part_initializer(
+                outgoing.consumer.feature_initializer(), outgoing.view.variable
+            )
+            if optimizer.draws_outgoing
+            else None
+            for outgoing in self.outgoing
+        ]
         # Such as the gamma and beta of a normalization layer.
         self._all_parameters = [
             (
@@ -118,7 +124,9 @@ class HiddenUnits:
         self._gradients = {}
         self.gradient_weights = self._find_gradient_weights(optimizer.observed)
         self.may_change = True
-        self.room = 0
+        # At least for how many units due at once a step is compiled, see
+        # `UnitResetOptimizer._make_room_for`.
+        self._room = 0
         # What a replacement changes of the layer and of those who read it.
         self._weights = [self._unit_view.variable]
         if self._bias_view is not None:
@@ -397,7 +405,8 @@ class HiddenUnits:
 
         Its incoming weights, its bias and the parameters of normalization on
         its way are drawn again by their initializers, its outgoing weights
-        become zero, and so do its statistics.
+        become zero (or are drawn, with `draws_outgoing` of the optimizer), and
+        its statistics begin anew.
 
         Args:
             unit: Integer scalar tensor, the unit's index.
@@ -408,14 +417,13 @@ class HiddenUnits:
         for view, feature_map, draw in self._parameters:
             for each, index in feature_map.slices(view, unit):
                 self._draw("bias", each, index, draw)
-        for outgoing in self.outgoing:
+        for outgoing, draw in zip(self.outgoing, self._draws_outgoing):
             for view, index in outgoing.feature_map.slices(outgoing.view, unit):
-                self._assign(
-                    "outgoing",
-                    view,
-                    index,
-                    ops.zeros(view.part_shape, view.variable.dtype),
-                )
+                if draw is None:
+                    value = ops.zeros(view.part_shape, view.variable.dtype)
+                else:
+                    value = draw(view, index)
+                self._assign("outgoing", view, index, value)
             # Of the first value to come, the mean is that value. (Where units
             # are replaced after a step, nothing else says so.)
             for variable in outgoing.inputs.center_variables():
@@ -441,7 +449,7 @@ class HiddenUnits:
                 copy = self._optimizer.add_copy(view.variable, "initial")
                 self._initial_values[id(view.variable)] = copy
 
-    def reset_partially(self, share: Tensor):
+    def reset_partially(self, share: Tensor, move_slots: bool = False):
         """Moves all units a part of the way to a new start, each its own.
 
         Where `replace` gives one unit new weights, this mixes new ones into
@@ -455,37 +463,53 @@ class HiddenUnits:
             (1 - share) * b + share * initial`, if the method has called
             `keep_initial_biases`, and else they stay as they are.
 
-        The slots of the inner optimizer stay as they are, and so do the
-        statistics of the units.
+        The statistics of the units stay as they are.
 
         Args:
             share: Tensor of shape `(size,)`, in [0, 1]. A unit of 0 stays as
                 it is, one of 1 has a new start.
+            move_slots: Boolean, whether the slots of the inner optimizer move,
+                too, of all weights that do: momenta towards zero, others, such
+                as Adam's second moment, towards the mean of the units whose
+                share is below a half. Defaults to `False`.
         """
         view = self._unit_view
-        view.move(share, self._draw_kernel.draw_whole(view.variable.dtype))
+        draw = self._draw_kernel.draw_whole(view.variable.dtype)
+        moves = [("incoming", view, share, draw)]
+        biases = []
         if self._bias_view is not None:
-            self._move_to_initial(self._bias_view, share)
+            biases.append((self._bias_view, share))
         for view, feature_map, _ in self._parameters:
             none = ops.zeros((feature_map.features,))
-            self._move_to_initial(view, feature_map.to_features(share, none))
+            biases.append((view, feature_map.to_features(share, none)))
+        for view, share_of_biases in biases:
+            initial = self._initial_values.get(id(view.variable))
+            if initial is not None:
+                initial = ops.convert_to_tensor(initial)
+                moves.append(("bias", view, share_of_biases, initial))
         for outgoing in self.outgoing:
             none = ops.zeros((outgoing.feature_map.features,))
-            outgoing.view.move(outgoing.feature_map.to_features(share, none))
-
-    def _move_to_initial(self, view, share):
-        initial = self._initial_values.get(id(view.variable))
-        if initial is not None:
-            view.move(share, ops.convert_to_tensor(initial))
+            share_of_features = outgoing.feature_map.to_features(share, none)
+            moves.append(("outgoing", outgoing.view, share_of_features, None))
+        for kind, view, share_of_each, target in moves:
+            view.move(share_of_each, target)
+            if move_slots:
+                for slot in self._slots_of(kind, view):
+                    slot.move(view, share_of_each)
 
     def _draw(self, kind, view, index, draw):
         self._assign(kind, view, index, draw(view, index))
 
     def _assign(self, kind, view, index, value):
         view.assign(index, value)
-        if self._slots is not None and kind in self._slots_to_reset:
-            for slot in self._slots.of(view.variable):
-                slot.reset(view, index, value)
+        for slot in self._slots_of(kind, view):
+            slot.reset(view, index, value)
+
+    def _slots_of(self, kind, view):
+        """The slots that begin anew with a weight of this kind."""
+        if self._slots is None or kind not in self._slots_to_reset:
+            return []
+        return self._slots.of(view.variable)
 
 
 def each_once(objects):

@@ -98,10 +98,10 @@ class NoiseTable:
         shape = tuple(weight.shape)
         if self._table is None:
             return self._draw(shape, "float32")
-        window = ops.slice(
+        window = backend.window(
             ops.convert_to_tensor(self._table),
             self._now + self._offsets[id(weight)],
-            (math.prod(shape),),
+            math.prod(shape),
         )
         return ops.cast(ops.reshape(window, shape), "float32")
 
@@ -116,7 +116,7 @@ class NoiseTable:
     def _set_sign(self, position):
         # Looked up for the next update, not for this one: on a CPU, XLA would
         # look it up once for each weight.
-        sign = ops.reshape(ops.slice(self._signs.value, position, (1,)), ())
+        sign = ops.reshape(backend.window(self._signs.value, position, 1), ())
         self._sign.assign(sign)
 
     def _refresh(self):

@@ -124,6 +124,8 @@ class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
         self._hides_inner = False
         # The ids of the variables of `add_copy`.
         self.copy_ids = set()
+        # The ids of the statistics that are kept from the inner optimizer.
+        self._stored = set()
         # Those of `add_seed_generator`, and the states of the generators.
         self._seeds = []
         self._seed_states = []
@@ -162,7 +164,29 @@ class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
         Args:
             variables: List of the trainable variables of one model.
         """
-        self.inner_optimizer.build(variables)
+        if self._is_to_store():
+            self._stored = {id(v) for v in variables if weights.is_statistic(v)}
+        self.inner_optimizer.build(
+            [v for v in variables if id(v) not in self._stored]
+        )
+
+    def _is_to_store(self):
+        """Whether the wrapper stores statistics itself.
+
+        An optimizer of Keras that keeps moving averages has none of those
+        variables that take their values from the backward pass, and what reads
+        the averages (the overwriting of weights on JAX, `SwapEMAWeights`) asks
+        for one of each variable that it was built with.
+        """
+        return getattr(innermost(self), "use_ema", False) and not any(
+            isinstance(each, OptimizerWrapper)
+            for each in wrapped(self.inner_optimizer)
+        )
+
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(
+            [v for v in var_list if id(v) not in self._stored]
+        )
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -400,6 +424,8 @@ class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
             variables: List of variables.
         """
         inner = self.inner_optimizer
+        if self._stored:
+            grads, variables = self._store(grads, variables)
         if keras.backend.backend() != "jax" or loss_scaler(inner) is None:
             inner.apply(grads, variables)
             return
@@ -415,6 +441,20 @@ class OptimizerWrapper(InnerAttributes, keras.optimizers.Optimizer):
             variable.assign(value)
         for variable, value in zip(inner_variables, new_inner_values):
             variable.assign(value)
+
+    def _store(self, grads, variables):
+        """Stores statistics; returns the other gradients and variables."""
+        scaler = loss_scaler(self.inner_optimizer)
+        finite = None if scaler is None else scaler.check_finite(grads)
+        rest = []
+        for gradient, variable in zip(grads, variables):
+            if id(variable) not in self._stored:
+                rest.append((gradient, variable))
+            elif gradient is not None:
+                if finite is not None:
+                    gradient = ops.where(finite, gradient, variable.value)
+                variable.assign(gradient)
+        return [g for g, _ in rest], [v for _, v in rest]
 
     @property
     def always_updates(self) -> bool:

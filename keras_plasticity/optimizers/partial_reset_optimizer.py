@@ -14,9 +14,9 @@ class PartialResetOptimizer(UnitResetOptimizer):
     """Base class of optimizers that reset all units a little, now and then.
 
     Of a layer that is due, each unit moves a part of the way to a new start,
-    its own share of it: see `HiddenUnits.reset_partially`. No unit is replaced
-    as a whole, so that units age for ever, and the slots of the inner
-    optimizer stay as they are. Layers are reset in the order of the model.
+    its own share of it: see `HiddenUnits.reset_partially`. Units age for ever,
+    if a method does not say otherwise. Layers are reset in the order of the
+    model.
 
     A method overrides `is_due` and `reset_share`, and may override
     `after_reset`.
@@ -24,6 +24,8 @@ class PartialResetOptimizer(UnitResetOptimizer):
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap, not yet
             built.
+        reset_optimizer_state: Boolean, whether the slots of the inner optimizer
+            move, too. Defaults to `False`.
         seed: Integer, of the new weights. Drawn at random by default.
         name: String, the optimizer's name.
     """
@@ -31,20 +33,14 @@ class PartialResetOptimizer(UnitResetOptimizer):
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
+        reset_optimizer_state: bool = False,
         seed: int | None = None,
         name: str | None = None,
         **kwargs: Any,
     ):
-        if "reset_optimizer_state" in kwargs:
-            raise ValueError(
-                f"`{type(self).__name__}` does not take "
-                "`reset_optimizer_state`: no unit is replaced as a whole, and "
-                "the slots of the inner optimizer stay as they are. Received: "
-                f"reset_optimizer_state={kwargs['reset_optimizer_state']!r}"
-            )
         super().__init__(
             inner_optimizer,
-            reset_optimizer_state=False,
+            reset_optimizer_state=reset_optimizer_state,
             seed=seed,
             name=name,
             **kwargs,
@@ -88,10 +84,5 @@ class PartialResetOptimizer(UnitResetOptimizer):
 
     def _replace_next(self, units):
         share = self.reset_share(units)
-        units.reset_partially(share)
+        units.reset_partially(share, move_slots=self.reset_optimizer_state)
         self.after_reset(units, share)
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["reset_optimizer_state"]
-        return config

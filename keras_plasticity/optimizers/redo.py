@@ -7,8 +7,14 @@ from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity.optimizers.dormant_unit_resets import DormantUnitResets
 from keras_plasticity.optimizers.settings import Hyperparameter
+from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.validation import check_choice
 from keras_plasticity.validation import check_integer
 from keras_plasticity.validation import check_positive_integer
+
+
+def _check_outgoing(name, value):
+    return check_choice(name, value, ("zero", "random"))
 
 
 class _Period(Hyperparameter):
@@ -37,7 +43,8 @@ class ReDo(DormantUnitResets):
     score is at most `threshold` are dormant. After every `period` updates all
     dormant units of all layers are replaced: their incoming weights and biases
     are drawn from the layer's initializers, their outgoing weights are zero.
-    Where both ends of a weight are replaced it is zero.
+    Where both ends of a weight are replaced it is zero. With
+    `outgoing="random"` outgoing weights are drawn, after all incoming ones.
 
     Checks follow update `period + 1`, `2 * period + 1`, and so on, as in the
     authors' code. The entries of the replaced units in the slots of the inner
@@ -67,6 +74,8 @@ class ReDo(DormantUnitResets):
             a check over which scores are averaged. Defaults to `1`.
         seed: Integer, of the new weights. Drawn at random by default.
         name: String, the optimizer's name.
+        outgoing: `"zero"` or `"random"`, what becomes of the outgoing weights
+            of a replaced unit. Defaults to `"zero"`.
 
     Example:
 
@@ -91,6 +100,7 @@ class ReDo(DormantUnitResets):
 
     period = _Period(dtype="int32")
     score_updates = _ScoreUpdates(dtype="int32")
+    outgoing = Setting(_check_outgoing)
 
     def __init__(
         self,
@@ -100,12 +110,18 @@ class ReDo(DormantUnitResets):
         score_updates: int = 1,
         seed: int | None = None,
         name: str | None = None,
+        outgoing: str = "zero",
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
         self.threshold = threshold
         self.period = period
         self.score_updates = score_updates
+        self.outgoing = outgoing
+
+    @property
+    def draws_outgoing(self):
+        return self.outgoing == "random"
 
     def add_state(self, units):
         units.magnitude = units.add_variable("magnitude")
@@ -144,5 +160,5 @@ class ReDo(DormantUnitResets):
             self.replace_due(hidden)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("threshold", "period", "score_updates")
+        names = ("threshold", "period", "score_updates", "outgoing")
         return {**super().get_config(), **self.settings(*names)}

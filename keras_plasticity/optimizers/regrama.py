@@ -1,12 +1,20 @@
+import math
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity.optimizers.dormant_unit_resets import DormantUnitResets
 from keras_plasticity.optimizers.settings import Hyperparameter
+from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.validation import check_in_interval
 from keras_plasticity.validation import check_positive_integer
+
+
+def _check_fraction(name, value):
+    return check_in_interval(name, value, "[0, 1]")
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -23,7 +31,8 @@ class ReGraMa(DormantUnitResets):
     where `g` is the gradient of the layer's kernel in one update, as the loss
     has it: before the inner optimizer clips it or adds weight decay; with
     gradient accumulation it is the mean over the steps. After every `period`
-    updates all units whose score is at most `threshold` are replaced: their
+    updates all units whose score is at most `threshold` are replaced, or of a
+    layer of `n` units the `floor(max_fraction * n)` of the least scores: their
     incoming weights and biases are drawn from the layer's initializers, their
     outgoing weights are zero, and their entries in the slots of the inner
     optimizer (momentum, velocity, ...) return to their initial values. Counts
@@ -48,6 +57,9 @@ class ReGraMa(DormantUnitResets):
             Defaults to `True`.
         seed: Integer, of the new weights. Drawn at random by default.
         name: String, the optimizer's name.
+        max_fraction: Float in [0, 1], the largest part of a layer's units that
+            one check replaces. Of equal scores the first ones go. Defaults to
+            `1.0`.
 
     Example:
 
@@ -68,6 +80,7 @@ class ReGraMa(DormantUnitResets):
     observed = ("gradient_magnitude",)
 
     period = Hyperparameter(check_positive_integer, dtype="int32")
+    max_fraction = Setting(_check_fraction)
 
     def __init__(
         self,
@@ -77,6 +90,7 @@ class ReGraMa(DormantUnitResets):
         reset_optimizer_state: bool = True,
         seed: int | None = None,
         name: str | None = None,
+        max_fraction: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(
@@ -84,6 +98,7 @@ class ReGraMa(DormantUnitResets):
         )
         self.threshold = threshold
         self.period = period
+        self.max_fraction = max_fraction
 
     def update_statistics(self, units):
         # Marks of other updates are gone: what was marked has been replaced.
@@ -96,6 +111,13 @@ class ReGraMa(DormantUnitResets):
     def _check(self, units):
         score = functional.gradient_score(units.gradient_magnitude())
         self.mark_dormant(units, score)
+        if self.max_fraction == 1:
+            return
+        is_dormant = units.marks.value > 0
+        ranked = ops.where(is_dormant, score, float("inf"))
+        number = math.floor(self.max_fraction * units.size)
+        self.mark(units, is_dormant & functional.least(ranked, number))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.settings("threshold", "period")}
+        names = ("threshold", "period", "max_fraction")
+        return {**super().get_config(), **self.settings(*names)}

@@ -2,6 +2,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_plasticity import backend
@@ -19,7 +20,7 @@ from keras_plasticity.validation import check_seed
 
 
 def _check_utility(name, value):
-    return check_choice(name, value, ("gradient", "magnitude"))
+    return check_choice(name, value, ("gradient", "magnitude", "random"))
 
 
 def _check_rule(name, value):
@@ -49,7 +50,9 @@ class SelectiveWeightReinitialization(WeightOptimizer):
 
     - `|w * g|` with `utility="gradient"`, where `w` is the weight after the
         update and `g` the gradient that the update was made with;
-    - `|w|` with `utility="magnitude"`.
+    - `|w|` with `utility="magnitude"`;
+    - a random number between 0 and 1 with `utility="random"`, with which the
+        others are compared.
 
     With a `decay_rate` above 0, it is the running mean of that, from 0 and
     without bias correction: `u <- decay_rate * u + (1 - decay_rate) * |w * g|`.
@@ -60,8 +63,8 @@ class SelectiveWeightReinitialization(WeightOptimizer):
     - with `rule="threshold"`, the weights of `u <= factor * mean(u)`;
     - with `rule="proportional"`, the least useful ones, `factor` times the
         number of weights. The fraction that is left decides at random whether
-        it is one more; nothing is carried over. Of equal weights, the first
-        ones go.
+        it is one more; nothing is carried over. Of equally useful weights,
+        such as those of silent units, the ones of the first units go.
 
     A kernel's new values come from a normal distribution of the standard
     deviation `sqrt(2 / fan_in)`, or are its mean, 0, with
@@ -83,7 +86,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
-        utility: `"gradient"` (default) or `"magnitude"`.
+        utility: `"gradient"` (default), `"magnitude"` or `"random"`.
         rule: `"threshold"` (default) or `"proportional"`.
         replacement: `"resample"` (default) or `"mean"`.
         factor: Float, not negative, or a schedule of Keras. At most 1 with
@@ -93,7 +96,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             weights are replaced. Defaults to `2048`.
         decay_rate: Float in [0, 1), of the running mean. Defaults to `0.0`:
             the utility is that of the last update.
-        seed: Integer, of the new weights. Drawn at random by default.
+        seed: Integer, of all that is drawn. Drawn at random by default.
         exclude: Strings. Weights are left alone whose path, such as
             `"sequential/output/kernel"`, has one of them in it. Defaults to
             `()`.
@@ -182,6 +185,8 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         )
 
     def _utility(self, weight, gradient):
+        if self.utility == "random":
+            return self._draw_utility(weight)
         value = ops.convert_to_tensor(weight)
         return ops.abs(value if gradient is None else value * gradient)
 
@@ -211,7 +216,13 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         whole = ops.floor(number)
         chance = keras.random.uniform((), seed=self._seed_generator)
         number = whole + ops.cast(chance < number - whole, number.dtype)
-        return functional.least(utility, ops.cast(number, "int32"))
+        # Unit by unit, as PyTorch's weights lie in memory.
+        rank = len(utility.shape)
+        order = [*range(rank)[::-1][:2], *range(rank - 2)]
+        chosen = functional.least(
+            ops.transpose(utility, order), ops.cast(number, "int32")
+        )
+        return ops.transpose(chosen, np.argsort(order).tolist())
 
     def _new_values(self, weight):
         """What replaces the values of a weight: a tensor, or one number."""
@@ -221,6 +232,11 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             return 0.0
         stddev = math.sqrt(2 / layer_weights.num_inputs(weight))
         return ops.cast(self._draw(weight) * stddev, weight.dtype)
+
+    def _draw_utility(self, weight):
+        return keras.random.uniform(
+            weight.shape, dtype=weight.dtype, seed=self._seed_generator
+        )
 
     def _draw(self, weight):
         """Standard normal numbers for a kernel, each time it is replaced."""

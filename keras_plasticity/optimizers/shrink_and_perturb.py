@@ -13,6 +13,7 @@ from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.noise import NoiseMagnitude
 from keras_plasticity.optimizers.noise import NoiseTable
 from keras_plasticity.optimizers.optimizer_wrapper import OptimizerWrapper
+from keras_plasticity.optimizers.periods import ends_period
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
@@ -121,20 +122,27 @@ class _PerturbingOptimizer(OptimizerWrapper):
             for gradient, variable in zip(grads, variables)
             if gradient is not None and not is_statistic(variable)
         ]
+        is_update = True
         if self.always_updates:
             self.apply_inner(grads, variables)
-            with backend.no_gradient():
-                self._change_weights(weights, *self._factors())
-            return
-        is_update = self.apply_inner_and_tell(grads, variables)
+        else:
+            is_update = self.apply_inner_and_tell(grads, variables)
         with backend.no_gradient():
             # Not within: a schedule reads what the inner optimizer counts.
             factors = self._factors()
+            is_due = self._is_due(is_update)
+            if is_due is True:
+                self._change_weights(weights, *factors)
+                return
             backend.run_if(
-                is_update,
+                is_due,
                 lambda: self._change_weights(weights, *factors),
                 weights + self._noise_variables(),
             )
+
+    def _is_due(self, is_update):
+        """Whether weights change now: `True`, or a boolean tensor."""
+        return is_update
 
     def _factors(self):
         """What weights and noise are multiplied by; `None` for no shrinking."""
@@ -311,6 +319,11 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     standard deviation. Between tasks, rather than at each update, shrinks and
     perturbs `keras_plasticity.callbacks.ShrinkAndPerturbTasks`.
 
+    With a `period` above 1, it is only every `period`-th update that weights
+    change after. (In the code of the authors of `CPR` it is the update after
+    that, with 0.999 and 0.005 every 1,000 updates, and biases stay as they
+    are.)
+
     What an update is, how noise is drawn ahead and in what that is exact,
     which variables are left alone, and how to combine it with
     `ContinualBackprop`: all that is as in `ShrinkAndPerturb`.
@@ -333,10 +346,12 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
             numbers from a distribution that is symmetric about zero. Its own
             seed is not used. Defaults to `"glorot_uniform"`.
         noise_refresh_steps: Integer, the number of updates that noise is drawn
-            ahead for. Defaults to `10000`.
+            ahead for, of those that it is added in. Defaults to `10000`.
         seed: Integer, of the noise. Drawn at random by default.
         name: String, the optimizer's name.
         perturb_biases: Boolean, whether biases have noise. Defaults to `False`.
+        period: Positive integer, the number of updates from one that weights
+            change after to the next. Defaults to `1`.
 
     Example:
 
@@ -360,6 +375,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     perturb = NoiseMagnitude(check_not_negative, schedules=True)
     initializer = Setting()
     perturb_biases = Setting(check_boolean)
+    period = Setting(check_positive_integer)
     _shrink = "shrink"
     _perturb = "perturb"
 
@@ -373,6 +389,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         seed: int | None = None,
         name: str | None = None,
         perturb_biases: bool = False,
+        period: int = 1,
         **kwargs: Any,
     ):
         super().__init__(
@@ -385,6 +402,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         self.shrink = shrink
         self.perturb = perturb
         self.perturb_biases = perturb_biases
+        self.period = period
         self.initializer = check_deserialized(
             "initializer",
             initializer,
@@ -398,6 +416,12 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
                 "'glorot_uniform' or 'he_normal'. "
                 f"Received: initializer={initializer}"
             )
+
+    def _is_due(self, is_update):
+        if self.period == 1:
+            return is_update
+        number = ops.cast(self.iterations, "int32")
+        return ops.logical_and(is_update, ends_period(number, self.period))
 
     def noise_shape(self, variable, weights):
         if self.perturb_biases and is_bias(variable):
@@ -415,7 +439,7 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
         return {
             **super().get_config(),
             **self.settings(
-                "shrink", "perturb", "initializer", "perturb_biases"
+                "shrink", "perturb", "initializer", "perturb_biases", "period"
             ),
         }
 

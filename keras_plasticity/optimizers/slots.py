@@ -8,8 +8,10 @@ optimizer builds finds the slots of any optimizer, without knowing it.
 
 import contextlib
 import dataclasses
+import math
 
 import keras
+from keras import ops
 
 from keras_plasticity import keras_compat
 from keras_plasticity.optimizers.new_weights import PartInitializer
@@ -48,6 +50,33 @@ class Slot:
         if self.initializer is not None:
             value = self.initializer(view, index, self.variable.dtype)
         view.assign_in(self.variable, index, value)
+
+    def move(self, view, share):
+        """Moves the entries of each unit or feature a part of the way back.
+
+        Momenta move towards zero. Other slots, such as Adam's second moment,
+        without which a step would be large, move towards the mean of the
+        entries of those that move by less than a half. Copies of the weight,
+        and slots of another shape, stay as they are.
+
+        Args:
+            view: `WeightView` of the model variable.
+            share: Tensor of shape `(size,)`, in [0, 1].
+        """
+        if self.initializer is None:
+            return
+        if tuple(self.variable.shape) != tuple(view.variable.shape):
+            return
+        target = None
+        if not self.variable.name.endswith("momentum"):
+            stays = ops.cast(share < 0.5, "float32")
+            total = ops.sum(stays * view.sum(self.variable.value))
+            number = ops.sum(stays) * math.prod(view.part_shape)
+            mean = ops.cast(
+                total / ops.maximum(number, 1.0), self.variable.dtype
+            )
+            target = ops.broadcast_to(mean, self.variable.shape)
+        view.move_in(self.variable, share, target)
 
     def _view_of_factor(self, view):
         """The view of a slot that lacks an axis of its variable, if any."""

@@ -85,6 +85,9 @@ class UnitResetOptimizer(OptimizerWrapper):
         replaces_last_layer_first: Boolean, which decides about a weight from
             one replaced unit to another. By default (`False`) it is a new
             draw; where the last layer's units are replaced first, it is zero.
+        draws_outgoing: Boolean, whether the outgoing weights of a replaced
+            unit are drawn, too, by the initializers of the layers that read
+            it. Defaults to `False`: they are zero.
         slots_to_reset: Tuple of strings, whose slots return to their initial
             values: any of `"incoming"`, `"outgoing"` (weights) and `"bias"`
             (which gamma and beta of a normalization layer count as). Defaults
@@ -119,6 +122,7 @@ class UnitResetOptimizer(OptimizerWrapper):
     observed: tuple[str, ...] = ()
     decay_rate = 0.99
     replaces_last_layer_first = False
+    draws_outgoing = False
     slots_to_reset = ("incoming", "bias", "outgoing")
 
     # Whether the units of a layer are replaced before the statistics of the
@@ -222,7 +226,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         """
         return None
 
-    def room(self, units: HiddenUnits) -> int | None:
+    def _room(self, units: HiddenUnits) -> int | None:
         """For how many units due at once a step is compiled.
 
         Args:
@@ -232,11 +236,11 @@ class UnitResetOptimizer(OptimizerWrapper):
             Integer; `None` for any number.
         """
         most = self.most_due(units)
-        if most is None or units.room is None:
+        if most is None or units._room is None:
             return None
-        return max(most, units.room)
+        return max(most, units._room)
 
-    def make_room_for(self, other: "UnitResetOptimizer") -> bool:
+    def _make_room_for(self, other: "UnitResetOptimizer") -> bool:
         """Lets steps that are compiled from now on serve another optimizer.
 
         Args:
@@ -248,10 +252,10 @@ class UnitResetOptimizer(OptimizerWrapper):
         """
         grows = False
         for units, others in zip(self.hidden, other.hidden):
-            room, needed = units.room, other.room(others)
+            room, needed = units._room, other._room(others)
             if room is not None:
-                units.room = None if needed is None else max(room, needed)
-            grows = grows or units.room != room
+                units._room = None if needed is None else max(room, needed)
+            grows = grows or units._room != room
         return grows
 
     def choose(self, units: HiddenUnits) -> Tensor:
@@ -478,12 +482,14 @@ class UnitResetOptimizer(OptimizerWrapper):
         self._replace(hidden)
 
     @contextlib.contextmanager
-    def replacement_put_off(self):
+    def _replacement_put_off(self):
         """Context in which a step only says how many units are due.
+
+        Not for methods that go layer by layer.
 
         Yields:
             List, in which a step leaves the number of units that are due in
-            each of `self.hidden`: for `replace_counted`.
+            each of `self.hidden`: for `_replace_counted`.
         """
         numbers = []
         # Not by `setattr`, with which Keras puts another list in its place.
@@ -493,7 +499,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         finally:
             self._numbers_due = None
 
-    def replace_counted(self, numbers: list[int]):
+    def _replace_counted(self, numbers: list[int]):
         """Replaces units, after a step that has put it off.
 
         Args:
@@ -505,10 +511,6 @@ class UnitResetOptimizer(OptimizerWrapper):
 
     def _replace(self, hidden):
         if self._numbers_due is not None:
-            if self._goes_layer_by_layer:
-                raise NotImplementedError(
-                    "what is put off is done for all layers at once"
-                )
             due = {id(units): units.due for units in hidden}
             self._numbers_due[:] = [due.get(id(u), 0) for u in self.hidden]
             return
@@ -524,7 +526,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         if not backend.avoids_branches():
             self._replace_all(hidden)
             return
-        bounds = [self.room(units) for units in hidden]
+        bounds = [self._room(units) for units in hidden]
         if all(most is not None and most <= _MOST_LOOKED_AT for most in bounds):
             for units, most in zip(hidden, bounds):
                 self._look_at(units, most)

@@ -6,12 +6,16 @@ import keras
 from keras import ops
 
 from keras_plasticity.optimizers.layer_weights import is_bias
+from keras_plasticity.optimizers.layer_weights import is_gain
 from keras_plasticity.optimizers.layer_weights import is_kernel
+from keras_plasticity.optimizers.layer_weights import is_offset
 from keras_plasticity.optimizers.layer_weights import kernel_of
 from keras_plasticity.optimizers.layer_weights import num_inputs
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
+from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.optimizers.weight_optimizer import WeightOptimizer
+from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_positive
 
 
@@ -30,9 +34,12 @@ class WeightClipping(WeightOptimizer):
     stays as it is.
 
     Layers without a kernel, such as normalization and embeddings, are left
-    alone. (The authors' code clips a normalization layer by the bound of the
-    layer before, and with it a gain of 1 to a small number.) Their option to
-    leave out the last layer is `exclude`.
+    alone. The authors' code clips a normalization layer by the bound of the
+    kernel before it, and with it a gain of 1 to a small number. With
+    `clip_normalization=True` it is done here, too: the kernel before is the
+    last one in the order of the model's weights, and normalization layers
+    before the first kernel are left alone. Their option to leave out the last
+    layer is `exclude`.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
@@ -42,6 +49,8 @@ class WeightClipping(WeightOptimizer):
             `"sequential/output/kernel"`, has one of them in it. Defaults to
             `()`.
         name: String, the optimizer's name.
+        clip_normalization: Boolean, whether the scales and offsets of
+            normalization layers are clipped. Defaults to `False`.
 
     Example:
 
@@ -59,6 +68,7 @@ class WeightClipping(WeightOptimizer):
     """
 
     kappa = Hyperparameter(check_positive, schedules=True)
+    clip_normalization = Setting(check_boolean)
 
     def __init__(
         self,
@@ -66,19 +76,28 @@ class WeightClipping(WeightOptimizer):
         kappa: float | Schedule = 1.0,
         exclude: Sequence[str] = (),
         name: str | None = None,
+        clip_normalization: bool = False,
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, exclude=exclude, name=name, **kwargs)
         self.kappa = kappa
+        self.clip_normalization = clip_normalization
         # By the id of a weight.
         self._fan_in = {}
 
     def choose(self, weights):
         self._fan_in = {}
         chosen = []
+        kernel_before = None
         for weight in weights:
             kernel = kernel_of(weight, weights)
-            if is_kernel(weight) or (is_bias(weight) and kernel is not None):
+            if is_kernel(weight):
+                kernel_before = weight
+            elif is_gain(weight) or is_offset(weight):
+                kernel = kernel_before if self.clip_normalization else None
+            elif not is_bias(weight):
+                kernel = None
+            if kernel is not None:
                 self._fan_in[id(weight)] = num_inputs(kernel)
                 chosen.append(weight)
         return chosen
@@ -94,4 +113,5 @@ class WeightClipping(WeightOptimizer):
             weight.assign(ops.clip(weight.value, -bound, bound))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.settings("kappa")}
+        names = ("kappa", "clip_normalization")
+        return {**super().get_config(), **self.settings(*names)}

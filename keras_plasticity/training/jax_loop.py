@@ -447,7 +447,7 @@ def _make_room_for(model, other):
     optimizer, others = reset_optimizer(model), reset_optimizer(other)
     if optimizer is None or others is None:
         return False
-    return optimizer.make_room_for(others)
+    return optimizer._make_room_for(others)
 
 
 def _variable_specs(model):

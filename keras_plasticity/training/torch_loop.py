@@ -42,7 +42,7 @@ class TorchLoop(models_loop.ModelsLoop):
                 where = self.where(learner, batches)
             part = _in_order(part, where, batches)
             if step is None:
-                _train(model, part, batches)
+                _train(model, part, batches.size)
             else:
                 arrays = nests.arrays(part)
                 step.run(zip(*[a.split(batches.size) for a in arrays]))
@@ -65,7 +65,9 @@ class TorchLoop(models_loop.ModelsLoop):
             stop = batches.start + batches.size
             batch = nests.take(data, slice(batches.start, stop))
             try:
-                self._steps[key] = self._compiled(self._models[learner], batch)
+                self._steps[key] = self._compiled(
+                    self._models[learner], batch, batches.size
+                )
             except Exception as error:  # Of the compiler, or a user's layer.
                 if self.jit_compile is True:
                     raise
@@ -79,13 +81,18 @@ class TorchLoop(models_loop.ModelsLoop):
                 return None
         return self._steps[key]
 
-    def _compiled(self, model, batch):
+    def _compiled(self, model, batch, size):
         if type(model).train_step is not keras.Model.train_step:
             raise NotImplementedError("it has a `train_step` of its own")
         # Not before it is asked for: to import the compiler takes a second.
         from keras_plasticity.training.torch_program import TorchProgram
 
-        return TorchProgram(model, batch, self.first._programs)
+        return TorchProgram(
+            model,
+            batch,
+            self.first._programs,
+            lambda data: _train(model, data, size),
+        )
 
     def evaluate(self, data, examples):
         with torch.no_grad():
@@ -93,10 +100,10 @@ class TorchLoop(models_loop.ModelsLoop):
                 model.test_step(nests.take(part, examples))
 
 
-def _train(model, data, batches):
-    """Makes one eager step for each batch, and scores all of them."""
+def _train(model, data, size):
+    """Makes one eager step for each `size` examples, and scores all of them."""
     if type(model).train_step is not keras.Model.train_step:
-        for batch in _split(data, batches):
+        for batch in _split(data, size):
             model.train_step(batch)
         return
     optimizer = model.optimizer
@@ -104,7 +111,7 @@ def _train(model, data, batches):
     # Looked up once: a Keras variable keeps its tensor and writes into it.
     tensors = [variable.value for variable in variables]
     losses, outputs = [], []
-    for x, y, *weight in _split(data, batches):
+    for x, y, *weight in _split(data, size):
         output = model(x, training=True)
         loss = model.compute_loss(x, y, output, *weight, training=True)
         for tensor in tensors:
@@ -118,7 +125,7 @@ def _train(model, data, batches):
     # as one for each batch, at a fraction of the calls.
     with torch.no_grad():
         model.metrics[0].update_state(
-            torch.stack(losses), sample_weight=[batches.size] * len(losses)
+            torch.stack(losses), sample_weight=[size] * len(losses)
         )
         outputs = keras.tree.map_structure(
             lambda *parts: torch.cat(parts).detach(), *outputs
@@ -135,15 +142,16 @@ def _in_order(data, where, batches):
     return nests.take(data, slice(batches.start, stop))
 
 
-def _split(data, batches):
+def _split(data, size):
     """Yields the data of one step after another."""
-    return zip(*(_split_nest(part, batches) for part in data))
+    return zip(*(_split_nest(part, size) for part in data))
 
 
-def _split_nest(nest, batches):
+def _split_nest(nest, size):
     if isinstance(nest, torch.Tensor):
-        return nest.split(batches.size)  # One call for all.
+        return nest.split(size)  # One call for all.
+    number = len(nests.arrays(nest)[0])
     return [
-        nests.take(nest, slice(start, start + batches.size))
-        for start in range(0, batches.steps * batches.size, batches.size)
+        nests.take(nest, slice(start, start + size))
+        for start in range(0, number, size)
     ]

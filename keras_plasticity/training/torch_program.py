@@ -26,20 +26,26 @@ from keras_plasticity.training import nests
 class TorchProgram:
     """A compiled training step of one model.
 
-    Units are replaced by the optimizer's own eager code, in the rare steps in
-    which some are due.
+    What happens now and then is not compiled. Units are replaced by the
+    optimizer's own eager code after a step in which some are due, where nothing
+    else would come after it. A step with anything else that depends on a
+    condition (all that methods do every so many updates) leaves all variables
+    as they were, and is made again, eagerly.
 
     Args:
         model: Compiled and built `keras.Model`.
         batch: Tuple, the data of a step, of tensors on the device.
         programs: Dict of the programs compiled so far, to which this one is
             added: models of one architecture have the same.
+        train_eagerly: Function of the data of one step, which makes it.
 
     Raises:
         Exception: Of any kind, if the step cannot be compiled.
     """
 
-    def __init__(self, model, batch, programs):
+    def __init__(self, model, batch, programs, train_eagerly):
+        self._batch = batch
+        self._train_eagerly = train_eagerly
         self._variables = _variables(model)
         self._resets = _resets_of(model)
         arrays = nests.arrays(batch)
@@ -64,28 +70,38 @@ class TorchProgram:
         program, resets = self._program, self._resets
         with torch.no_grad():
             for arrays in batches:
-                due = program(*arrays, *values)
-                if resets is not None and due[0].item():
-                    resets.replace_counted(due[1].tolist())
+                happens, numbers = program(*arrays, *values)
+                if happens is None or not happens.item():
+                    continue
+                is_exception, *numbers = numbers.tolist()
+                if is_exception:
+                    with torch.enable_grad():
+                        self._train_eagerly(_in_nest(self._batch, arrays))
+                else:
+                    resets._replace_counted(numbers)
 
     def _values(self):
         # Keras assigns by writing into these tensors.
         return [variable.value.detach() for variable in self._variables]
 
     def _step(self, model, batch):
-        """The function to trace; it returns how many units are due."""
+        """The function to trace.
+
+        It returns whether something is left to do, and what: a tensor of
+        integers, whether the step has to be made eagerly and then how many
+        units of each layer are due. `None` twice if that is never so.
+        """
         num_arrays = len(nests.arrays(batch))
         num_trainable = len(model.trainable_variables)
 
         def step(*tensors):
             arrays, values = tensors[:num_arrays], tensors[num_arrays:]
-            arrays = iter(arrays)
-            data = nests.map_arrays(lambda _: next(arrays), batch)
+            data = _in_nest(batch, arrays)
             weights = [
                 value.detach().requires_grad_()
                 for value in values[:num_trainable]
             ]
-            with torch_backend.tracing():
+            with torch_backend.tracing() as exceptions:
                 loss, outputs, grads, updated = self._backward(
                     model, data, weights, values[num_trainable:]
                 )
@@ -105,10 +121,16 @@ class TorchProgram:
                 else new
                 for value, new in zip(values, updated)
             ]
+            exception = None
+            if exceptions:
+                exception = torch.stack(exceptions).any()
             for value, new in zip(values, updated):
-                if new is not value:
-                    value.copy_(new)
-            return due
+                if new is value:
+                    continue
+                if exception is not None:
+                    new = torch.where(exception, value, new)
+                value.copy_(new)
+            return _to_do(exception, due)
 
         return step
 
@@ -136,7 +158,7 @@ class TorchProgram:
         outputs = keras.tree.map_structure(lambda t: t.detach(), outputs)
         put_off = contextlib.nullcontext()
         if self._resets is not None:
-            put_off = self._resets.replacement_put_off()
+            put_off = self._resets._replacement_put_off()
         with (
             self._scope(values) as scope,
             keras_compat.update_one_by_one(model.optimizer),
@@ -148,13 +170,10 @@ class TorchProgram:
             model.compute_metrics(x, y, outputs, *sample_weight)
         due = None
         if self._resets is not None:
-            due = torch.stack(
-                [
-                    torch.as_tensor(n, dtype=torch.int32, device=loss.device)
-                    for n in numbers
-                ]
-            )
-            due = due.sum(), due
+            due = [
+                torch.as_tensor(n, dtype=torch.int32, device=loss.device)
+                for n in numbers
+            ]
         return due, [
             _current(scope, variable, value)
             for variable, value in zip(self._variables, values)
@@ -176,18 +195,37 @@ def _memory(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
+def _in_nest(batch, arrays):
+    """The data of a step, in the structure of a batch."""
+    arrays = iter(arrays)
+    return nests.map_arrays(lambda _: next(arrays), batch)
+
+
+def _to_do(exception, due):
+    """Whether something is left to do after a step, and what: see `_step`."""
+    if exception is None and due is None:
+        return None, None
+    due = [] if due is None else due
+    if exception is None:
+        exception = torch.zeros_like(due[0])
+    numbers = torch.stack([exception.to(torch.int32), *due])
+    return numbers.any(), numbers
+
+
 def _resets_of(model):
-    """The optimizer whose units are replaced after a step; `None` without."""
+    """The optimizer whose units may be replaced after a step; `None` without.
+
+    They may not where one layer's are replaced before the next layer's turn,
+    and where another optimizer may act after that.
+    """
     resets = reset_optimizer(model)
-    if resets is None or not resets.hidden:
+    if resets is None or not resets.hidden or resets._goes_layer_by_layer:
         return None
     for optimizer in wrapped(model.optimizer):
         if optimizer is resets:
             return resets
         if not isinstance(optimizer, L2):
-            raise NotImplementedError(
-                f"`{type(optimizer).__name__}` may act after units are replaced"
-            )
+            return None
 
 
 def _current(scope, variable, value):
@@ -232,7 +270,7 @@ class _Captured:
         for static, array in zip(self._arrays, tensors):
             static.copy_(array)
         self._graph.replay()
-        return self._due
+        return self._to_do
 
     def _capture(self, program, tensors):
         # As PyTorch asks for: some runs first, on a stream of their own.
@@ -245,4 +283,4 @@ class _Captured:
         self._graph = torch.cuda.CUDAGraph()
         # Another thread may load the next task meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._due = program(*tensors)
+            self._to_do = program(*tensors)

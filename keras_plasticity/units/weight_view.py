@@ -124,14 +124,16 @@ class WeightView:
             share: Tensor of shape `(size,)`, in [0, 1].
             target: Tensor of the weight's own shape. Defaults to zero.
         """
-        weights = ops.convert_to_tensor(self.variable)
+        self.move_in(self.variable, share, target)
+
+    def move_in(self, variable, share, target=None):
+        """The same of another variable of the weight's own shape."""
+        weights = ops.convert_to_tensor(variable)
         share = ops.cast(self.along(share), weights.dtype)
         new = (1 - share) * ops.reshape(weights, self.shape)
         if target is not None:
             new = new + share * ops.reshape(target, self.shape)
-        backend.assign_whole(
-            self.variable, ops.reshape(new, self.variable.shape)
-        )
+        backend.assign_whole(variable, ops.reshape(new, variable.shape))
 
     def take(self, index):
         """The entries of one index, of shape `part_shape`."""

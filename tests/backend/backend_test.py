@@ -259,3 +259,10 @@ def test_compiled_functions_take_none():
 
     result = backend.compiled(function)((np.ones(2, "float32"), None), None)
     np.testing.assert_array_equal(to_numpy(result), [2.0, 2.0])
+
+
+def test_window():
+    vector = ops.arange(10, dtype="float32") * 2
+    start = ops.convert_to_tensor([3], dtype="int32")
+    part = backend.window(vector, start, 4)
+    np.testing.assert_array_equal(to_numpy(part), [6, 8, 10, 12])

@@ -1,24 +1,27 @@
 """Step by step against a run of the authors' code: L2-ER."""
 
-import keras
+import pytest
 
 import keras_plasticity
 from keras_plasticity.layers import RecentInputs
 from tests.method_traces.trace import Trace
+from tests.method_traces.trace import inner_optimizer
+from tests.method_traces.trace import traces
 
 
-def test_l2_er():
+@pytest.mark.parametrize("name", traces("l2er"))
+def test_l2_er(name):
+    settings, batch_size = Trace(name).settings, 4
     # What a step looks at is all that was shown since the last one.
-    trace = Trace("l2er_sgd", before=[RecentInputs(5 * 4)])
-    assert trace.settings == {
-        "er_lr": 0.02,
-        "er_batch": 5,
-        "er_step": 1,
-        "weight_decay": 0.01,
-    }
+    recent = RecentInputs(settings["er_batch"] * batch_size)
+    trace = Trace(name, before=[recent])
     optimizer = keras_plasticity.optimizers.EffectiveRank(
-        keras_plasticity.optimizers.L2(keras.optimizers.SGD(0.05), l2=0.01),
-        rank_learning_rate=0.02,
-        period=5,
+        keras_plasticity.optimizers.L2(
+            inner_optimizer(trace.config["optimizer"]),
+            l2=settings["weight_decay"],
+        ),
+        rank_learning_rate=settings["er_lr"],
+        period=settings["er_batch"],
+        steps=settings["er_step"],
     )
     trace.train(optimizer)

@@ -11,6 +11,7 @@ from keras_plasticity import callbacks
 from tests.gradients import read_when_run
 from tests.method_traces.trace import Trace
 from tests.method_traces.trace import inner_optimizer
+from tests.method_traces.trace import traces
 
 # Plain layers, and plastic ones in which the methods must pass over what is no
 # weight.
@@ -18,14 +19,16 @@ LAYERS = [keras.layers, keras_plasticity.layers]
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-def test_fire(layers):
-    trace = Trace("fire_conv", layers)
+@pytest.mark.parametrize("name", traces("fire"))
+def test_fire(name, layers):
+    trace = Trace(name, layers)
     trace.fit(callbacks.FIRE(trace.settings["iteration"], skip=0))
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-def test_dash(layers):
-    trace = Trace("dash_dense", layers)
+@pytest.mark.parametrize("name", traces("dash"))
+def test_dash(name, layers):
+    trace = Trace(name, layers)
     x, y = (np.concatenate(trace.data[name][40:52]) for name in "xy")
     trace.fit(
         callbacks.DASH(
@@ -39,12 +42,13 @@ def test_dash(layers):
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-def test_shrink_and_perturb_towards_the_first_network(layers):
-    trace = Trace("snp_dense", layers)
+@pytest.mark.parametrize("name", traces("snp"))
+def test_shrink_and_perturb_towards_the_first_network(name, layers):
+    trace = Trace(name, layers)
     coefficient = trace.settings["shrink_coef"]
 
     def build_first(learner, task):
-        return Trace("snp_dense", layers).model
+        return Trace(name, layers).model
 
     trace.fit(
         callbacks.ShrinkAndPerturbTasks(
@@ -80,8 +84,9 @@ def test_fire_in_the_engine():
     trace.compare("final_{}_{}")
 
 
-def test_shrink_and_perturb_at_each_update():
-    trace = Trace("shrink_perturb_kumar_sgd", keras.layers)
+@pytest.mark.parametrize("name", traces("shrink_perturb_kumar"))
+def test_shrink_and_perturb_at_each_update(name):
+    trace = Trace(name, keras.layers)
     optimizer = keras_plasticity.optimizers.ShrinkAndPerturbByInitializer(
         inner_optimizer(trace.config["optimizer"]),
         shrink=1 - trace.settings["shrink"],
@@ -108,7 +113,7 @@ def test_shrink_and_perturb_at_each_update():
         def value():
             # The optimizer draws numbers of magnitude one.
             numbers = trace.data[f"drawn_{name}_{i}"][now[0]]
-            fan_in = trace.data[f"init_kernel_{i}"].shape[0]
+            fan_in = np.prod(trace.data[f"init_kernel_{i}"].shape[:-1])
             return (numbers * np.sqrt(fan_in)).astype("float32")
 
         return read_when_run(value, tuple(shape))

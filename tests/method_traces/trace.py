@@ -6,8 +6,10 @@ random generator has to agree.
 """
 
 import glob
+import itertools
 import json
 import os
+import re
 
 import keras
 import numpy as np
@@ -24,7 +26,8 @@ _DATA = os.path.join(os.path.dirname(__file__), "..", "data")
 
 def traces(prefix):
     """The names of the traces of a method, for `parametrize`."""
-    paths = sorted(glob.glob(os.path.join(_DATA, f"{prefix}_*.npz")))
+    paths = sorted(glob.glob(os.path.join(_DATA, f"{prefix}*.npz")))
+    assert paths, prefix
     return [os.path.splitext(os.path.basename(path))[0] for path in paths]
 
 
@@ -83,7 +86,7 @@ class Trace:
             )
         # The authors' code in JAX computes in float32, and Adam divides by
         # what may be small.
-        is_exact = self.config["optimizer"].lower().startswith("torch sgd")
+        is_exact = "torch sgd" in self.config["optimizer"].lower()
         self.tolerance = 2e-5 if is_exact else 1e-4
 
     def _build_model(self, before):
@@ -253,12 +256,19 @@ class _After(keras.callbacks.Callback):
 
 def inner_optimizer(description):
     """The Keras optimizer that a trace's config describes."""
-    _, kind, *words = description.lower().replace(",", "").split()
+    words = re.findall(r"[a-z_][a-z0-9_]*|[0-9.e-]+", description.lower())
+    kind = next(word for word in words if word in ("sgd", "adam"))
+    # Such as "lr 0.05", "{'lr': 0.05}" and "betas 0.9 0.999".
     if "betas" in words:
         words.insert(words.index("betas") + 2, "b2")
-    values = dict(zip(words[::2], map(float, words[1::2])))
+    values = {
+        name: float(number)
+        for name, number in itertools.pairwise(words)
+        if number[0].isdigit()
+    }
     if kind == "sgd":
-        return keras.optimizers.SGD(values["lr"])
+        # PyTorch's momentum is the same at a constant learning rate.
+        return keras.optimizers.SGD(values["lr"], values.get("momentum", 0.0))
     # Both divide by sqrt(v / (1 - beta_2^t)) + epsilon; so does this.
     return CorrectedAdam(
         values["lr"],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import keras_plasticity
+from tests.gradients import read_when_run
 from tests.helpers import to_numpy
 from tests.method_traces.trace import Trace
 from tests.method_traces.trace import inner_optimizer
@@ -94,6 +95,7 @@ def test_regrama(name):
         inner_optimizer(trace.config["optimizer"]),
         threshold=settings["score_threshold"],
         period=settings["update_frequency"],
+        max_fraction=settings.get("max_reset_frac") or 1.0,
     )
     checks = []
 
@@ -150,7 +152,7 @@ def test_cpr(name):
 
 
 @pytest.mark.parametrize("name", traces("ccbp"))
-def test_ccbp(name):
+def test_ccbp(name, monkeypatch):
     trace = Trace(name)
     trace.tolerance = 2e-5
     settings = trace.settings
@@ -160,6 +162,7 @@ def test_ccbp(name):
         "adaptable": "adaptable_contribution",
     }
     utility = settings["utility_type"]
+    is_continuous = settings["continuous"]
     optimizer = keras_plasticity.optimizers.CCBP(
         inner_optimizer(trace.config["optimizer"]),
         replacement_rate=settings["replacement_rate"],
@@ -167,7 +170,25 @@ def test_ccbp(name):
         decay_rate=settings["utility_ema_decay"],
         period=settings["reset_interval"],
         utility=utilities.get(utility, utility),
+        continuous=is_continuous,
+        # The defaults of the code depend on the form.
+        maturity_threshold=settings.get(
+            "maturity_steps", 0 if is_continuous else 100
+        ),
+        reset_optimizer_state=settings.get(
+            "reset_optimizer_state", not is_continuous
+        ),
     )
+
+    if not is_continuous:
+        chances = _chances(trace, optimizer.maturity_threshold)
+        now = [0]
+
+        def draw_chance(units):
+            i = trace.layers.index(units.layer)
+            return read_when_run(lambda: chances[i][now[0]], ())
+
+        monkeypatch.setattr(optimizer, "_draw_chance", draw_chance)
 
     def compare(step):
         # What is recorded has moved towards 1 where there was a reset.
@@ -181,4 +202,37 @@ def test_ccbp(name):
                 err_msg=f"utility {i}, step {step}",
             )
 
-    trace.train(optimizer, compare)
+    def end_step(step):
+        if not is_continuous:
+            now[0] = step + 1
+
+    trace.train(optimizer, compare, end_step)
+
+
+def _chances(trace, maturity_threshold):
+    """What was drawn, as far as the number of units replaced tells.
+
+    Args:
+        trace: `Trace` of the discrete form.
+        maturity_threshold: Integer.
+
+    Returns:
+        List of float32 arrays, one for each layer, with an entry for each
+        step: 0 for one unit more, else 1.
+    """
+    rate = trace.settings["replacement_rate"]
+    chances = []
+    for i in range(trace.num_layers - 1):
+        alphas = trace.data[f"alpha_{i}"]
+        chances.append(np.ones(len(alphas), "float32"))
+        age, rest = np.zeros(alphas.shape[1]), 0.0
+        for step, alpha in enumerate(alphas):
+            is_reset = (step + 1) % trace.settings["reset_interval"] == 0
+            num_mature = np.sum(age >= maturity_threshold)
+            if is_reset and num_mature > 0:
+                number = num_mature * rate + rest
+                rest = number - int(number)
+                if alpha.sum() > int(number):
+                    chances[i][step] = rest = 0.0
+            age = (1 - alpha) * age + 1
+    return chances

@@ -56,7 +56,16 @@ _CASES = {
     "at_each_update": {"period": 1, "updates": 12},
 }
 _QUICK = ("adam", "convolutional", "accumulated")
-_REGRAMA = {"threshold": 0.45, "period": 4}
+_REGRAMA = {"threshold": 0.45, "period": 4, "max_fraction": 1.0}
+_REGRAMA_CASES = {
+    **_CASES,
+    "fraction": {"max_fraction": 0.2, "optimizers": _ADAM},
+    "convolutional_fraction": {
+        "max_fraction": 0.3,
+        "kernels": _CONVOLUTIONAL,
+        "optimizers": _MOMENTUM,
+    },
+}
 _CPR = {
     "replacement_rate": 0.2,
     "sharpness": 5.0,
@@ -65,12 +74,22 @@ _CPR = {
     "period": 6,
     "transform": "sigmoid",
 }
+_DISCRETE = {
+    "continuous": False,
+    "maturity_threshold": 9,
+    "replacement_rate": 0.17,
+    "reset_optimizer_state": True,
+    "period": 2,
+}
 _CCBP = {
     "replacement_rate": 0.6,
     "sharpness": 3.0,
     "decay_rate": 0.8,
     "period": 5,
     "utility": "gradient_magnitude",
+    "continuous": True,
+    "maturity_threshold": 0,
+    "reset_optimizer_state": False,
 }
 _CPR_CASES = {
     **_CASES,
@@ -90,6 +109,33 @@ _CCBP_CASES = {
         "utility": "adaptable_contribution",
         "kernels": _CONVOLUTIONAL,
         "optimizers": _ADAM,
+    },
+    "maturity": {"maturity_threshold": 12, "optimizers": _ADAM},
+    "convolutional_slots": {
+        "kernels": _CONVOLUTIONAL,
+        "optimizers": _ADAM,
+        "reset_optimizer_state": True,
+        "replacement_rate": 1.0,
+    },
+    "discrete": {**_DISCRETE, "optimizers": _ADAM},
+    "discrete_convolutional": {
+        **_DISCRETE,
+        "kernels": _CONVOLUTIONAL,
+        "optimizers": _ADAM,
+        "utility": "contribution",
+    },
+    "discrete_momentum": {
+        **_DISCRETE,
+        "optimizers": _MOMENTUM,
+        "maturity_threshold": 0,
+        "utility": "adaptable_contribution",
+        "period": 3,
+    },
+    "discrete_slots_stay": {
+        **_DISCRETE,
+        "optimizers": _ADAM,
+        "reset_optimizer_state": False,
+        "accumulated": 2,
     },
 }
 
@@ -116,6 +162,16 @@ class CountedKernels(keras.initializers.Initializer):
 def _new_kernel(n, shape):
     i = np.arange(np.prod(shape))
     return 0.4 * np.sin(1.0 + 0.7 * i + 1.3 * (n % 17)).reshape(shape)
+
+
+def _chance(n):
+    return 0.5 + 0.5 * np.sin(2.3 * n)
+
+
+def _uniform(shape, seed):
+    """Of one number, by how many draws there were before."""
+    n = ops.cast(seed.next()[1], "float32")
+    return ops.reshape(0.5 + 0.5 * ops.sin(2.3 * n), shape)
 
 
 def _make_model(case):
@@ -161,7 +217,7 @@ def _make_data(case):
     return x, y
 
 
-def _run(case, optimizer_class, oracle_class, settings):
+def _run(case, optimizer_class, oracle_class, settings, **oracle_settings):
     """Trains both, and compares the weights and what is known of the units."""
     model, weighted = _make_model(case)
     x, y = _make_data(case)
@@ -179,6 +235,7 @@ def _run(case, optimizer_class, oracle_class, settings):
         make_reference,
         _new_kernel,
         **settings,
+        **oracle_settings,
     )
     size, accumulated = case["batch_size"], case["accumulated"]
     batches = [
@@ -216,9 +273,11 @@ def _run(case, optimizer_class, oracle_class, settings):
     return optimizer, oracle
 
 
-@pytest.mark.parametrize("name", mostly_slow(_CASES, *_QUICK))
+@pytest.mark.parametrize(
+    "name", mostly_slow(_REGRAMA_CASES, *_QUICK, "fraction")
+)
 def test_regrama(name):
-    case = {**_DEFAULTS, **_REGRAMA, **_CASES[name]}
+    case = {**_DEFAULTS, **_REGRAMA, **_REGRAMA_CASES[name]}
     optimizer, oracle = _run(
         case,
         ReGraMa,
@@ -228,6 +287,7 @@ def test_regrama(name):
     assert sum(optimizer.num_replaced().values()) == oracle.resets
     # Float32 is not asked for the impossible.
     assert oracle.closest > 1e-5
+    assert (oracle.spared > 3) == (case["max_fraction"] < 1)
     if name in _QUICK:
         # Weights between two units that were replaced together are drawn.
         assert oracle.shared_weights > 0
@@ -247,13 +307,29 @@ def test_cpr(name):
 
 
 @pytest.mark.parametrize(
-    "name", mostly_slow(_CCBP_CASES, *_QUICK, "contribution", "adaptable")
+    "name",
+    mostly_slow(
+        _CCBP_CASES,
+        *_QUICK,
+        "contribution",
+        "adaptable",
+        "maturity",
+        "discrete",
+    ),
 )
-def test_ccbp(name):
+def test_ccbp(name, monkeypatch):
     case = {**_DEFAULTS, **_CCBP, **_CCBP_CASES[name]}
-    _run(
+    monkeypatch.setattr(keras.random, "uniform", _uniform)
+    optimizer, oracle = _run(
         case,
         CCBP,
         reference_resets.CCBP,
         {key: case[key] for key in _CCBP},
+        chance=_chance,
     )
+    assert sum(optimizer.num_replaced().values()) == oracle.replaced
+    if not case["continuous"]:
+        assert oracle.replaced > 20 and oracle.closest > 1e-5
+    if case["maturity_threshold"] or not case["continuous"]:
+        for units, ages in zip(optimizer.hidden, oracle.age):
+            np.testing.assert_allclose(to_numpy(units.age), ages, rtol=1e-4)

@@ -276,14 +276,13 @@ def test_rate_may_be_a_schedule(method):
         assert (difference > 1e-2) == (update + 1 > 4), update
 
 
-@pytest.mark.parametrize("method", [CPR, CCBP])
-def test_slots_are_not_reset_on_request(method):
+def test_slots_are_not_reset_on_request():
     with pytest.raises(
         ValueError,
-        match=f"`{method.__name__}` does not take `reset_optimizer_state`: no "
-        "unit is replaced as a whole.*Received: reset_optimizer_state=True",
+        match="`CPR` does not take `reset_optimizer_state`: no unit is "
+        "replaced as a whole.*Received: reset_optimizer_state=True",
     ):
-        method(keras.optimizers.SGD(), reset_optimizer_state=True)
+        CPR(keras.optimizers.SGD(), reset_optimizer_state=True)
 
 
 @pytest.mark.parametrize("method", [CPR, CCBP])
@@ -316,6 +315,9 @@ def test_bad_argument(method, name, value, message):
         (CPR, "transform", None, "must be one of"),
         (CCBP, "utility", "abs_mean", "must be one of \\('gradient_mag"),
         (CCBP, "utility", 3, "must be one of"),
+        (CCBP, "continuous", 1, "must be `True` or `False`"),
+        (CCBP, "maturity_threshold", -1, "must be an integer of at least 0"),
+        (CCBP, "maturity_threshold", 0.5, "must be an integer of at least 0"),
     ],
 )
 def test_bad_argument_of_one(method, name, value, message):

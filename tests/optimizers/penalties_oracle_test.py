@@ -153,6 +153,36 @@ def test_l2_init(distance, measure):
     )
 
 
+@pytest.mark.parametrize("distance", ["l2", "l1", "huber"])
+def test_l2_init_with_targets_that_are_drawn(distance, monkeypatch):
+    measure = {"l2": lambda d: d**2 / 2, "l1": abs, "huber": _huber}[distance]
+    rng = np.random.default_rng(5)
+    targets = {}
+
+    def draw(optimizer, weight):
+        # Those of the last step are the ones that the oracle takes.
+        value = rng.normal(0, 0.8, weight.shape).astype("float32")
+        targets[_name(weight)] = value
+        return ops.convert_to_tensor(value)
+
+    def penalty(path, weight, oracle, optimizer):
+        if path.startswith(("norm", "rms")) or path == "tall/bias":
+            return 0.0
+        return 0.7 * measure(weight - targets[path]).sum()
+
+    monkeypatch.setattr(optimizers.L2Init, "_target", draw)
+    _run(
+        lambda inner: optimizers.L2Init(
+            inner,
+            0.7,
+            distance,
+            exclude=["tall/bias"],
+            target_initializer="he_normal",
+        ),
+        penalty,
+    )
+
+
 def test_parseval_regularization():
     def penalty(path, weight, oracle, optimizer):
         if path in ("norm/gamma", "rms/scale"):

@@ -128,6 +128,56 @@ class TestL2Init:
         assert np.all(np.any(after[:3] != before[:3], axis=1))
         np.testing.assert_array_equal(after[3:], before[3:])
 
+    @pytest.mark.parametrize("draw_biases", [False, True])
+    def test_targets_that_are_drawn(self, draw_biases):
+        """A step of size 1 leads to the target itself."""
+        model = keras.Sequential(
+            [
+                keras.Input((48,)),
+                keras.layers.Dense(600, name="hidden"),
+                keras.layers.Dense(3, name="output"),
+            ]
+        )
+        optimizer = optimizers.L2Init(
+            keras.optimizers.SGD(1.0),
+            strength=1.0,
+            exclude=["output"],
+            # As PyTorch initializes.
+            target_initializer=keras.initializers.VarianceScaling(
+                1 / 3, "fan_in", "uniform", seed=4
+            ),
+            draw_biases=draw_biases,
+            seed=1,
+        )
+        layer, output = model.layers
+        before = weights_of(model)
+        limit = np.sqrt(1 / 48)
+        steps = []
+        for _ in range(2):
+            _descend(optimizer, model, steps=1)
+            steps.append(to_numpy(layer.kernel).ravel())
+            for weight in [layer.kernel, *[layer.bias] * draw_biases]:
+                values = to_numpy(weight).ravel()
+                assert abs(values.mean()) < 0.1 * limit
+                np.testing.assert_allclose(
+                    np.abs(values).max(), limit, rtol=0.02
+                )
+            if not draw_biases:
+                np.testing.assert_array_equal(to_numpy(layer.bias), 0.0)
+        assert abs(np.corrcoef(*steps)[0, 1]) < 0.05
+        np.testing.assert_array_equal(
+            to_numpy(output.kernel), before["output/kernel"]
+        )
+
+    def test_targets_of_initializers_that_draw_whole_weights(self):
+        model = make_plain_model()
+        optimizer = optimizers.L2Init(
+            keras.optimizers.SGD(1.0), 1.0, target_initializer="orthogonal"
+        )
+        _descend(optimizer, model, steps=1)
+        for layer in model.layers:
+            np.testing.assert_allclose(_singular_values(layer), 1.0, rtol=1e-5)
+
 
 class TestParsevalRegularization:
     @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -243,6 +293,23 @@ def test_bad_strength(kind, strength):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        (
+            "L2Init",
+            {"target_initializer": "he"},
+            "`target_initializer` must be `None`, a Keras initializer or the "
+            "name of one.*target_initializer=he",
+        ),
+        (
+            "L2Init",
+            {"target_initializer": "orthogonal", "draw_biases": True},
+            "`draw_biases=True` needs a `target_initializer` that draws "
+            "independent numbers.*Received: target_initializer=",
+        ),
+        (
+            "L2Init",
+            {"draw_biases": True},
+            "`draw_biases=True` needs a .*Received: target_initializer=None",
+        ),
         ("L2Init", {"distance": "l3"}, "one of .*'huber'.*distance=l3"),
         ("ParsevalRegularization", {"scale": 0}, "positive.*scale=0"),
         ("SpectralRegularization", {"exponent": 0.5}, r"in \[1, inf\).*=0.5"),

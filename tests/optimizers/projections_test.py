@@ -64,6 +64,45 @@ class TestWeightClipping:
             to_numpy(model.layers[2].kernel), 0.3 / np.sqrt(3), rtol=1e-6
         )
 
+    def test_normalization_layers_by_the_kernel_before(self):
+        model = keras.Sequential(
+            [
+                keras.Input((6, 6, 2)),
+                keras.layers.LayerNormalization(name="first"),
+                keras.layers.Conv2D(4, 3, use_bias=False, name="conv"),
+                keras.layers.BatchNormalization(name="batch"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(5, name="dense"),
+                keras.layers.LayerNormalization(name="layer"),
+                keras.layers.Dense(3, name="output"),
+                keras.layers.RMSNormalization(name="left_out"),
+            ]
+        )
+        for weight in model.trainable_variables:
+            weight.assign(np.full(weight.shape, 5.0, "float32"))
+        optimizer = optimizers.WeightClipping(
+            keras.optimizers.SGD(0.1),
+            2.0,
+            exclude=["left_out"],
+            clip_normalization=True,
+        )
+        variables = model.trainable_variables
+        optimizer.apply([ops.zeros(v.shape) for v in variables], variables)
+        bounds = {
+            "first": 5.0,  # There is no kernel before.
+            "conv": 2 / np.sqrt(18),
+            "batch": 2 / np.sqrt(18),
+            "dense": 2 / np.sqrt(64),
+            "layer": 2 / np.sqrt(64),
+            "output": 2 / np.sqrt(5),
+            "left_out": 5.0,
+        }
+        for layer in model.layers:
+            for weight in layer.trainable_variables:
+                np.testing.assert_allclose(
+                    to_numpy(weight), bounds[layer.name], rtol=1e-6
+                )
+
     def test_kappa_may_change(self):
         model = make_plain_model()
         optimizer = optimizers.WeightClipping(keras.optimizers.SGD(0.0))
@@ -78,6 +117,12 @@ class TestWeightClipping:
         message = f"`kappa` must be a positive number.*kappa={kappa}"
         with pytest.raises(ValueError, match=message):
             optimizers.WeightClipping(keras.optimizers.SGD(), kappa)
+
+    def test_bad_clip_normalization(self):
+        with pytest.raises(ValueError, match="must be `True` or `False`.*=1"):
+            optimizers.WeightClipping(
+                keras.optimizers.SGD(), clip_normalization=1
+            )
 
 
 def _normalized_model(**kwargs):

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 import keras_plasticity
+from keras_plasticity import layers
+from keras_plasticity import weights_of
 from keras_plasticity.optimizers import ReDo
 from tests.helpers import make_data
 from tests.helpers import make_model
@@ -179,3 +181,80 @@ def test_in_another_reset_method():
         "`ContinualBackprop`: units would be replaced twice",
     ):
         ReDo(keras.optimizers.LossScaleOptimizer(inner))
+
+
+def _constant(value):
+    return keras.initializers.Constant(value)
+
+
+# The layer that reads the units, and what it draws for their weights.
+_READERS = {
+    "dense": lambda: [
+        keras.layers.Flatten(),
+        layers.Dense(5, kernel_initializer=_constant(0.7)),
+    ],
+    "convolution": lambda: [
+        layers.Conv2D(5, 2, kernel_initializer=_constant(0.7)),
+        keras.layers.Flatten(),
+    ],
+    "separable": lambda: [
+        layers.SeparableConv2D(
+            5,
+            2,
+            depthwise_initializer=_constant(0.7),
+            pointwise_initializer=_constant(-0.2),
+        ),
+        keras.layers.Flatten(),
+    ],
+}
+
+
+@pytest.mark.parametrize("outgoing", ["zero", "random"])
+@pytest.mark.parametrize("reader", _READERS)
+def test_outgoing_weights(reader, outgoing):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.Conv2D(
+                6, 2, activation="relu", kernel_initializer=_constant(0.4)
+            ),
+            *_READERS[reader](),
+            keras.layers.ReLU(),
+            layers.Dense(3),
+        ]
+    )
+    first, second = (
+        each for each in model.layers[:-1] if hasattr(each, "feature_view")
+    )
+    rng = np.random.default_rng(1)
+    for weight in weights_of(model):
+        weight.assign(rng.normal(0, 1, weight.shape))
+    # Two units are dormant, and none of the second layer.
+    first.bias.assign([0.0, -99.0, 0.0, 0.0, -99.0, 0.0])
+    second.bias.assign(np.full(5, 99.0))
+    optimizer = ReDo(
+        keras.optimizers.Adam(0.01), threshold=0.0, outgoing=outgoing, seed=1
+    )
+    optimizer.build(model.trainable_variables)
+    view = second.feature_view()
+    before = to_numpy(view.variable)
+    optimizer.recycle(model, rng.normal(size=(9, 4, 4, 2)).astype("float32"))
+    assert list(optimizer.num_replaced().values()) == [2, 0]
+    is_new = np.zeros((1, 1, 1, 6, 1), bool)
+    is_new[..., [1, 4], :] = True
+    new, old = (
+        # The positions of a flat map, or of the kernel, then the channels.
+        np.reshape(values, (1, 1, -1, 6, values.shape[-1]))
+        for values in (to_numpy(view.variable), before)
+    )
+    is_new = np.broadcast_to(is_new, new.shape)
+    expected = 0.7 if outgoing == "random" else 0.0
+    np.testing.assert_allclose(new[is_new], expected, rtol=1e-6)
+    np.testing.assert_array_equal(new[~is_new], old[~is_new])
+
+
+def test_bad_outgoing():
+    with pytest.raises(
+        ValueError, match="`outgoing` must be 'zero' or 'random'.*one"
+    ):
+        ReDo(keras.optimizers.SGD(), outgoing="one")

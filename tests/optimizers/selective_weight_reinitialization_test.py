@@ -134,6 +134,33 @@ def test_means_begin_anew_where_a_weight_was_replaced():
     assert ("small", True, True) in seen and ("small", True, False) in seen
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 2, 5)])
+def test_of_equally_useful_weights_those_of_the_first_units_go(shape):
+    variables = _variables(kernel=shape)
+    optimizer = _make(utility="magnitude", rule="proportional", factor=0.4)
+    kernel = variables["kernel"]
+    kernel.assign(np.ones(shape, "float32"))
+    new = _steps(optimizer, variables)()["kernel"]
+    np.testing.assert_array_equal(new[..., :2] == 1, False)
+    np.testing.assert_array_equal(new[..., 2:], 1)
+
+
+def test_random_utility():
+    """Each weight goes as often as any other."""
+    variables = _variables(kernel=(10, 6))
+    optimizer = _make(utility="random", rule="proportional", factor=0.1, seed=3)
+    run = _steps(optimizer, variables)
+    times = np.zeros((10, 6))
+    before = to_numpy(variables["kernel"])
+    for _ in range(200):
+        after = run()["kernel"]
+        assert np.sum(after != before) == 6
+        times += after != before
+        before = after
+    # Binomial: a mean of 20, a standard deviation of 4.2.
+    assert times.min() > 5 and times.max() < 40
+
+
 def test_slots_stay_as_they_are():
     variables = _variables(kernel=(4, 3))
     inner = keras.optimizers.SGD(0.1, momentum=0.9)
@@ -195,7 +222,7 @@ def test_a_schedule():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"utility": "sum"}, "`utility` must be 'gradient' or 'magnitude'"),
+        ({"utility": "sum"}, "`utility` must be one of .'gradient', 'magn"),
         ({"rule": "most"}, "`rule` must be 'threshold' or 'proportional'"),
         ({"replacement": "0"}, "`replacement` must be 'resample' or 'mean'"),
         ({"factor": -1}, "`factor` must be a number that is not negative"),

@@ -53,7 +53,11 @@ _FIXED = {
         "reset_optimizer_state": False,
         "seed": 5,
     },
-    "ReDo": {"seed": 5, "reset_optimizer_state": False},
+    "ReDo": {
+        "seed": 5,
+        "reset_optimizer_state": False,
+        "outgoing": "random",
+    },
     "SelfNormalizedResets": {
         "max_threshold": 100,
         "initial_threshold": 1000,
@@ -66,6 +70,7 @@ _FIXED = {
         "noise_refresh_steps": 7,
         "initializer": "zeros",
         "perturb_biases": True,
+        "period": 2,
         "seed": 5,
     },
 }

@@ -437,6 +437,56 @@ class TestBadInput:
 
 
 @pytest.mark.parametrize("accumulates", [False, True])
+@pytest.mark.parametrize("refresh", [1, 2])
+def test_period(accumulates, refresh):
+    period, steps = 3, 2 if accumulates else 1
+    inner = keras.optimizers.SGD(
+        0.0, gradient_accumulation_steps=2 if accumulates else None
+    )
+    model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(30)])
+    optimizer = ShrinkAndPerturbByInitializer(
+        inner,
+        shrink=0.5,
+        perturb=0.1,
+        initializer="he_uniform",
+        noise_refresh_steps=refresh,
+        seed=1,
+        perturb_biases=True,
+        period=period,
+    )
+    model.compile(optimizer, "mse")
+    bias = np.linspace(-4, 4, 30).astype("float32")
+    model.layers[0].bias.assign(bias)
+    before = weights_of(model)
+    noise = []
+    for step in range(1, 7 * steps + 1):
+        model.train_on_batch(np.ones((4, 20)), np.ones((4, 30)))
+        after = weights_of(model)
+        is_due = step % (period * steps) == 0
+        for key, value in after.items():
+            if not is_due:
+                np.testing.assert_array_equal(value, before[key])
+                continue
+            drawn = (value - 0.5 * before[key]) / 0.1
+            limit = np.sqrt(6 / 20)
+            assert 0.5 * limit < np.abs(drawn).max() <= limit * 1.001
+            noise.append(drawn.ravel())
+        before = after
+    assert len(noise) == 4
+    # Other numbers each time.
+    assert abs(np.corrcoef(noise[0], noise[2])[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("period", [0, -1, 1.5, None, True])
+def test_bad_period(period):
+    with pytest.raises(
+        ValueError,
+        match=f"`period` must be a positive integer.*period={period}",
+    ):
+        ShrinkAndPerturbByInitializer(keras.optimizers.SGD(), period=period)
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
 def test_noise_by_a_schedule(accumulates):
     """It counts updates, also where not every step makes one."""
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(

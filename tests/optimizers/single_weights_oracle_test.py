@@ -227,6 +227,8 @@ def _reinitialization(inner, draws, settings):
             u = np.abs(w)
             if settings["utility"] == "gradient":
                 u = np.abs(w * gradients[k])
+            if settings["utility"] == "random":
+                u = draws["utility"][k][step]
             if decay:
                 u = mean[k] = decay * mean[k] + (1 - decay) * u
             result[k] = w
@@ -258,7 +260,7 @@ def _reinitialization(inner, draws, settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rule": "threshold", "factor": 0.4, "decay_rate": 0.7, "period": 5},
+        {"rule": "threshold", "factor": 0.6, "decay_rate": 0.7, "period": 5},
         {"rule": "threshold", "factor": 0.2, "period": 3},
         {"rule": "proportional", "factor": 0.13, "period": 4},
         {"rule": "proportional", "factor": 0.3, "decay_rate": 0.5, "period": 1},
@@ -273,7 +275,8 @@ def _reinitialization(inner, draws, settings):
     ids=lambda settings: f"{settings['rule']}-{settings['factor']}",
 )
 @pytest.mark.parametrize(
-    "utility, replacement", [("gradient", "resample"), ("magnitude", "mean")]
+    "utility, replacement",
+    [("gradient", "resample"), ("magnitude", "mean"), ("random", "resample")],
 )
 def test_selective_weight_reinitialization(
     utility, replacement, settings, monkeypatch
@@ -283,6 +286,10 @@ def test_selective_weight_reinitialization(
     optimizer = SelectiveWeightReinitialization(inner.make(), **settings)
     rng = np.random.default_rng(7)
     draws = dict(run.noise)
+    draws["utility"] = {
+        path: rng.uniform(size=(_STEPS, *shape)).astype("float32")
+        for path, shape in _SHAPES.items()
+    }
     for step in range(_STEPS):
         for path in _SHAPES:
             draws[step, path] = np.float32(rng.uniform())
@@ -293,7 +300,14 @@ def test_selective_weight_reinitialization(
         path = next(paths)
         return read_when_run(lambda: draws[run.step, path], shape)
 
+    def draw_utility(variable):
+        (path,) = [p for p, v in run.variables.items() if v is variable]
+        return read_when_run(
+            lambda: draws["utility"][path][run.step], tuple(variable.shape)
+        )
+
     monkeypatch.setattr(optimizer, "_draw", run.noise_of)
+    monkeypatch.setattr(optimizer, "_draw_utility", draw_utility)
     monkeypatch.setattr(keras.random, "uniform", uniform)
     update, replaced = _reinitialization(inner, draws, settings)
     run.train(optimizer, update)

@@ -190,6 +190,7 @@ ROWS = [
             "perturb_biases": True,
             "noise_refresh_steps": 7,
             "seed": 9,
+            "period": 3,
         },
     ),
     _CONTINUAL_BACKPROP,
@@ -204,6 +205,7 @@ ROWS = [
             "score_updates": 3,
             "reset_optimizer_state": False,
             "seed": 9,
+            "outgoing": "random",
         },
         needs_plastic=True,
     ),
@@ -258,7 +260,14 @@ ROWS = [
         L2Init,
         {"strength": 0.1},
         {"strength": 0},
-        {"strength": 0.5, "distance": "huber", "exclude": ["bias"]},
+        {
+            "strength": 0.5,
+            "distance": "huber",
+            "exclude": ["bias"],
+            "target_initializer": "he_normal",
+            "draw_biases": True,
+            "seed": 9,
+        },
     ),
     Row(
         "ParsevalRegularization",
@@ -292,7 +301,7 @@ ROWS = [
         WeightClipping,
         {"kappa": 1.5},
         {"kappa": 1e9},
-        {"kappa": 3.0, "exclude": ["layer_2"]},
+        {"kappa": 3.0, "exclude": ["layer_2"], "clip_normalization": True},
     ),
     Row(
         "NormalizeAndProject",
@@ -337,6 +346,7 @@ ROWS = [
             "period": 7,
             "reset_optimizer_state": False,
             "seed": 9,
+            "max_fraction": 0.5,
         },
         needs_plastic=True,
     ),
@@ -379,6 +389,9 @@ ROWS = [
             "period": 7,
             "utility": "gradient_norm",
             "seed": 9,
+            "continuous": False,
+            "maturity_threshold": 5,
+            "reset_optimizer_state": True,
         },
         needs_plastic=True,
     ),
@@ -1376,7 +1389,7 @@ def test_torch_state_dict(row):
 def _arguments(kind):
     """Names of all arguments of a wrapper's constructor."""
     refused = {"kwargs"}
-    if issubclass(kind, PartialResetOptimizer):
+    if kind is CPR:
         refused.add("reset_optimizer_state")
     return {
         name

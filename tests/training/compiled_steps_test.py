@@ -102,6 +102,64 @@ CASES = {
         lambda: optimizers.L2(continual_backprop(), 0.01),
     ),
 }
+# What PyTorch's programs leave to the eager loop, now and then.
+AT_TIMES = {
+    "hare": lambda: optimizers.HareAndTortoise(momentum(), 0.8, period=3),
+    "weights": lambda: optimizers.SelectiveWeightReinitialization(
+        momentum(), rule="proportional", factor=0.2, period=4, seed=0
+    ),
+    "gradients": lambda: optimizers.ReGraMa(
+        momentum(), threshold=0.8, period=3, seed=0
+    ),
+    "silence": lambda: optimizers.SelfNormalizedResets(
+        momentum(),
+        min_threshold=3,
+        max_threshold=50,
+        initial_threshold=4,
+        threshold_period=5,
+        seed=0,
+    ),
+    "layer by layer": lambda: optimizers.CCBP(
+        momentum(),
+        0.3,
+        period=3,
+        utility="adaptable_contribution",
+        seed=0,
+        continuous=False,
+    ),
+    "noise": lambda: optimizers.ShrinkAndPerturb(
+        momentum(), noise_stddev=0.1, noise_refresh_steps=5, seed=0
+    ),
+    "noise of units": lambda: optimizers.UnitUPGD(
+        momentum(),
+        scope="local",
+        utility_decay=0.9,
+        noise_stddev=0.5,
+        noise_refresh_steps=6,
+        seed=0,
+    ),
+    "noise outside": lambda: optimizers.ShrinkAndPerturbByInitializer(
+        continual_backprop(), 0.99, 0.1, noise_refresh_steps=7, seed=0, period=2
+    ),
+    "projected": lambda: optimizers.NormalizeAndProject(
+        momentum(), period=3, exclude=["layer_2"]
+    ),
+    "bounded": lambda: Bounded(continual_backprop()),
+    "rank": lambda: optimizers.EffectiveRank(
+        momentum(), rank_learning_rate=0.01, period=3
+    ),
+    "two methods": lambda: optimizers.HareAndTortoise(
+        optimizers.SelectiveWeightReinitialization(
+            keras.optimizers.Adam(0.01), factor=0.3, period=3, seed=0
+        ),
+        0.8,
+        period=4,
+    ),
+}
+
+
+def momentum():
+    return keras.optimizers.SGD(0.05, momentum=0.9)
 
 
 def build(case, learner=0, classes=False):
@@ -335,23 +393,56 @@ def test_what_programs_depend_on(build_model, monkeypatch):
 
 @pytest.mark.skipif(_BACKEND != "torch", reason="Of PyTorch's programs.")
 @pytest.mark.parametrize(
-    "wrapper",
+    ("case", "is_compiled"),
     [
-        Bounded,
-        lambda inner: optimizers.ShrinkAndPerturbByInitializer(
-            inner, shrink=0.9, perturb=0.0, seed=0
-        ),
+        pytest.param(
+            case, is_compiled, marks=() if is_quick else pytest.mark.slow
+        )
+        for case, is_compiled, is_quick in [
+            *(
+                (case, False, case in ("hare", "gradients"))
+                for case in AT_TIMES
+            ),
+            ("two methods", True, False),
+        ]
     ],
 )
-def test_what_acts_after_units_are_replaced(wrapper, monkeypatch):
-    def build_model(learner):
-        model = dense()
-        model.compile(wrapper(continual_backprop()), "mse")
-        return model
+def test_what_happens_at_times_is_left_to_the_eager_loop(
+    case, is_compiled, monkeypatch
+):
+    from keras_plasticity.training import torch_loop
 
-    uncompiled(monkeypatch)
-    (message,) = fall_back(build_model, monkeypatch)
-    assert "may act after units are replaced" in message
+    if not is_compiled:
+        uncompiled(monkeypatch)
+
+    def run(jit_compile):
+        def build_learner(learner):
+            # The effective rank is that of the last examples.
+            inputs = [layers.RecentInputs(8)] if case == "rank" else []
+            model = keras.Sequential(
+                [keras.Input((4,)), *inputs, *dense().layers]
+            )
+            model.compile(
+                AT_TIMES[case](),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=["accuracy"],
+            )
+            return model
+
+        return fit(OnlineTrainer(build_learner, 2, jit_compile), classes=True)
+
+    expected = run(False)
+    steps = []
+    train = torch_loop._train
+
+    def count(*args):
+        steps.append(args)
+        train(*args)
+
+    monkeypatch.setattr(torch_loop, "_train", count)
+    assert_same(run(True), expected)
+    # Two learners, two tasks, two epochs, eight steps each.
+    assert 4 <= len(steps) <= 2 * 2 * 2 * 8 * 0.8
 
 
 class AnyLayout(Stream):

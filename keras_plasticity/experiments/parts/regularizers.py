@@ -24,8 +24,13 @@ def _add_l2(optimizer, settings, seed, initializer):
 
 
 def _l2_init(optimizer, settings, seed, initializer):
+    is_drawn = settings["l2_init_new_targets"]
     return optimizers.L2Init(
-        optimizer, settings["l2_init_strength"], settings["l2_init_distance"]
+        optimizer,
+        settings["l2_init_strength"],
+        settings["l2_init_distance"],
+        target_initializer=initializer if is_drawn else None,
+        seed=seed,
     )
 
 
@@ -72,6 +77,12 @@ PARTS = (
                 "half the square, the absolute value or Huber's function",
                 "l2",
                 choices=("l2", "l1", "huber"),
+            ),
+            Flag(
+                "l2_init_new_targets",
+                "whether the pull is towards weights drawn anew in each step",
+                False,
+                type=bool,
             ),
         ),
         excludes=("weight_decay", "l2"),

@@ -25,6 +25,7 @@ def _redo(optimizer, settings, seed, initializer):
             settings["redo_score_updates"], settings["redo_period"]
         ),
         seed=seed,
+        outgoing=settings["redo_outgoing"],
     )
 
 
@@ -46,6 +47,7 @@ def _regrama(optimizer, settings, seed, initializer):
         threshold=settings["regrama_threshold"],
         period=settings["regrama_period"],
         seed=seed,
+        max_fraction=settings["regrama_max_fraction"],
     )
 
 
@@ -71,6 +73,9 @@ def _ccbp(optimizer, settings, seed, initializer):
         period=settings["ccbp_period"],
         utility=settings["ccbp_utility"],
         seed=seed,
+        continuous=settings["ccbp_continuous"],
+        maturity_threshold=settings["ccbp_maturity_threshold"],
+        reset_optimizer_state=settings["ccbp_reset_optimizer_state"],
     )
 
 
@@ -178,6 +183,12 @@ PARTS = (
                 "[1, inf)",
                 type=int,
             ),
+            Flag(
+                "redo_outgoing",
+                "outgoing weights of a new unit: zero, or drawn",
+                "zero",
+                choices=("zero", "random"),
+            ),
         ),
         excludes=("cbp",),
         wrap=_redo,
@@ -223,6 +234,12 @@ PARTS = (
                 "[0, inf)",
             ),
             _period("regrama", "checks"),
+            Flag(
+                "regrama_max_fraction",
+                "largest part of a layer's units that one check replaces",
+                1.0,
+                "[0, 1]",
+            ),
         ),
         excludes=("cbp", "redo", "self_normalized_resets"),
         wrap=_regrama,
@@ -268,6 +285,25 @@ PARTS = (
                     "contribution",
                     "adaptable_contribution",
                 ),
+            ),
+            Flag(
+                "ccbp_continuous",
+                "whether all units are reset by a part; else a few as a whole",
+                True,
+                type=bool,
+            ),
+            Flag(
+                "ccbp_maturity_threshold",
+                "updates up to which a unit is new",
+                0,
+                "[0, inf)",
+                type=int,
+            ),
+            Flag(
+                "ccbp_reset_optimizer_state",
+                "whether momenta are reset with the weights",
+                False,
+                type=bool,
             ),
         ),
         excludes=("cbp", "redo", "self_normalized_resets", "regrama", "cpr"),

@@ -60,11 +60,16 @@ def _shrink_and_perturb_by_initializer(optimizer, settings, seed, initializer):
         settings["perturb"],
         initializer,
         seed=seed,
+        period=settings["perturb_period"],
     )
 
 
 def _weight_clipping(optimizer, settings, seed, initializer):
-    return optimizers.WeightClipping(optimizer, settings["clipping_kappa"])
+    return optimizers.WeightClipping(
+        optimizer,
+        settings["clipping_kappa"],
+        clip_normalization=settings["clipping_normalization"],
+    )
 
 
 def _normalize_and_project(optimizer, settings, seed, initializer):
@@ -126,7 +131,17 @@ PARTS = (
         "shrinking, and noise like new weights, at each step "
         "([Kumar et al.](https://arxiv.org/abs/2308.11958))",
         "`optimizers.ShrinkAndPerturbByInitializer`",
-        flags=(SHRINK, PERTURB),
+        flags=(
+            SHRINK,
+            PERTURB,
+            Flag(
+                "perturb_period",
+                "updates from one time to the next",
+                1,
+                "[1, inf)",
+                type=int,
+            ),
+        ),
         excludes=("weight_decay", "l2", "shrink_and_perturb"),
         wrap=_shrink_and_perturb_by_initializer,
     ),
@@ -141,6 +156,12 @@ PARTS = (
                 "largest weight, times the root of the number of inputs",
                 1.0,
                 "(0, inf)",
+            ),
+            Flag(
+                "clipping_normalization",
+                "whether normalization layers are clipped, as the layer before",
+                False,
+                type=bool,
             ),
         ),
         wrap=_weight_clipping,
@@ -199,9 +220,10 @@ PARTS = (
         flags=(
             Flag(
                 "reinitialization_utility",
-                "utility of a weight: its size, also times its gradient",
+                "utility of a weight: its size, also times its gradient, or "
+                "nothing but chance",
                 "gradient",
-                choices=("gradient", "magnitude"),
+                choices=("gradient", "magnitude", "random"),
             ),
             Flag(
                 "reinitialization_rule",
