@@ -156,6 +156,7 @@ def _monitor_state():
     return {
         "history": [],
         "last": [],
+        "num_units": 11,
         "diverged": [],
         "before": {},
         "first": {},

@@ -75,10 +75,11 @@ class Diagnosis:
         num_new = len(learning.new_after)
         old = np.mean(learning.old_after)
         low, high = np.min(learning.new_after), np.max(learning.new_after)
+        examples = "example" if self._batch_size == 1 else "examples"
         evidence = (
             f"After {learning.num_steps} updates of {self._batch_size} "
-            f"example{'s' * (self._batch_size > 1)}, copies of it have a loss of {old:.3g}; {num_new} newly "
-            f"initialized models reach {np.mean(learning.new_after):.3g} "
+            f"{examples}, copies of it have a loss of {old:.3g}; {num_new} "
+            f"newly initialized models reach {np.mean(learning.new_after):.3g} "
             f"({low:.3g} to {high:.3g}). About {self.share_better:.0%} of new "
             "models would be better."
         )
