@@ -90,10 +90,7 @@ class Diagnosis:
         )
         if not self.has_lost_plasticity:
             first = f"No loss of plasticity here: '{self.name}' learns these "
-            if self.ratio <= 1.0:
-                first += "data as well as new models do, or better."
-            else:
-                first += "data no worse than many new models do."
+            first += f"data {verdict.how_well(self.ratio, self.share_better)}."
             rest = (
                 f"It differs from new models, without harm so far: {found}."
                 if found

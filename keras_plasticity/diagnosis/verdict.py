@@ -8,7 +8,7 @@ import numpy as np
 from keras_plasticity.diagnosis import measures as table
 
 # A loss this much above that of new models is worse, if it is clear enough.
-_SMALLEST_RATIO = 1.05
+_SMALLEST_RATIO = 1.1
 # By the loss alone: beyond what a new model would reach in one of forty cases;
 # with clear symptoms, in one of five.
 _ALONE = 0.975
@@ -203,6 +203,17 @@ def has_lost_plasticity(ratio, share_better, has_symptoms):
     """Whether a model learns worse than new ones, beyond doubt."""
     needed = _WITH_SYMPTOMS if has_symptoms else _ALONE
     return ratio > _SMALLEST_RATIO and share_better >= needed
+
+
+def how_well(ratio, share_better):
+    """How well a model learns that has not lost plasticity, in words."""
+    if ratio <= 1.0:
+        return "as well as new models do, or better"
+    if ratio <= _SMALLEST_RATIO:
+        return "about as well as new models do"
+    if share_better < _WITH_SYMPTOMS:
+        return "no worse than many new models do"
+    return "worse than most new models do, but not beyond doubt"
 
 
 def joined(words):

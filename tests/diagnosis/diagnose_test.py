@@ -1,5 +1,6 @@
 import gc
 import json
+import re
 
 import keras
 import numpy as np
@@ -338,6 +339,22 @@ def test_losses_are_compared_by_their_logarithms_if_they_are_positive():
     assert share < 0.5
     ratio, share = verdict.compare_losses([np.inf], [1.0, 2.0, 4.0])
     assert ratio > 1e300 and share == 1.0
+
+
+@pytest.mark.parametrize(
+    "ratio, share, lost, lost_with_symptoms, words",
+    [
+        (0.9, 0.2, False, False, "as well as new models do, or better"),
+        (1.05, 0.99, False, False, "about as well as"),
+        (1.5, 0.7, False, False, "no worse than many"),
+        (1.5, 0.9, False, True, "worse than most.*not beyond doubt"),
+        (1.5, 0.98, True, True, ""),
+    ],
+)
+def test_the_verdict(ratio, share, lost, lost_with_symptoms, words):
+    assert verdict.has_lost_plasticity(ratio, share, False) == lost
+    assert verdict.has_lost_plasticity(ratio, share, True) == lost_with_symptoms
+    assert re.search(words, verdict.how_well(ratio, share))
 
 
 @pytest.mark.parametrize(
