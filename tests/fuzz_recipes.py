@@ -1232,6 +1232,15 @@ def _run(flag_values, **arguments):
     )
 
 
+_BOOTSTRAP = {
+    "statistic": _is("mean"),
+    "confidence": _is(0.95),
+    "num_resamples": _is(100),
+    "small_sample": _is(True),
+    "seed": _is(0),
+}
+
+
 def _launch(**arguments):
     with mock.patch.object(sys, "argv", ["trainer"]):
         experiments.launch(**arguments)
@@ -1335,9 +1344,82 @@ RECIPES |= {
             "folders": lambda: [_finished_run()],
             "output": _is("compared"),
             "num_tasks": _is(1),
+            "baseline": _is(None),
         },
         raises=(OSError,),
         weight=0.3,
+    ),
+    "experiments.Estimate": Recipe(
+        call=experiments.Estimate,
+        arguments={
+            "value": _is(0.5),
+            "low": _is(0.25),
+            "high": _is(0.75),
+            "n": _is(3),
+            "confidence": _is(0.95),
+        },
+        use=lambda estimate: (str(estimate), estimate.meets_zero),
+    ),
+    "experiments.area_under_curve": Recipe(
+        call=experiments.area_under_curve,
+        arguments={"values": lambda: np.ones((3, 2))},
+    ),
+    "experiments.check_separate_seeds": Recipe(
+        call=experiments.check_separate_seeds,
+        arguments={
+            "selection_seeds": lambda: [0, 1],
+            "report_seeds": lambda: [2, 3],
+        },
+    ),
+    "experiments.estimate": Recipe(
+        call=experiments.estimate,
+        arguments={"scores": lambda: [0.5, 0.7], **_BOOTSTRAP},
+    ),
+    "experiments.last_tenth": Recipe(
+        call=experiments.last_tenth,
+        arguments={"values": lambda: np.ones((3, 2))},
+    ),
+    "experiments.paired_difference": Recipe(
+        call=experiments.paired_difference,
+        arguments={
+            "scores": lambda: [0.5, 0.7],
+            "others": lambda: [0.4, 0.3],
+            **_BOOTSTRAP,
+        },
+    ),
+    "experiments.probability_of_improvement": Recipe(
+        call=experiments.probability_of_improvement,
+        arguments={
+            "scores": lambda: [0.5, 0.7],
+            "others": lambda: [0.4, 0.3],
+            "lower_is_better": _is(True),
+            **{k: v for k, v in _BOOTSTRAP.items() if k != "statistic"},
+        },
+    ),
+    "experiments.save_results": Recipe(
+        call=experiments.save_results,
+        arguments={
+            "log_dir": _new_folder,
+            "method": _is("mine"),
+            "values": lambda: np.ones((3, 2)),
+            "seeds": lambda: [3, 4],
+            "like": _is(None),
+            "problem": _is("stream"),
+            "metric": _is("loss"),
+            "lower_is_better": _is(True),
+            "settings": lambda: {"rate": 0.5},
+            "seconds": _is(1.5),
+            "overwrite": _is(False),
+        },
+        raises=(OSError,),
+    ),
+    "experiments.separate_seeds": Recipe(
+        call=experiments.separate_seeds,
+        arguments={
+            "num_selection": _is(2),
+            "num_report": _is(3),
+            "first_seed": _is(0),
+        },
     ),
     "experiments.configure_backend": Recipe(
         call=experiments.configure_backend,

@@ -8,6 +8,8 @@ import textwrap
 import numpy as np
 
 from keras_plasticity.experiments import runs
+from keras_plasticity.experiments import statistics
+from keras_plasticity.experiments.scores import LABELS
 from keras_plasticity.files import atomic_write
 from keras_plasticity.utils.summary_writer import printable
 
@@ -17,6 +19,8 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _MOST_LINES = 36
 _COLUMN_WIDTH = 3.0
 _LINE_HEIGHT = 0.22
+_STANDARD_ERRORS = "mean and standard error over n learners"
+_INTERVALS = "mean and its 95 % bootstrap interval over n learners"
 
 
 def check_matplotlib():
@@ -31,15 +35,19 @@ def check_matplotlib():
         )
 
 
-def draw(summary, labeled_runs, path):
-    """Draws mean and standard error over learners, and writes PNG and SVG.
+def draw(summary, labeled_runs, path, intervals=False):
+    """Draws means over learners with bands, and writes PNG and SVG.
 
+    What the bands are stands below the title, and `n` beside each label.
     Diamonds are published values, in the colors of the curves.
 
     Args:
         summary: Dict, what the runs have in common: problem, metric, axes.
         labeled_runs: Dict from label to run.
         path: String, where the figures go, without the ending.
+        intervals: Boolean, whether the bands are 95 % bootstrap intervals, and
+            not standard errors, which are the quicker to compute. Defaults to
+            `False`.
 
     Returns:
         Bytes, the PNG.
@@ -52,7 +60,24 @@ def draw(summary, labeled_runs, path):
 
     # What a label holds between two `$` is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
-        return _draw(summary, labeled_runs, path)
+        return _draw(summary, labeled_runs, path, intervals)
+
+
+def draw_scores(summary, all_scores, path):
+    """Draws the measures of methods with their intervals: PNG and SVG.
+
+    Args:
+        summary: Dict, what the methods have in common: title and metric.
+        all_scores: List of `scores.Scores`.
+        path: String, where the figures go, without the ending.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _draw_scores(summary, all_scores, path)
 
 
 def _add_legend(figure, axes):
@@ -69,7 +94,65 @@ def _add_legend(figure, axes):
     figure.legend(loc="outside right upper", ncols=columns)
 
 
-def _draw(summary, labeled_runs, path):
+def _draw_scores(summary, all_scores, path):
+    from matplotlib import figure as figures
+
+    figure = figures.Figure(
+        figsize=(10, max(2.5, 1.5 + 0.35 * len(all_scores))),
+        layout="constrained",
+    )
+    names = list(all_scores[0].measures)
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        for position, scores in enumerate(all_scores):
+            finite = [
+                value
+                for value in scores.measures[name].values()
+                if math.isfinite(value)
+            ]
+            if finite:
+                each = statistics.estimate(finite)
+                axes.plot(each.value, position, "o", color="C0")
+                axes.plot([each.low, each.high], [position] * 2, color="C0")
+        axes.set_xlabel(f"{summary['metric']['label']}, {LABELS[name]}")
+        axes.set_yticks(
+            range(len(all_scores)), [_score_label(each) for each in all_scores]
+        )
+        axes.set_ylim(len(all_scores) - 0.5, -0.5)
+    figure.suptitle(f"{printable(summary['title'])}\n{_INTERVALS}")
+    _save(figure, path)
+
+
+def _score_label(scores):
+    n = max(map(len, scores.measures.values()))
+    diverged = sum(
+        not math.isfinite(value)
+        for value in next(iter(scores.measures.values())).values()
+    )
+    label = f"{printable(scores.label)} (n={n})"
+    return label + f", {diverged} diverged" * bool(diverged)
+
+
+def _band(values, intervals):
+    """The ends of the band around the means of finite learners."""
+    if not intervals:
+        mean = runs.mean_of_learners(values)
+        spread = np.array([runs.standard_error(each) for each in values])
+        return mean - spread, mean + spread
+    low, high = np.full((2, len(values)), np.nan)
+    finite = np.isfinite(values)
+    # Learners diverge seldom: most bins have those of the bin before.
+    for which in np.unique(finite, axis=0):
+        bins = (finite == which).all(axis=1)
+        if which.any():
+            low[bins], high[bins] = statistics.interval_of_means(
+                values[bins][:, which]
+            )
+    return low, high
+
+
+def _draw(summary, labeled_runs, path, intervals):
     from matplotlib import figure as figures
     from matplotlib import ticker
 
@@ -81,22 +164,22 @@ def _draw(summary, labeled_runs, path):
         color = f"C{number % 10}"
         style = _LINE_STYLES[number // 10 % len(_LINE_STYLES)]
         label = textwrap.fill(
-            printable(label), _LEGEND_WIDTH, break_on_hyphens=False
+            f"{printable(label)} (n={run['num_learners']})",
+            _LEGEND_WIDTH,
+            break_on_hyphens=False,
         )
         ends, values = runs.per_bin(summary, run)
         diverged = sum(~np.isfinite(values[-1])) if len(ends) else 0
         if diverged:
             label += f",\n{diverged} of {values.shape[1]} diverged"
         mean = runs.mean_of_learners(values)
-        spread = np.array([runs.standard_error(each) for each in values])
         # One bin is a point, and no line.
         marker = "o" if len(ends) == 1 else None
         axes.plot(ends, mean, style, color=color, label=label, marker=marker)
         if len(ends):
             axes.fill_between(
                 ends,
-                mean - spread,
-                mean + spread,
+                *_band(values, intervals),
                 color=color,
                 alpha=0.25,
                 linewidth=0,
@@ -119,12 +202,17 @@ def _draw(summary, labeled_runs, path):
     axes.set_ylabel(
         summary["metric"]["label"] + runs.bins_label(summary, labeled_runs)
     )
-    axes.set_title(printable(summary["title"]))
+    bands = _INTERVALS if intervals else _STANDARD_ERRORS
+    axes.set_title(f"{printable(summary['title'])}\n{bands}")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     if summary["metric"]["lower_is_better"]:
         axes.set_ylim(bottom=0)
     _add_legend(figure, axes)
+    return _save(figure, path)
+
+
+def _save(figure, path):
     with atomic_write(f"{path}.svg") as temporary:
         figure.savefig(temporary, format="svg")
     png = io.BytesIO()
