@@ -54,6 +54,8 @@ from keras_plasticity.experiments.statistics import (
 from keras_plasticity.experiments.statistics import (
     separate_seeds as separate_seeds,
 )
+from keras_plasticity.experiments.sweeps import Range as Range
+from keras_plasticity.experiments.sweeps import sweep as sweep
 
 __all__ = [
     "Estimate",
@@ -62,6 +64,7 @@ __all__ = [
     "PARTS",
     "Part",
     "Problem",
+    "Range",
     "area_under_curve",
     "check_separate_seeds",
     "choose_methods",
@@ -80,5 +83,6 @@ __all__ = [
     "run",
     "save_results",
     "separate_seeds",
+    "sweep",
     "tasks_per_bin",
 ]

@@ -58,6 +58,7 @@ _NOT_SETTINGS = (
     "log_dir",
     "resume",
     "overwrite",
+    "dry_run",
     "on_nan",
     "data_dir",
     "cache_dir",
@@ -99,7 +100,7 @@ def run(
             `PARTS`.
 
     Returns:
-        Dict, the content of `summary.json`.
+        Dict, the content of `summary.json`; empty with `--dry_run`.
 
     Raises:
         SystemExit: With a message, which was printed, as its argument and the
@@ -150,6 +151,8 @@ def run(
         figures.check_matplotlib()
     except ImportError as error:
         exit_status.end(str(error), exit_status.FAILED)
+    if flag_values.dry_run:
+        return {}
     settings = _settings(flag_values, problem, chosen)
     with terminal.lasting_output(), catch_signals(raises=False) as caught:
         try:

@@ -1,0 +1,203 @@
+"""What a sweep is to train."""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_plasticity import validation
+from keras_plasticity.experiments import statistics
+from keras_plasticity.experiments.sweeps import space as spaces
+from keras_plasticity.experiments.sweeps.jobs import Job
+from keras_plasticity.experiments.sweeps.jobs import arguments_of
+
+# Flags of a trainer that are the sweep's own business.
+_OWN_FLAGS = ("log_dir", "resume", "overwrite", "dry_run")
+
+
+class Plan:
+    """What a sweep is to train, checked as far as can be without a trainer.
+
+    Args:
+        trainer: See `sweep`, as all of them.
+        space: Dict.
+        flags: Dict, or `None`.
+        sampler: String.
+        num_settings: Integer, or `None`.
+        sampler_seed: Integer.
+        measure: String.
+
+    Attributes:
+        name: String, the name of the trainer's file without its ending.
+        most_settings: Integer, how many settings there may be.
+    """
+
+    def __init__(
+        self,
+        trainer,
+        space,
+        flags,
+        sampler,
+        num_settings,
+        sampler_seed,
+        measure,
+    ):
+        path = validation.check_path("trainer", trainer)
+        if not os.path.isfile(path):
+            raise ValueError(
+                "`trainer` must be the file of a trainer, such as "
+                f"'examples/online_permuted_mnist.py'. Received: {trainer}"
+            )
+        self.trainer = os.path.abspath(path)
+        self.name = os.path.splitext(os.path.basename(path))[0]
+        self.space = spaces.check_space(space)
+        self.flags = _check_flags(flags)
+        self.sampler = validation.check_choice(
+            "sampler", sampler, spaces.SAMPLERS
+        )
+        self.sampler_seed = validation.check_integer(
+            "sampler_seed", sampler_seed, 0
+        )
+        self.measure = validation.check_choice(
+            "measure", measure, tuple(statistics.MEASURES)
+        )
+        for name in (*self.space, *self.flags):
+            if name in _OWN_FLAGS:
+                raise ValueError(
+                    f"`space` and `flags` must not have `{name}`, which a "
+                    "sweep sets by itself. Received: "
+                    f"space={space}, flags={flags}"
+                )
+        both = [name for name in self.space if name in self.flags]
+        if both:
+            raise ValueError(
+                "`flags` must not have what `space` varies: leave one of them "
+                f"out. Received: {both[0]} in space={space}, flags={flags}"
+            )
+        self._check_number(num_settings)
+        if self.sampler == "optuna":
+            spaces.check_optuna()
+        self._drawn = self._draw()
+
+    @property
+    def most_settings(self):
+        return self._num_settings if self._drawn is None else len(self._drawn)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the results of the sweep depend on, for JSON."""
+        return {
+            "trainer": self.trainer,
+            "backend": keras.backend.backend(),
+            "flags": self.flags,
+            "space": {
+                name: [each.low, each.high, each.log, "range"]
+                if isinstance(each, spaces.Range)
+                else each
+                for name, each in self.space.items()
+            },
+            "sampler": self.sampler,
+            "sampler_seed": self.sampler_seed,
+            "measure": self.measure if self.sampler == "optuna" else None,
+            "num_settings": self._num_settings,
+        }
+
+    def to_check(self) -> list[dict[str, str]]:
+        """Settings that the trainer has to accept before it trains any."""
+        if self._drawn is None:
+            return spaces.corners(self.space)
+        return self._drawn
+
+    def next_settings(self, before, rows) -> list[dict[str, str]]:
+        """The settings that can be trained next, if there are any.
+
+        Args:
+            before: List of all settings that were trained.
+            rows: List of the rows of their results.
+        """
+        if self._drawn is not None:
+            return [] if before else self._drawn
+        count = min(spaces.ROUND, self._num_settings - len(before))
+        if count < 1:
+            return []
+        results = [
+            result_of([row for row in rows if row["run"] == run], self.measure)
+            for run in range(len(before))
+        ]
+        return spaces.propose(
+            self.space,
+            list(zip(before, results)),
+            count,
+            self.sampler_seed,
+            bool(before and rows) and rows[0]["lower_is_better"],
+        )
+
+    def job(self, run: int, setting: dict[str, str], log_dir: str) -> Job:
+        return Job(
+            run,
+            setting,
+            arguments_of(self.flags, setting),
+            os.path.join(log_dir, "runs", f"{run:04d}"),
+        )
+
+    def _check_number(self, num_settings):
+        ranges = [
+            name
+            for name, each in self.space.items()
+            if isinstance(each, spaces.Range)
+        ]
+        if self.sampler == "grid":
+            if ranges or num_settings is not None:
+                raise ValueError(
+                    "The sampler `grid` takes all combinations of lists of "
+                    "values: for a `Range`, or a number of settings, use the "
+                    f"sampler `random` or `optuna`. Received: sampler=grid, "
+                    f"num_settings={num_settings}, ranges of {ranges}"
+                )
+            self._num_settings = None
+            return
+        if num_settings is None:
+            raise ValueError(
+                f"The sampler `{self.sampler}` needs `num_settings`, how many "
+                "settings it draws. Received: num_settings=None"
+            )
+        self._num_settings = validation.check_positive_integer(
+            "num_settings", num_settings
+        )
+
+    def _draw(self):
+        """All settings, where they do not depend on results."""
+        if self.sampler == "grid":
+            return spaces.grid(self.space)
+        if self.sampler == "random":
+            return spaces.draw(
+                self.space, self._num_settings, self.sampler_seed
+            )
+        return None
+
+
+def result_of(rows, measure):
+    """The mean of a measure over rows; `None` if one of them diverged."""
+    values = [row[measure] for row in rows]
+    if not values or any(value is None for value in values):
+        return None
+    return float(np.mean(values))
+
+
+def _check_flags(flags):
+    rule = "a dict from the name of a flag to its value, or a list of values"
+    if flags is None:
+        return {}
+    result = {}
+    validation.check_mapping("flags", flags, rule=rule)
+    for name, value in flags.items():
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        is_plain = all(
+            isinstance(each, (str, bool)) or validation.is_number(each)
+            for each in values
+        )
+        if not isinstance(name, str) or not name.isidentifier() or not is_plain:
+            raise validation.error("flags", rule, flags)
+        values = list(map(spaces.as_flag, values))
+        result[name] = values if isinstance(value, (list, tuple)) else values[0]
+    return result
