@@ -1,5 +1,6 @@
 """Valid arguments of all that is public, for `fuzz.py`."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import inspect
@@ -34,6 +35,8 @@ from keras_plasticity import streams
 from keras_plasticity import training
 from keras_plasticity import utils
 from keras_plasticity.datasets import prepared_data
+from keras_plasticity.experiments.sweeps import driver as sweep_driver
+from keras_plasticity.experiments.sweeps import jobs as sweep_jobs
 from tests.helpers import make_data
 from tests.helpers import make_model
 
@@ -1232,6 +1235,39 @@ def _run(flag_values, **arguments):
     )
 
 
+class _NoProcesses:
+    """In place of the processes of a sweep: every run is done, of no result."""
+
+    def __init__(self, trainer, processes):
+        pass
+
+    def check(self, arguments):
+        return _done(None)
+
+    def submit(self, job):
+        return _done(sweep_jobs.Outcome(1, "nothing is trained", []))
+
+    def stop(self):
+        pass
+
+    def close(self, at_once=False):
+        pass
+
+
+def _done(result):
+    future = concurrent.futures.Future()
+    future.set_result(result)
+    return future
+
+
+def _sweep(**arguments):
+    with mock.patch.object(sweep_driver, "LocalProcesses", _NoProcesses):
+        try:
+            return experiments.sweep(**arguments)
+        except SystemExit:  # As all runs have failed.
+            return None
+
+
 _BOOTSTRAP = {
     "statistic": _is("mean"),
     "confidence": _is(0.95),
@@ -1324,6 +1360,11 @@ RECIPES |= {
         call=lambda **kwargs: _part().contradicts(**kwargs),
         arguments={"other": _part},
     ),
+    "experiments.Range": Recipe(
+        call=experiments.Range,
+        arguments={"low": _is(0.1), "high": _is(1.0), "log": _is(True)},
+        use=lambda each: (each.is_integer, hash(each)),
+    ),
     "experiments.Problem": Recipe(
         call=experiments.Problem,
         arguments=_problem_arguments(),
@@ -1412,6 +1453,26 @@ RECIPES |= {
             "overwrite": _is(False),
         },
         raises=(OSError,),
+    ),
+    "experiments.sweep": Recipe(
+        call=_sweep,
+        arguments={
+            "trainer": _is(__file__),
+            "space": lambda: {"learning_rate": [0.1, 0.2]},
+            "log_dir": _new_folder,
+            "flags": lambda: {"method": "bp"},
+            "sampler": _is("grid"),
+            "num_settings": _is(None),
+            "sampler_seed": _is(0),
+            "measure": _is("last_tenth"),
+            "processes": _is(1),
+            "ray_address": _is(None),
+            "retries": _is(3),
+            "table_format": _is("csv"),
+            "resume": _is(False),
+        },
+        raises=(OSError,),
+        weight=0.3,
     ),
     "experiments.separate_seeds": Recipe(
         call=experiments.separate_seeds,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from keras_plasticity import validation
+from keras_plasticity.experiments import measures
 from keras_plasticity.experiments import statistics
 from keras_plasticity.experiments import table
 
@@ -75,7 +76,7 @@ def of_run(label, summary, run, num_tasks):
         len(values),
         {
             name: dict(zip(run["seeds"], measure(values).tolist()))
-            for name, measure in statistics.MEASURES.items()
+            for name, measure in measures.MEASURES.items()
         },
     )
 

@@ -1,14 +1,13 @@
 """What results of a few seeds say: means, their intervals, and comparisons.
 
 The scores of a method are one number for each seed, of one problem or of
-several: a curve is made one number by `area_under_curve` or `last_tenth`.
+several, such as a measure of each learning curve.
 Every estimate knows how many numbers it is made from, and says so.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,52 +75,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return format(self)
-
-
-def area_under_curve(values: np.ndarray) -> np.ndarray:
-    """The area under learning curves, for each unit of their length.
-
-    `area = sum(values) / num_tasks`, the mean over all tasks: what a curve is
-    on average, from beginning to end.
-
-    Args:
-        values: Array of shape `(num_tasks, ...)`, such as the results of
-            `training.OnlineTrainer`, `(num_tasks, num_learners)`.
-
-    Returns:
-        Float array of shape `(...)`; NaN where a curve is not finite.
-
-    Example:
-
-    >>> area_under_curve([[1.0, 4.0], [3.0, 8.0]]).tolist()
-    [2.0, 6.0]
-    """
-    return _finite_curves(values).mean(axis=0)
-
-
-def last_tenth(values: np.ndarray) -> np.ndarray:
-    """The mean over the last tenth of the tasks of learning curves.
-
-    Of `num_tasks` tasks these are the last `ceil(num_tasks / 10)`.
-
-    Args:
-        values: Array of shape `(num_tasks, ...)`, such as the results of
-            `training.OnlineTrainer`, `(num_tasks, num_learners)`.
-
-    Returns:
-        Float array of shape `(...)`; NaN where a curve is not finite.
-
-    Example:
-
-    >>> last_tenth(range(20)).tolist()
-    18.5
-    """
-    values = _finite_curves(values)
-    return values[-math.ceil(len(values) / 10) :].mean(axis=0)
-
-
-# How a curve is made one number, by the name of the measure.
-MEASURES = {"area_under_curve": area_under_curve, "last_tenth": last_tenth}
 
 
 def _mean(*samples, axis=-1):
@@ -345,82 +298,6 @@ def probability_of_improvement(
     return dataclasses.replace(result, low=low, high=high, n=n)
 
 
-def separate_seeds(
-    num_selection: int, num_report: int, first_seed: int = 0
-) -> tuple[list[int], list[int]]:
-    """Seeds to choose settings by, and others to report results of.
-
-    The best of many settings was lucky with the seeds that it was chosen by:
-    its results on them are better than what anybody gets after.
-
-    Args:
-        num_selection: Integer, how many seeds settings are chosen by.
-        num_report: Integer, how many seeds the chosen one is reported on.
-        first_seed: Integer, the first of all. Defaults to `0`.
-
-    Returns:
-        Tuple of two lists of integers, which have none in common.
-
-    Example:
-
-    >>> separate_seeds(3, 4)
-    ([0, 1, 2], [3, 4, 5, 6])
-    """
-    num_selection = validation.check_positive_integer(
-        "num_selection", num_selection, 10**6
-    )
-    num_report = validation.check_positive_integer(
-        "num_report", num_report, 10**6
-    )
-    first_seed = validation.check_integer(
-        "first_seed", first_seed, 0, validation.LARGEST_INTEGER - 2 * 10**6
-    )
-    middle = first_seed + num_selection
-    return (
-        list(range(first_seed, middle)),
-        list(range(middle, middle + num_report)),
-    )
-
-
-def check_separate_seeds(
-    selection_seeds: Sequence[int], report_seeds: Sequence[int]
-):
-    """Refuses to report results on seeds that settings were chosen by.
-
-    Args:
-        selection_seeds: Sequence of integers.
-        report_seeds: Sequence of integers.
-
-    Raises:
-        ValueError: If a seed is in both.
-
-    Example:
-
-    ```python
-    keras_plasticity.experiments.check_separate_seeds([0, 1, 2], [3, 4, 5])
-    ```
-    """
-    found = []
-    for name, seeds in (
-        ("selection_seeds", selection_seeds),
-        ("report_seeds", report_seeds),
-    ):
-        rule = "a list of integers"
-        seeds = validation.check_list(name, seeds, rule=rule)
-        if not all(map(validation.is_integer, seeds)):
-            raise validation.error(name, rule, seeds)
-        found.append(set(map(int, seeds)))
-    shared = sorted(found[0] & found[1])
-    if shared:
-        raise ValueError(
-            "`report_seeds` must be others than `selection_seeds`: the setting "
-            "that was chosen was lucky with those. Take seeds from "
-            f"{max(found[0] | found[1]) + 1} on. Received: "
-            f"report_seeds={sorted(found[1])}, of which {shared} are among "
-            f"selection_seeds={sorted(found[0])}"
-        )
-
-
 def interval_of_means(
     values: np.ndarray, confidence: float = 0.95, num_resamples: int = 1000
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -529,14 +406,3 @@ def _strata(name, scores, may_be_nan=False):
             "and say so, or give it the score of the worst.",
         )
     return found
-
-
-def _finite_curves(values):
-    """Curves as floats, NaN where they are not finite."""
-    rule = "an array of shape `(num_tasks, ...)`"
-    if isinstance(values, range):
-        values = list(values)
-    values = validation.check_array("values", values, rule).astype("float64")
-    if not values.ndim or not len(values):
-        raise validation.error("values", rule, values)
-    return np.where(np.isfinite(values), values, np.nan)

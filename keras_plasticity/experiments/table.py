@@ -4,7 +4,7 @@ import csv
 import io
 import os
 
-from keras_plasticity.experiments import statistics
+from keras_plasticity.experiments import measures
 from keras_plasticity.files import atomic_write
 
 # Of a flag that was set for a row: this, and its name.
@@ -31,7 +31,7 @@ NEEDED = {
     "num_tasks": _integer,
     "metric": str,
     "lower_is_better": _boolean,
-    **{measure: _number for measure in statistics.MEASURES},
+    **{measure: _number for measure in measures.MEASURES},
 }
 _KNOWN = {
     **NEEDED,
@@ -156,7 +156,7 @@ def _read_parquet(path):
 def _parse(path, number, name, value):
     """The value of a cell: text of a CSV file, or a value already."""
     if value is None or value == "":
-        if name in NEEDED and name not in statistics.MEASURES:
+        if name in NEEDED and name not in measures.MEASURES:
             raise ValueError(
                 f"{path}: row {number} has nothing in its column {name}."
             )

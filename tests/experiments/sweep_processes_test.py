@@ -17,8 +17,8 @@ from keras_plasticity.experiments.table import read_table
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = str(_ROOT / "examples" / "slowly_changing_regression.py")
 _FLAGS = {
-    "num_examples": "600",
-    "examples_per_task": "200",
+    "num_examples": "60",
+    "examples_per_task": "20",
     "method": "linear",
 }
 _GRID = {"learning_rate": ["0.01", "0.02", "0.04"], "seed": ["0", "7"]}

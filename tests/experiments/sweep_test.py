@@ -234,30 +234,26 @@ def test_a_sweep_that_is_killed_again_and_again(trainer, do, tmp_path, sampler):
         pass
 
     rng = random.Random(0)
-    kills, interruptions, sweeps = [], [], []
+    ends = []
+    jobs_left = [0]
 
-    def perhaps_kill(job):
-        if len(kills) < 6 and rng.random() < 0.4:
-            kills.append(job.run)
-            raise Kill
-        # A second one would end this process.
-        is_first = not interruptions or interruptions[-1] != len(sweeps)
-        if len(interruptions) < 4 and is_first and rng.random() < 0.4:
-            interruptions.append(len(sweeps))
+    def end_now_and_then(job):
+        jobs_left[0] -= 1
+        if jobs_left[0] == -1 and len(ends) < 10:
+            ends.append(rng.choice(["a kill", "a signal"]))
+            if ends[-1] == "a kill":
+                raise Kill
             signal.raise_signal(signal.SIGTERM)
         return whole(job)
 
-    do(perhaps_kill)
-    while len(sweeps) < 50:
-        sweeps.append(1)
-        try:
+    do(end_now_and_then)
+    while len(ends) < 10:
+        jobs_left[0] = rng.choice([0, 0, 0, 1])
+        with pytest.raises((Kill, SystemExit)) as error:
             run_sweep(trainer, tmp_path / "broken", resume=True, **arguments)
-            break
-        except Kill:
-            pass
-        except SystemExit as error:
-            assert error.code == 143
-    assert len(kills) > 2 and len(interruptions) > 1
+        assert getattr(error.value, "code", 143) == 143
+    assert len(set(ends)) == 2
+    run_sweep(trainer, tmp_path / "broken", resume=True, **arguments)
     whole_table = (tmp_path / "whole" / "table.csv").read_bytes()
     assert (tmp_path / "broken" / "table.csv").read_bytes() == whole_table
 

@@ -3,7 +3,7 @@
 import argparse
 
 from keras_plasticity.experiments import exit_status
-from keras_plasticity.experiments import statistics
+from keras_plasticity.experiments import measures
 from keras_plasticity.experiments.sweeps import space as spaces
 from keras_plasticity.experiments.sweeps.driver import sweep
 
@@ -61,7 +61,7 @@ def make_parser():
     add("--sampler_seed", type=int, default=0, help="of what is drawn")
     add(
         "--measure",
-        choices=tuple(statistics.MEASURES),
+        choices=tuple(measures.MEASURES),
         default="last_tenth",
         help="of learning curves: what Optuna improves, and settings are "
         "printed by; default: last_tenth",

@@ -6,9 +6,9 @@ import os
 import filelock
 
 from keras_plasticity import validation
+from keras_plasticity.experiments import measures
 from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import scores
-from keras_plasticity.experiments import statistics
 from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.experiments import table
 from keras_plasticity.experiments.sweeps.worker_process import WorkerProcess
@@ -89,9 +89,8 @@ def rows_of(summary, job):
     rows = []
     for run in summary["runs"]:
         curves = scores.curves(summary, run)
-        measures = {
-            name: measure(curves)
-            for name, measure in statistics.MEASURES.items()
+        found = {
+            name: measure(curves) for name, measure in measures.MEASURES.items()
         }
         for index, seed in enumerate(scores.seeds_of(summary, run)):
             rows.append(
@@ -106,7 +105,7 @@ def rows_of(summary, job):
                     "lower_is_better": metric["lower_is_better"],
                     **{
                         name: _finite(values[index])
-                        for name, values in measures.items()
+                        for name, values in found.items()
                     },
                     "train_seconds": round(run["train_seconds"], 3),
                     "compile_seconds": round(run["compile_seconds"], 3),

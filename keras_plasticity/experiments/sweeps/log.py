@@ -6,6 +6,7 @@ import numpy as np
 from rich import progress
 
 from keras_plasticity import utils
+from keras_plasticity.experiments import measures
 from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import statistics
 from keras_plasticity.experiments import table
@@ -168,7 +169,7 @@ class SweepLog:
         folder = os.path.join(self.path, "tensorboard", f"{job.run:04d}")
         results = {
             f"result/{name}": result_of(rows, name)
-            for name in statistics.MEASURES
+            for name in measures.MEASURES
         }
         with utils.SummaryWriter(folder) as writer:
             writer.hparams(

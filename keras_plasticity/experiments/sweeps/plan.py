@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_plasticity import validation
-from keras_plasticity.experiments import statistics
+from keras_plasticity.experiments import measures
 from keras_plasticity.experiments.sweeps import space as spaces
 from keras_plasticity.experiments.sweeps.jobs import Job
 from keras_plasticity.experiments.sweeps.jobs import arguments_of
@@ -60,7 +60,7 @@ class Plan:
             "sampler_seed", sampler_seed, 0
         )
         self.measure = validation.check_choice(
-            "measure", measure, tuple(statistics.MEASURES)
+            "measure", measure, tuple(measures.MEASURES)
         )
         for name in (*self.space, *self.flags):
             if name in _OWN_FLAGS:

@@ -42,7 +42,8 @@ class Range:
     log: bool = False
 
     def __post_init__(self):
-        validation.check_boolean("log", self.log)
+        log = validation.check_boolean("log", self.log)
+        object.__setattr__(self, "log", log)
         ends = {}
         for name in ("low", "high"):
             value = getattr(self, name)
