@@ -1469,6 +1469,7 @@ RECIPES |= {
             "ray_address": _is(None),
             "retries": _is(3),
             "table_format": _is("csv"),
+            "report_seeds": _is(None),
             "resume": _is(False),
         },
         raises=(OSError,),

@@ -312,6 +312,69 @@ def test_optuna_improves(trainer, do, tmp_path):
     assert sum(rates[24:]) < 0.5 * sum(rates[:8])
 
 
+def make_methods_summary(job):
+    """Of two methods, one of which has its best rate at 0.1, one at 0.3."""
+    rate = float(job.setting["rate"])
+    names = [a.partition("=")[2] for a in job.arguments if "--method=" in a]
+    flags = dict(a.lstrip("-").split("=") for a in job.arguments)
+    summary = make_summary(job)
+    summary["flags"]["seed"] = int(flags["seed"])
+    n = int(flags.get("num_learners", 2))
+    summary["runs"] = [
+        {
+            **summary["runs"][0],
+            "method": name,
+            "num_learners": n,
+            "per_task": [{"loss_per_learner": [sign * rate] * n}] * 2,
+        }
+        for name, sign in (("bp", 1), ("cbp", -1))
+        if name in names
+    ]
+    return summary
+
+
+def test_the_best_are_reported_on_other_seeds(trainer, do, tmp_path, capsys):
+    done = []
+
+    def work(job):
+        done.append(job)
+        return jobs.Outcome(0, "", jobs.rows_of(make_methods_summary(job), job))
+
+    do(work)
+    arguments = {
+        "space": {"rate": [0.1, 0.2, 0.3], "seed": [4, 6]},
+        "flags": {"method": ["bp", "cbp"]},
+        "report_seeds": 3,
+    }
+    rows = run_sweep(trainer, tmp_path / "a", **arguments)
+    assert {row["seed"] for row in rows} == {4, 5, 6, 7}
+    reported = read_table(str(tmp_path / "a" / "report.csv"))
+    assert [
+        (row["method"], row["flag.rate"], row["seed"]) for row in reported
+    ] == [("bp", "0.1", seed) for seed in (8, 9, 10)] + [
+        ("cbp", "0.3", seed) for seed in (8, 9, 10)
+    ]
+    assert "--method=cbp" in done[-1].arguments
+    assert "--method=bp" not in done[-1].arguments
+    told = capsys.readouterr().out
+    assert "On other seeds, the last tenth of loss" in told
+    assert f"Report: {tmp_path / 'a' / 'report.csv'}" in told
+    # Resumed, with as many and with more of them.
+    del done[:]
+    run_sweep(trainer, tmp_path / "a", resume=True, **arguments)
+    assert done == []
+    arguments["report_seeds"] = 4
+    run_sweep(trainer, tmp_path / "a", resume=True, **arguments)
+    assert len(done) == 2
+    assert len(read_table(str(tmp_path / "a" / "report.csv"))) == 8
+
+
+def test_of_all_that_diverged_none_is_reported(trainer, do, tmp_path):
+    do(lambda job: whole(job, [[1.0, None]]))
+    run_sweep(trainer, tmp_path / "a", report_seeds=3)
+    assert not (tmp_path / "a" / "report.csv").exists()
+
+
 def test_a_setting_that_is_refused(trainer, do, tmp_path):
     do().refused = (3, "--l2 belongs to methods with l2.")
     with pytest.raises(
@@ -417,7 +480,7 @@ def test_the_command(trainer, do, tmp_path, capsys):
         *("--method=bp", "--method=cbp", "--noflip", "--seed=-1")
     ]
     told = capsys.readouterr().out
-    assert "2/2 runs" in told and "The best 2 of 2, by the last tenth" in told
+    assert "2/2 runs" in told and "The best by the last tenth" in told
     assert f"Table: {tmp_path / 'a' / 'table.csv'}" in told
 
 

@@ -84,6 +84,12 @@ def make_parser():
         help="how often a run whose process died is tried again; default: 3",
     )
     add("--table", choices=("csv", "parquet"), default="csv")
+    add(
+        "--report_seeds",
+        type=int,
+        help="train the best setting of each method on so many seeds that it "
+        "was not chosen by, into report.csv",
+    )
     add("--log_dir", help="default: logs/sweeps/<trainer>-<time>")
     add(
         "--resume",
@@ -138,6 +144,7 @@ def _sweep(known, rest):
         known.ray,
         known.retries,
         known.table,
+        known.report_seeds,
         known.resume,
     )
 

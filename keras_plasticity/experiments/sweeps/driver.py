@@ -42,6 +42,7 @@ def sweep(
     ray_address: str | None = None,
     retries: int = 3,
     table_format: str = "csv",
+    report_seeds: int | None = None,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
     """Trains many settings of a trainer, and keeps their results in a table.
@@ -90,6 +91,10 @@ def sweep(
         retries: Integer, how often a run whose worker died is tried again.
             Defaults to `3`.
         table_format: `"csv"` or `"parquet"`. Defaults to `"csv"`.
+        report_seeds: Integer: at the end the best setting of each method, by
+            the mean of `measure` over its seeds, is trained on so many seeds
+            that no setting was chosen by, and reported in
+            `log_dir/report.csv`. Defaults to `None`: no report.
         resume: Boolean, whether to resume the sweep in `log_dir`, if there is
             one. More settings may be asked for, but nothing else may differ.
             Defaults to `False`.
@@ -139,6 +144,10 @@ def sweep(
     table_format = validation.check_choice(
         "table_format", table_format, ("csv", "parquet")
     )
+    if report_seeds is not None:
+        report_seeds = validation.check_positive_integer(
+            "report_seeds", report_seeds, 10**6
+        )
     resume = validation.check_boolean("resume", resume)
     if log_dir is None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -155,10 +164,12 @@ def sweep(
                 driver.check(executor)
                 log.begin()
                 driver.train(executor)
+                if report_seeds is not None:
+                    driver.report(executor, report_seeds)
         except _Interrupted:
             pass
         driver.end()
-    return log.rows
+    return log.table.rows
 
 
 @contextlib.contextmanager
@@ -231,23 +242,42 @@ class _Driver:
         with self._log.progress(self._plan.most_settings) as progress:
             while True:
                 settings = self._plan.next_settings(
-                    self._settings, self._log.rows
+                    self._settings, self._log.table.rows
                 )
                 if not settings:
                     return
                 first = len(self._settings)
                 self._settings += settings
-                waiting = [
+                found = [
                     self._plan.job(first + index, setting, self._log.path)
                     for index, setting in enumerate(settings)
-                    if not self._log.has(first + index, setting)
                 ]
-                progress.found(len(settings) - len(waiting))
-                self._do(executor, waiting, progress)
+                waiting = [job for job in found if not self._log.table.has(job)]
+                progress.found(len(found) - len(waiting))
+                self._do(executor, waiting, progress, self._log.add)
+
+    def report(self, executor, num_seeds):
+        """Trains the best setting of each method on seeds of their own."""
+        rows = self._log.table.rows
+        if not rows:
+            return
+        found = self._plan.report_jobs(rows, num_seeds, self._log.path)
+        table = self._log.report
+        # A sweep that has grown may have found others.
+        table.keep(found, num_seeds)
+        waiting = [job for job in found if not table.has(job)]
+        with self._log.progress(len(found)) as progress:
+            progress.found(len(found) - len(waiting))
+            self._do(
+                executor,
+                waiting,
+                progress,
+                lambda job, rows: table.add(job.run, rows),
+            )
 
     def end(self):
         """Prints what there is to say; ends the process unless all is done."""
-        done = len({row["run"] for row in self._log.rows})
+        done = len({row["run"] for row in self._log.table.rows})
         self._log.print_results()
         if self._caught.signal is not None:
             exit_status.end(
@@ -264,7 +294,7 @@ class _Driver:
                 exit_status.FAILED,
             )
 
-    def _do(self, executor, waiting, progress):
+    def _do(self, executor, waiting, progress, keep):
         attempts = collections.Counter()
         running = {executor.submit(job): job for job in waiting}
         while running:
@@ -272,32 +302,30 @@ class _Driver:
             for future in done:
                 job = running.pop(future)
                 attempts[job.run] += 1
-                reason = self._finish(job, future)
-                if reason is None:
-                    progress.done(self._log.result(job.run))
-                elif attempts[job.run] <= self._retries:
+                try:
+                    outcome = future.result()
+                except ValueError:
+                    raise  # The trainer is none, or its results are damaged.
+                except Exception as error:
+                    reason = str(error).strip().partition("\n")[0]
+                    reason = reason or repr(error)
+                else:
+                    if outcome.status == 0:
+                        keep(job, outcome.rows)
+                        progress.done(self._log.result(outcome.rows))
+                        continue
+                    if outcome.status < exit_status.INTERRUPTED:
+                        self._fail(job, outcome.message)
+                        progress.done("failed")
+                        continue
+                    number = outcome.status - exit_status.INTERRUPTED
+                    reason = f"something sent it {signal.Signals(number).name}"
+                if attempts[job.run] <= self._retries:
                     print(f"Run {job.run}: {reason}. It is tried again.")
                     running[executor.submit(job)] = job
                 else:
                     self._fail(job, f"{reason}, {attempts[job.run]} times")
                     progress.done("failed")
-
-    def _finish(self, job, future):
-        """Keeps what a job has achieved; returns why it is to be redone."""
-        try:
-            outcome = future.result()
-        except ValueError:
-            raise  # The trainer is none, or its results are damaged.
-        except Exception as error:
-            return str(error).strip().splitlines()[0] or repr(error)
-        if outcome.status == 0:
-            self._log.add(job, outcome.rows)
-        elif outcome.status > exit_status.INTERRUPTED:
-            number = outcome.status - exit_status.INTERRUPTED
-            return f"something sent it {signal.Signals(number).name}"
-        else:
-            self._fail(job, outcome.message)
-        return None
 
     def _fail(self, job, message):
         self._failures[job.run] = message

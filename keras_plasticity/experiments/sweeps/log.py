@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 from rich import progress
 
 from keras_plasticity import utils
@@ -11,8 +10,9 @@ from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import statistics
 from keras_plasticity.experiments import table
 from keras_plasticity.experiments import terminal
-from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.sweeps.plan import result_of
+from keras_plasticity.experiments.sweeps.plan import settings_of
+from keras_plasticity.experiments.sweeps.result_table import ResultTable
 from keras_plasticity.utils import progress_bar
 
 _SWEEP = "sweep.json"
@@ -31,7 +31,8 @@ class SweepLog:
 
     Attributes:
         path: String.
-        rows: List of dicts, the rows of the table.
+        table: `ResultTable` of all settings.
+        report: `ResultTable` of the best ones on other seeds.
 
     Raises:
         FileExistsError: If there is a sweep in the folder, and not `resume`.
@@ -42,9 +43,9 @@ class SweepLog:
         self.path = path
         self._plan = plan
         self.table_path = os.path.join(path, f"table.{table_format}")
+        self.report_path = os.path.join(path, f"report.{table_format}")
         self.failures_path = os.path.join(path, "failures.csv")
         table.check_readable(self.table_path)
-        self.rows = []
         self._failures = []
         self._lock = run_folder.lock_folder(path)
         try:
@@ -75,25 +76,9 @@ class SweepLog:
         """Lets other processes have the folder."""
         run_folder.unlock_folder(self.path, self._lock)
 
-    def has(self, run, setting):
-        """Whether the table has the rows of a run."""
-        rows = [row for row in self.rows if row["run"] == run]
-        for row in rows:
-            for name, value in setting.items():
-                if row[f"{table.FLAG}{name}"] != value:
-                    raise ValueError(
-                        f"{self.table_path} has another setting as run {run}: "
-                        f"{name}={row[f'{table.FLAG}{name}']}, not {value}. "
-                        "Remove the table, and resume the sweep: its runs are "
-                        "in the folder."
-                    )
-        return bool(rows)
-
     def add(self, job, rows):
         """Adds the rows of a run to the table, and to TensorBoard."""
-        others = [row for row in self.rows if row["run"] != job.run]
-        self.rows = sorted(others + rows, key=_order)
-        table.write_table(self.table_path, self.rows)
+        self.table.add(job.run, rows)
         self._write_hparams(job, rows)
 
     def add_failure(self, job, message):
@@ -103,9 +88,8 @@ class SweepLog:
         )
         table.write_table(self.failures_path, self._failures)
 
-    def result(self, run):
-        """What the progress bar shows of a run."""
-        rows = [row for row in self.rows if row["run"] == run]
+    def result(self, rows):
+        """What the progress bar shows of a run, of its rows."""
         value = result_of(rows, self._plan.measure)
         if value is None:
             return "diverged"
@@ -116,22 +100,26 @@ class SweepLog:
 
     def print_results(self):
         """Prints the best settings, and where all is."""
-        if self.rows:
-            settings = _best_first(self.rows, self._plan.measure)
-            what = f"{self._plan.measure} of {self.rows[0]['metric']}"
-            terminal.print_table(
-                f"The best {min(_MOST_ROWS, len(settings))} of {len(settings)},"
-                f" by the {what.replace('_', ' ')}",
-                {
-                    name: lambda each, name=name: each[name]
-                    for name in settings[0]
-                },
-                settings[:_MOST_ROWS],
-            )
+        if self.table.rows:
+            self._print_settings("The best by the", self.table.rows)
+        if self.report.rows:
+            self._print_settings("On other seeds, the", self.report.rows)
+            print(f"Report: {self.report.path}")
         print(
-            f"Table: {self.table_path}\n"
+            f"Table: {self.table.path}\n"
             f"Charts: tensorboard --logdir={self.path}/tensorboard"
         )
+
+    def _print_settings(self, title, rows):
+        settings = _best_first(rows, self._plan.measure)
+        what = f"{self._plan.measure} of {rows[0]['metric']}".replace("_", " ")
+        terminal.print_table(
+            f"{title} {what}",
+            {name: lambda each, name=name: each[name] for name in settings[0]},
+            settings[:_MOST_ROWS],
+        )
+        if len(settings) > _MOST_ROWS:
+            print(f"{len(settings) - _MOST_ROWS} more are in the table.")
 
     def _open(self, resume):
         path = os.path.join(self.path, _SWEEP)
@@ -150,20 +138,8 @@ class SweepLog:
             )
         elif resume:
             print(f"There is no sweep in {self.path}: starting a new one.")
-        if os.path.exists(self.table_path):
-            self.rows = table.read_table(self.table_path)
-            self._check_columns()
-
-    def _check_columns(self):
-        expected = jobs.columns(self._plan.space)
-        for row in self.rows:
-            if set(row) != set(expected):
-                raise ValueError(
-                    f"{self.table_path} is a table of another schema. Remove "
-                    "it, and resume the sweep: its runs are in the folder. "
-                    f"Expected: the columns {', '.join(expected)}. Received: "
-                    f"{', '.join(map(str, row))}"
-                )
+        self.table = ResultTable(self.table_path, self._plan.space)
+        self.report = ResultTable(self.report_path, self._plan.space)
 
     def _write_hparams(self, job, rows):
         folder = os.path.join(self.path, "tensorboard", f"{job.run:04d}")
@@ -209,10 +185,6 @@ class _SweepProgress:
         self._progress.update(self._bar, advance=1, last=last)
 
 
-def _order(row):
-    return row["run"], row["method"], row["seed"]
-
-
 def _check_same(before, identity):
     different = [
         f"{name}={before.get(name)} there, {name}={identity.get(name)} here"
@@ -234,15 +206,6 @@ def _check_same(before, identity):
 
 def _best_first(rows, measure):
     """A table of settings and methods, the best one first."""
-    groups = {}
-    for row in rows:
-        groups.setdefault((row["run"], row["method"]), []).append(row)
-    sign = 1 if rows[0]["lower_is_better"] else -1
-
-    def order(group):
-        result = result_of(group, measure)
-        return np.inf if result is None else sign * result
-
     return [
         {
             "run": str(group[0]["run"]),
@@ -251,11 +214,11 @@ def _best_first(rows, measure):
                 name.removeprefix(table.FLAG): str(value)
                 for name, value in group[0].items()
                 if name.startswith(table.FLAG)
-                and name not in (f"{table.FLAG}method",)
+                and name not in (f"{table.FLAG}method", f"{table.FLAG}seed")
             },
             measure.replace("_", " "): _estimate(group, measure),
         }
-        for group in sorted(groups.values(), key=order)
+        for group in settings_of(rows, measure)
     ]
 
 

@@ -1,5 +1,6 @@
 """What a sweep is to train."""
 
+import math
 import os
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from keras_plasticity import validation
 from keras_plasticity.experiments import measures
+from keras_plasticity.experiments import selection
+from keras_plasticity.experiments import table
 from keras_plasticity.experiments.sweeps import space as spaces
 from keras_plasticity.experiments.sweeps.jobs import Job
 from keras_plasticity.experiments.sweeps.jobs import arguments_of
@@ -140,6 +143,51 @@ class Plan:
             os.path.join(log_dir, "runs", f"{run:04d}"),
         )
 
+    def report_jobs(self, rows, num_seeds: int, log_dir: str) -> list[Job]:
+        """Jobs that train the best setting of each method on other seeds.
+
+        Args:
+            rows: List of the rows of all settings.
+            num_seeds: Integer.
+            log_dir: String, the folder of the sweep.
+
+        Returns:
+            List of `Job`s, one for each method, but for those all of whose
+            settings diverged.
+        """
+        used = sorted({row["seed"] for row in rows})
+        first = used[-1] + 1
+        seeds = list(range(first, first + num_seeds))
+        selection.check_separate_seeds(used, seeds)
+        best = {}
+        for group in settings_of(rows, self.measure):
+            if result_of(group, self.measure) is not None:
+                best.setdefault(group[0]["method"], group[0])
+        found = []
+        for run, method in enumerate(sorted(best)):
+            row = best[method]
+            # What the sweep itself may have varied.
+            own = {
+                "method": method,
+                "seed": str(first),
+                "num_learners": str(num_seeds),
+            }
+            setting = {
+                name: own.get(name, row[f"{table.FLAG}{name}"])
+                for name in self.space
+            }
+            found.append(
+                Job(
+                    run,
+                    setting,
+                    arguments_of({**self.flags, **own}, setting),
+                    os.path.join(
+                        log_dir, "runs", f"report-{row['run']:04d}-{method}"
+                    ),
+                )
+            )
+        return found
+
     def _check_number(self, num_settings):
         ranges = [
             name
@@ -174,6 +222,36 @@ class Plan:
                 self.space, self._num_settings, self.sampler_seed
             )
         return None
+
+
+def settings_of(rows, measure):
+    """The rows of each method and setting, those of the best one first.
+
+    Seeds are none of a setting's business: if a sweep varies them, they belong
+    together.
+
+    Args:
+        rows: List of dicts, the rows of a table.
+        measure: String.
+
+    Returns:
+        List of lists of rows.
+    """
+    groups = {}
+    for row in rows:
+        flags = [
+            (name, value)
+            for name, value in row.items()
+            if name.startswith(table.FLAG) and name != f"{table.FLAG}seed"
+        ]
+        groups.setdefault((row["method"], *flags), []).append(row)
+    sign = 1 if rows and rows[0]["lower_is_better"] else -1
+
+    def order(group):
+        result = result_of(group, measure)
+        return math.inf if result is None else sign * result
+
+    return sorted(groups.values(), key=order)
 
 
 def result_of(rows, measure):
