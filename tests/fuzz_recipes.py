@@ -977,6 +977,22 @@ RECIPES |= {
     "streams.BinaryClassPairs.test": _of_stream(
         "test", _binary_class_pairs, index=_is(1)
     ),
+    "streams.LabelPermutedImages": Recipe(
+        call=streams.LabelPermutedImages,
+        arguments={
+            "images": _images,
+            "labels": lambda: np.arange(6) % 3,
+            "num_tasks": _is(3),
+            "examples_per_task": _is(4),
+            "seed": _is(0),
+        },
+        use=_use_stream,
+    ),
+    "streams.LabelPermutedImages.task": _of_stream(
+        "task",
+        lambda: streams.LabelPermutedImages(_images(), np.arange(6)),
+        index=_is(1),
+    ),
     "streams.OnlinePermutedImages": Recipe(
         call=streams.OnlinePermutedImages,
         arguments={
