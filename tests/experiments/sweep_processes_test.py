@@ -1,5 +1,6 @@
 """Sweeps by real processes, which are killed; and by a cluster of Ray."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -13,6 +14,7 @@ import pytest
 from keras_plasticity.experiments.sweeps import executors
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.table import read_table
+from keras_plasticity.files import is_alive
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = str(_ROOT / "examples" / "slowly_changing_regression.py")
@@ -24,13 +26,14 @@ _FLAGS = {
 _GRID = {"learning_rate": ["0.01", "0.02", "0.04"], "seed": ["0", "7"]}
 
 
-def start(folder, *more):
+def start(folder, *more, **changes):
+    flags = {**_FLAGS, **changes}
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "keras_plasticity.experiments", "sweep"),
             *(_TRAINER, f"--log_dir={folder}", "--resume"),
             *(f"--grid={k}={','.join(v)}" for k, v in _GRID.items()),
-            *(f"--{name}={value}" for name, value in _FLAGS.items()),
+            *(f"--{name}={value}" for name, value in flags.items()),
             *("--num_learners=2", *more),
         ],
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
@@ -49,12 +52,12 @@ def results(folder):
 
 
 def workers_of(process):
-    """The processes that a driver has started."""
-    children = f"/proc/{process}/task/{process}/children"
-    try:
-        return list(map(int, pathlib.Path(children).read_text().split()))
-    except OSError:
-        return []
+    """The processes that a driver's threads have started."""
+    found = []
+    for thread in pathlib.Path(f"/proc/{process}/task").glob("*"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 @pytest.mark.slow
@@ -68,15 +71,16 @@ def test_processes_that_are_killed(tmp_path):
     told, _ = whole.communicate(timeout=900)
     assert whole.returncode == 0, told
     rng = random.Random(0)
-    kills = 0
+    kills = killed_workers = 0
     broken = None
     while kills < 10:
         if broken is None or broken.poll() is not None:
             broken = start(tmp_path / "broken", "--processes=2", "--retries=9")
         time.sleep(rng.uniform(1, 25))
         workers = workers_of(broken.pid)
-        if rng.random() < 0.6 and workers:
+        if kills % 2 and workers:
             os.kill(rng.choice(workers), signal.SIGKILL)
+            killed_workers += 1
         else:
             broken.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
             broken.communicate(timeout=300)
@@ -87,6 +91,32 @@ def test_processes_that_are_killed(tmp_path):
     assert broken.returncode == 0, told
     assert results(tmp_path / "broken") == results(tmp_path / "whole")
     assert len(results(tmp_path / "whole")) == 12
+    assert killed_workers
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/task"), reason="It looks for processes."
+)
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_a_sweep_in_order(tmp_path, number, status):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "a"
+    # Runs of minutes, of which the checkpoint is what is left.
+    sweep = start(folder, num_examples="2000000", method="bp")
+    while sweep.poll() is None and not list(folder.glob("runs/*/bp/*tfev*")):
+        time.sleep(0.1)
+    time.sleep(2)
+    workers = workers_of(sweep.pid)
+    sweep.send_signal(number)
+    told, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == status, told
+    assert f"Interrupted by {signal.Signals(number).name} after 0" in told
+    assert f"--resume --log_dir={folder}" in told
+    assert len(workers) == 1 and not is_alive(workers[0])
+    assert (folder / "runs" / "0000" / "bp" / "checkpoint.npz").exists()
 
 
 def make_job(folder, run=0, **flags):

@@ -390,6 +390,8 @@ def test_a_sweep_that_is_there(trainer, do, tmp_path):
     run_sweep(trainer, tmp_path / "a")
     with pytest.raises(FileExistsError, match="holds another sweep"):
         run_sweep(trainer, tmp_path / "a")
+    with pytest.raises(ValueError, match="table=csv there, table=parquet"):
+        run_sweep(trainer, tmp_path / "a", resume=True, table_format="parquet")
     with pytest.raises(ValueError, match="space=.* there, space=.* here"):
         run_sweep(trainer, tmp_path / "a", resume=True, space={"rate": [1]})
 

@@ -55,12 +55,12 @@ def sweep(
 
     A worker process that dies is replaced, and its run resumed from its
     checkpoint. After a signal, or whatever kills the sweep, it is resumed by
-    `resume=True`, to the table of a sweep without an interruption (but for the
-    seconds, and settings that ran out of time need not be trained again).
+    `resume=True`, to the table of a sweep without an interruption, but for the
+    seconds.
 
-    Settings in which a learner diverges have no measure in its row. A run that
-    fails, because its trainer says so, is in `failures.csv`, and is tried
-    again when the sweep is resumed.
+    A learner that diverges has no measures in its row. A run that fails,
+    because its trainer says so, is in `failures.csv`, and is tried again when
+    the sweep is resumed.
 
     Args:
         trainer: String, the trainer's file, which calls `experiments.launch`.
@@ -83,7 +83,8 @@ def sweep(
             settings that are printed at the end are best in. Defaults to
             `"last_tenth"`.
         processes: Integer, how many runs this machine trains at a time.
-            Defaults to `1`.
+            The backend has a share of the cores for each, which may change
+            results by rounding. Defaults to `1`.
         ray_address: String, the address of a cluster of Ray that trains in
             place of this machine, one run a CPU, such as `"10.0.0.1:6379"` or
             `"auto"`. Its nodes need this package and the trainer's file, and

@@ -46,6 +46,7 @@ class SweepLog:
         self.report_path = os.path.join(path, f"report.{table_format}")
         self.failures_path = os.path.join(path, "failures.csv")
         table.check_readable(self.table_path)
+        self._identity = {**plan.identity(), "table": table_format}
         self._failures = []
         self._lock = run_folder.lock_folder(path)
         try:
@@ -62,7 +63,7 @@ class SweepLog:
         """
         try:
             run_folder.write_json(
-                os.path.join(self.path, _SWEEP), self._plan.identity()
+                os.path.join(self.path, _SWEEP), self._identity
             )
             if os.path.exists(self.failures_path):
                 os.remove(self.failures_path)  # They are tried again.
@@ -129,7 +130,7 @@ class SweepLog:
                     "--log_dir holds another sweep. Use --resume to continue "
                     f"it, or another folder. Received: --log_dir={self.path}"
                 )
-            _check_same(run_folder.read_json(path), self._plan.identity())
+            _check_same(run_folder.read_json(path), self._identity)
         elif os.path.exists(self.table_path):
             raise FileExistsError(
                 f"--log_dir holds a table, {self.table_path}, and no sweep "
