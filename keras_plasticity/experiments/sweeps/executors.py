@@ -10,6 +10,8 @@ import os
 import socket
 import threading
 
+import keras
+
 from keras_plasticity.experiments.sweeps.jobs import Job
 from keras_plasticity.experiments.sweeps.jobs import do_job
 from keras_plasticity.experiments.sweeps.worker_process import WorkerProcess
@@ -89,7 +91,9 @@ class LocalProcesses:
                 worker = self._idle.pop()
             else:
                 # With the lock: nobody may end all workers meanwhile.
-                worker = WorkerProcess(self._trainer, self._threads)
+                worker = WorkerProcess(
+                    self._trainer, keras.backend.backend(), self._threads
+                )
                 self._workers.append(worker)
         try:
             result = function(worker, argument)
@@ -129,7 +133,9 @@ class RayCluster:
         self._task = self._ray.remote(max_retries=0)(_do_job_on_node)
 
     def submit(self, job: Job) -> concurrent.futures.Future:
-        reference = self._task.remote(self._trainer, job)
+        reference = self._task.remote(
+            self._trainer, keras.backend.backend(), job
+        )
         self._references.append(reference)
         return reference.future()
 
@@ -151,8 +157,8 @@ def _check(worker, arguments):
     return None
 
 
-def _do_job_on_node(trainer, job):
-    worker = WorkerProcess(trainer)
+def _do_job_on_node(trainer, backend, job):
+    worker = WorkerProcess(trainer, backend)
     try:
         return do_job(worker, job)
     finally:

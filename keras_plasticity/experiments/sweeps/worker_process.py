@@ -25,12 +25,14 @@ class WorkerProcess:
 
     Args:
         trainer: String, the trainer's file.
+        backend: String, the backend of Keras, which is that of the sweep: a
+            node of a cluster may be set up for another.
         threads: Integer, how many threads the backend may use, where the
             environment does not say. Defaults to `None`: as many as it likes.
     """
 
-    def __init__(self, trainer: str, threads: int | None = None):
-        environment = dict(os.environ)
+    def __init__(self, trainer: str, backend: str, threads: int | None = None):
+        environment = {**os.environ, "KERAS_BACKEND": backend}
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
             environment.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
