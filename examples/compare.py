@@ -4,9 +4,13 @@
 
 writes `comparison.png`, `comparison.svg` and `comparison.md` there, the figures
 `comparison_diagnostics` and `comparison_epochs` if the runs have them, and
-prints the table. The runs must be of the same problem; of longer ones than the
-others `--num_tasks` takes the beginning. Where two runs have the same method,
-the settings in which they differ tell them apart.
+prints the tables: of each run, and of the differences between them, paired by
+seed, with their intervals. The runs must be of the same problem; of longer ones
+than the others `--num_tasks` takes the beginning. Where two runs have the same
+method, the settings in which they differ tell them apart. A table of a sweep,
+or of your own, does in place of a log folder:
+
+    python examples/compare.py logs/sweep/table.csv --baseline=bp
 """
 
 import os
@@ -22,7 +26,7 @@ def define_flags(flag_values):
     flags.DEFINE_string(
         "output",
         "logs/comparison",
-        "Folder for the figure and the table.",
+        "Folder for the figure and the tables.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
@@ -32,23 +36,32 @@ def define_flags(flag_values):
         lower_bound=1,
         flag_values=flag_values,
     )
+    flags.DEFINE_string(
+        "baseline",
+        None,
+        "The method, as the tables name it, that the others are compared with. "
+        "Default: each with each, but of more than six the first with the "
+        "others.",
+        flag_values=flag_values,
+    )
 
 
 def run(flag_values, folders):
     if not folders:
         raise app.UsageError(
-            "Name the log folders of one or more runs.", exitcode=2
+            "Name the log folders of one or more runs, or tables.", exitcode=2
         )
     try:
         table = experiments.compare(
             [os.path.normpath(folder) for folder in folders],
             flag_values.output,
             flag_values.num_tasks,
+            flag_values.baseline,
         )
     except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
     path = os.path.join(flag_values.output, "comparison")
-    print(f"{table}\n\nFigure: {path}.png, .svg\nTable: {path}.md")
+    print(f"{table}\n\nFigure: {path}.png, .svg\nTables: {path}.md")
 
 
 def main(argv):

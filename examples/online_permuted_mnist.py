@@ -7,8 +7,9 @@ those of the paper, 48 million steps of a large network. A small run is
 
     python examples/online_permuted_mnist.py --num_tasks=10 --hidden_units=100
 
-and `tensorboard --logdir=logs` shows it. The environment variable
-`KERAS_BACKEND` chooses jax, tensorflow or torch.
+and `tensorboard --logdir=logs` shows it. With `--permute=labels` it is the
+classes that have new names in each task, and the pixels stay. The environment
+variable `KERAS_BACKEND` chooses jax, tensorflow or torch.
 
 At the start of each task, before training, the first 2,000 examples of the
 new task measure dead units and effective rank of every hidden layer, and
@@ -64,6 +65,13 @@ def define_flags(flag_values):
     integer("hidden_units", 2000, "Units in each hidden layer.")
     integer("num_hidden_layers", 3, "Hidden layers.")
     integer("batch_size", 1, "Examples in each update.")
+    flags.DEFINE_enum(
+        "permute",
+        "pixels",
+        ["pixels", "labels"],
+        "What has a new order in each task.",
+        flag_values=flag_values,
+    )
     experiments.define_flags(flag_values, data_set="MNIST")
 
 
@@ -104,7 +112,8 @@ def build_model(flag_values, num_pixels, method, seed):
 
 def published(flag_values, method):
     is_protocol = experiments.has_defaults(
-        flag_values, ("examples_per_task", "num_hidden_layers", "batch_size")
+        flag_values,
+        ("examples_per_task", "num_hidden_layers", "batch_size", "permute"),
     )
     changed = method.changed - {"learning_rate"}
     if method.has("dropout"):
@@ -124,9 +133,14 @@ def make_problem(flag_values):
     )
     hidden = [flag_values.hidden_units] * flag_values.num_hidden_layers
     sizes = [NUM_PIXELS, *hidden, NUM_CLASSES]
+    names = {
+        "pixels": ("online_permuted_mnist", "Online Permuted MNIST"),
+        "labels": ("label_permuted_mnist", "Label-Permuted MNIST"),
+    }
+    name, title = names[flag_values.permute]
     return experiments.Problem(
-        name="online_permuted_mnist",
-        title="Online Permuted MNIST",
+        name=name,
+        title=title,
         metric="online_accuracy",
         result="accuracy",
         metric_label="online accuracy (%)",
@@ -162,12 +176,16 @@ def run(flag_values):
     except (ImportError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     num_pixels = math.prod(images.shape[1:])
+    stream = {
+        "pixels": streams.OnlinePermutedImages,
+        "labels": streams.LabelPermutedImages,
+    }[flag_values.permute]
     return experiments.run(
         flag_values,
         problem,
         functools.partial(build_model, flag_values, num_pixels),
-        lambda seed: streams.OnlinePermutedImages(
-            images,
+        lambda seed: stream(
+            images.reshape(len(images), num_pixels),
             labels,
             num_tasks=flag_values.num_tasks,
             examples_per_task=flag_values.examples_per_task,

@@ -1,5 +1,6 @@
 """Valid arguments of all that is public, for `fuzz.py`."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import inspect
@@ -34,6 +35,8 @@ from keras_plasticity import streams
 from keras_plasticity import training
 from keras_plasticity import utils
 from keras_plasticity.datasets import prepared_data
+from keras_plasticity.experiments.sweeps import driver as sweep_driver
+from keras_plasticity.experiments.sweeps import jobs as sweep_jobs
 from tests.helpers import make_data
 from tests.helpers import make_model
 
@@ -1037,6 +1040,22 @@ RECIPES |= {
     "streams.BinaryClassPairs.test": _of_stream(
         "test", _binary_class_pairs, index=_is(1)
     ),
+    "streams.LabelPermutedImages": Recipe(
+        call=streams.LabelPermutedImages,
+        arguments={
+            "images": _images,
+            "labels": lambda: np.arange(6) % 3,
+            "num_tasks": _is(3),
+            "examples_per_task": _is(4),
+            "seed": _is(0),
+        },
+        use=_use_stream,
+    ),
+    "streams.LabelPermutedImages.task": _of_stream(
+        "task",
+        lambda: streams.LabelPermutedImages(_images(), np.arange(6)),
+        index=_is(1),
+    ),
     "streams.OnlinePermutedImages": Recipe(
         call=streams.OnlinePermutedImages,
         arguments={
@@ -1299,6 +1318,48 @@ def _run(flag_values, **arguments):
     )
 
 
+class _NoProcesses:
+    """In place of the processes of a sweep: every run is done, of no result."""
+
+    def __init__(self, trainer, processes):
+        pass
+
+    def check(self, arguments):
+        return _done(None)
+
+    def submit(self, job):
+        return _done(sweep_jobs.Outcome(1, "nothing is trained", []))
+
+    def stop(self):
+        pass
+
+    def close(self, at_once=False):
+        pass
+
+
+def _done(result):
+    future = concurrent.futures.Future()
+    future.set_result(result)
+    return future
+
+
+def _sweep(**arguments):
+    with mock.patch.object(sweep_driver, "LocalProcesses", _NoProcesses):
+        try:
+            return experiments.sweep(**arguments)
+        except SystemExit:  # As all runs have failed.
+            return None
+
+
+_BOOTSTRAP = {
+    "statistic": _is("mean"),
+    "confidence": _is(0.95),
+    "num_resamples": _is(100),
+    "small_sample": _is(True),
+    "seed": _is(0),
+}
+
+
 def _launch(**arguments):
     with mock.patch.object(sys, "argv", ["trainer"]):
         experiments.launch(**arguments)
@@ -1382,6 +1443,11 @@ RECIPES |= {
         call=lambda **kwargs: _part().contradicts(**kwargs),
         arguments={"other": _part},
     ),
+    "experiments.Range": Recipe(
+        call=experiments.Range,
+        arguments={"low": _is(0.1), "high": _is(1.0), "log": _is(True)},
+        use=lambda each: (each.is_integer, hash(each)),
+    ),
     "experiments.Problem": Recipe(
         call=experiments.Problem,
         arguments=_problem_arguments(),
@@ -1402,9 +1468,103 @@ RECIPES |= {
             "folders": lambda: [_finished_run()],
             "output": _is("compared"),
             "num_tasks": _is(1),
+            "baseline": _is(None),
         },
         raises=(OSError,),
         weight=0.3,
+    ),
+    "experiments.Estimate": Recipe(
+        call=experiments.Estimate,
+        arguments={
+            "value": _is(0.5),
+            "low": _is(0.25),
+            "high": _is(0.75),
+            "n": _is(3),
+            "confidence": _is(0.95),
+        },
+        use=lambda estimate: (str(estimate), estimate.meets_zero),
+    ),
+    "experiments.area_under_curve": Recipe(
+        call=experiments.area_under_curve,
+        arguments={"values": lambda: np.ones((3, 2))},
+    ),
+    "experiments.check_separate_seeds": Recipe(
+        call=experiments.check_separate_seeds,
+        arguments={
+            "selection_seeds": lambda: [0, 1],
+            "report_seeds": lambda: [2, 3],
+        },
+    ),
+    "experiments.estimate": Recipe(
+        call=experiments.estimate,
+        arguments={"scores": lambda: [0.5, 0.7], **_BOOTSTRAP},
+    ),
+    "experiments.last_tenth": Recipe(
+        call=experiments.last_tenth,
+        arguments={"values": lambda: np.ones((3, 2))},
+    ),
+    "experiments.paired_difference": Recipe(
+        call=experiments.paired_difference,
+        arguments={
+            "scores": lambda: [0.5, 0.7],
+            "others": lambda: [0.4, 0.3],
+            **_BOOTSTRAP,
+        },
+    ),
+    "experiments.probability_of_improvement": Recipe(
+        call=experiments.probability_of_improvement,
+        arguments={
+            "scores": lambda: [0.5, 0.7],
+            "others": lambda: [0.4, 0.3],
+            "lower_is_better": _is(True),
+            **{k: v for k, v in _BOOTSTRAP.items() if k != "statistic"},
+        },
+    ),
+    "experiments.save_results": Recipe(
+        call=experiments.save_results,
+        arguments={
+            "log_dir": _new_folder,
+            "method": _is("mine"),
+            "values": lambda: np.ones((3, 2)),
+            "seeds": lambda: [3, 4],
+            "like": _is(None),
+            "problem": _is("stream"),
+            "metric": _is("loss"),
+            "lower_is_better": _is(True),
+            "settings": lambda: {"rate": 0.5},
+            "seconds": _is(1.5),
+            "overwrite": _is(False),
+        },
+        raises=(OSError,),
+    ),
+    "experiments.sweep": Recipe(
+        call=_sweep,
+        arguments={
+            "trainer": _is(__file__),
+            "space": lambda: {"learning_rate": [0.1, 0.2]},
+            "log_dir": _new_folder,
+            "flags": lambda: {"method": "bp"},
+            "sampler": _is("grid"),
+            "num_settings": _is(None),
+            "sampler_seed": _is(0),
+            "measure": _is("last_tenth"),
+            "processes": _is(1),
+            "ray_address": _is(None),
+            "retries": _is(3),
+            "table_format": _is("csv"),
+            "report_seeds": _is(None),
+            "resume": _is(False),
+        },
+        raises=(OSError,),
+        weight=0.3,
+    ),
+    "experiments.separate_seeds": Recipe(
+        call=experiments.separate_seeds,
+        arguments={
+            "num_selection": _is(2),
+            "num_report": _is(3),
+            "first_seed": _is(0),
+        },
     ),
     "experiments.configure_backend": Recipe(
         call=experiments.configure_backend,

@@ -91,10 +91,10 @@ def install(python, *packages):
 def install_project(python, versions, backends):
     if versions is None:
         install(python, TORCH)
-        install(python, "-e", ".[jax,torch,figures,test]")
+        install(python, "-e", ".[jax,torch,figures,sweep,test]")
         return
     extras = [name for name in backends if name != "tensorflow"]
-    project = f".[{','.join([*extras, 'figures', 'test'])}]"
+    project = f".[{','.join([*extras, 'figures', 'sweep', 'test'])}]"
     if versions == "oldest":
         install(python, "-c", OLDEST, "-e", project)
         return

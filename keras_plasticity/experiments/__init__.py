@@ -25,6 +25,10 @@ from keras_plasticity.experiments.initial_weights import (
 from keras_plasticity.experiments.initial_weights import (
     pytorch_initializer as pytorch_initializer,
 )
+from keras_plasticity.experiments.measures import (
+    area_under_curve as area_under_curve,
+)
+from keras_plasticity.experiments.measures import last_tenth as last_tenth
 from keras_plasticity.experiments.methods import Method as Method
 from keras_plasticity.experiments.methods import (
     choose_methods as choose_methods,
@@ -35,22 +39,50 @@ from keras_plasticity.experiments.parts import Flag as Flag
 from keras_plasticity.experiments.parts import Part as Part
 from keras_plasticity.experiments.problem import Problem as Problem
 from keras_plasticity.experiments.problem import tasks_per_bin as tasks_per_bin
+from keras_plasticity.experiments.results import save_results as save_results
+from keras_plasticity.experiments.selection import (
+    check_separate_seeds as check_separate_seeds,
+)
+from keras_plasticity.experiments.selection import (
+    separate_seeds as separate_seeds,
+)
+from keras_plasticity.experiments.statistics import Estimate as Estimate
+from keras_plasticity.experiments.statistics import estimate as estimate
+from keras_plasticity.experiments.statistics import (
+    paired_difference as paired_difference,
+)
+from keras_plasticity.experiments.statistics import (
+    probability_of_improvement as probability_of_improvement,
+)
+from keras_plasticity.experiments.sweeps import Range as Range
+from keras_plasticity.experiments.sweeps import sweep as sweep
 
 __all__ = [
+    "Estimate",
     "Flag",
     "Method",
     "PARTS",
     "Part",
     "Problem",
+    "Range",
+    "area_under_curve",
+    "check_separate_seeds",
     "choose_methods",
     "compare",
     "configure_backend",
     "define_flags",
     "draw_pytorch_biases",
+    "estimate",
     "has_defaults",
+    "last_tenth",
     "launch",
     "methods_table",
+    "paired_difference",
+    "probability_of_improvement",
     "pytorch_initializer",
     "run",
+    "save_results",
+    "separate_seeds",
+    "sweep",
     "tasks_per_bin",
 ]

@@ -122,6 +122,12 @@ def define_flags(
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
+        "dry_run",
+        False,
+        "Check the flags, and end before anything is trained or written.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
         "diagnostics",
         None,
         "Measure ranks, dead units and weights at the start of each task. "

@@ -67,7 +67,7 @@ def run(
             `PARTS`.
 
     Returns:
-        Dict, the content of `summary.json`.
+        Dict, the content of `summary.json`; empty with `--dry_run`.
 
     Raises:
         SystemExit: With a message, which was printed, as its argument and the
@@ -121,6 +121,8 @@ def run(
         trackers.check(flag_values.tracker)
     except ImportError as error:
         exit_status.end(str(error), exit_status.FAILED)
+    if flag_values.dry_run:
+        return {}
     settings = run_settings.settings_of(flag_values, problem, chosen)
     with terminal.lasting_output(), catch_signals(raises=False) as caught:
         try:

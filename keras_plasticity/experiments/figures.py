@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from keras_plasticity.experiments import runs
+from keras_plasticity.experiments import statistics
+from keras_plasticity.experiments.scores import LABELS
 from keras_plasticity.files import atomic_write
 from keras_plasticity.utils.summary_writer import printable
 
@@ -23,7 +25,8 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _MOST_LINES = 36
 _COLUMN_WIDTH = 3.0
 _LINE_HEIGHT = 0.22
-_BANDS = "curve and band: mean and standard error over n learners"
+_STANDARD_ERRORS = "mean and standard error over n learners"
+_INTERVALS = "mean and its 95 % bootstrap interval over n learners"
 # The panels with what a `PlasticityMonitor` measured.
 _DIAGNOSTICS = {
     "dead_units": "dead units (%)",
@@ -45,7 +48,7 @@ def check_matplotlib():
         )
 
 
-def draw(summary, labeled_runs, path):
+def draw(summary, labeled_runs, path, intervals=False):
     """Draws all figures that there are data for, as PNG and SVG.
 
     - `<path>`: the metric against tasks, with published values as diamonds.
@@ -54,13 +57,17 @@ def draw(summary, labeled_runs, path):
     - `<path>_epochs`: the metric against the epochs of the first and of the
         last task, if tasks have several.
 
-    Curves are means over learners, bands their standard errors. An older figure
-    that there are no data for any more is removed.
+    Curves are means over learners, `n` stands beside each label, and what the
+    bands are below. An older figure that there are no data for any more is
+    removed.
 
     Args:
         summary: Dict, what the runs have in common: problem, metric, axes.
         labeled_runs: Dict from label to run.
         path: String, where the figures go, without the ending.
+        intervals: Boolean, whether the bands are 95 % bootstrap intervals, and
+            not standard errors, which are the quicker to compute. Defaults to
+            `False`.
 
     Returns:
         Dict from path, without the ending, to bytes, the PNG.
@@ -74,7 +81,7 @@ def draw(summary, labeled_runs, path):
         ("_diagnostics", _draw_diagnostics),
         ("_epochs", _draw_epochs),
     ):
-        png = draw_figure(summary, labeled_runs, path + ending)
+        png = draw_figure(summary, labeled_runs, path + ending, intervals)
         if png is None:
             for kind in ("png", "svg"):
                 pathlib.Path(f"{path}{ending}.{kind}").unlink(missing_ok=True)
@@ -83,10 +90,27 @@ def draw(summary, labeled_runs, path):
     return pngs
 
 
-def _draw_metric(summary, labeled_runs, path):
+def draw_scores(summary, all_scores, path):
+    """Draws the measures of methods with their intervals: PNG and SVG.
+
+    Args:
+        summary: Dict, what the methods have in common: title and metric.
+        all_scores: List of `scores.Scores`.
+        path: String, where the figures go, without the ending.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _draw_scores(summary, all_scores, path)
+
+
+def _draw_metric(summary, labeled_runs, path, intervals):
     def fill(figure):
         axes = figure.add_subplot()
-        for curve in _curves(summary, labeled_runs):
+        for curve in _curves(summary, labeled_runs, intervals):
             ends, values = runs.per_bin(summary, curve.run)
             curve.draw(axes, ends, values)
             marks = runs.reached_marks(curve.run, ends)
@@ -111,10 +135,10 @@ def _draw_metric(summary, labeled_runs, path):
         if summary["metric"]["lower_is_better"]:
             axes.set_ylim(bottom=0)
 
-    return _draw(path, _SIZE, fill)
+    return _draw(path, _SIZE, fill, intervals)
 
 
-def _draw_diagnostics(summary, labeled_runs, path):
+def _draw_diagnostics(summary, labeled_runs, path, intervals):
     """Draws dead units, effective rank and weights against tasks.
 
     They are measured before each task. Units that are dead (or saturated), and
@@ -134,7 +158,7 @@ def _draw_diagnostics(summary, labeled_runs, path):
     def fill(figure):
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names):
-            for curve in _curves(summary, labeled_runs):
+            for curve in _curves(summary, labeled_runs, intervals):
                 # The linear model has no hidden units.
                 if runs.has_diagnostic(curve.run, name):
                     curve.draw(
@@ -151,10 +175,10 @@ def _draw_diagnostics(summary, labeled_runs, path):
         )
 
     size = (_PANEL_SIZE[0] * len(names) + 2.0, _PANEL_SIZE[1])
-    return _draw(path, size, fill)
+    return _draw(path, size, fill, intervals)
 
 
-def _draw_epochs(summary, labeled_runs, path):
+def _draw_epochs(summary, labeled_runs, path, intervals):
     """Draws the metric against epochs, within the first and the last task.
 
     Returns:
@@ -194,7 +218,7 @@ def _draw_epochs(summary, labeled_runs, path):
         )
         for name, of_metric in zip(rows, panels):
             for axes, (title, found) in zip(of_metric, columns.items()):
-                for curve in _curves(summary, labeled_runs):
+                for curve in _curves(summary, labeled_runs, intervals):
                     if curve.name in found:
                         values = found[curve.name][name] * metric["scale"]
                         curve.draw(axes, np.arange(len(values)) + 1, values)
@@ -209,7 +233,7 @@ def _draw_epochs(summary, labeled_runs, path):
         figure.suptitle(printable(summary["title"]))
 
     size = (4.2 * len(columns), 0.6 + 2.8 * len(rows))
-    return _draw(path, size, fill)
+    return _draw(path, size, fill, intervals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +246,7 @@ class _Curve:
         label: String, what the legend says of it.
         color: String.
         style: String.
+        intervals: Boolean, whether the band is a bootstrap interval.
     """
 
     name: str
@@ -229,9 +254,10 @@ class _Curve:
     label: str
     color: str
     style: str
+    intervals: bool
 
     def draw(self, axes, x, values):
-        """Draws the mean of learners, and its standard error.
+        """Draws the mean of learners, and the band around it.
 
         Args:
             axes: Matplotlib's `Axes`.
@@ -252,21 +278,32 @@ class _Curve:
         if len(x):
             axes.fill_between(
                 x,
-                *_band(values),
+                *_band(values, self.intervals),
                 color=self.color,
                 alpha=0.25,
                 linewidth=0,
             )
 
 
-def _band(values):
+def _band(values, intervals):
     """The ends of the band around the means of finite learners."""
-    mean = runs.mean_of_learners(values)
-    spread = np.array([runs.standard_error(each) for each in values])
-    return mean - spread, mean + spread
+    if not intervals:
+        mean = runs.mean_of_learners(values)
+        spread = np.array([runs.standard_error(each) for each in values])
+        return mean - spread, mean + spread
+    low, high = np.full((2, len(values)), np.nan)
+    finite = np.isfinite(values)
+    # Learners diverge seldom: most bins have those of the bin before.
+    for which in np.unique(finite, axis=0):
+        bins = (finite == which).all(axis=1)
+        if which.any():
+            low[bins], high[bins] = statistics.interval_of_means(
+                values[bins][:, which]
+            )
+    return low, high
 
 
-def _curves(summary, labeled_runs):
+def _curves(summary, labeled_runs, intervals):
     for number, (name, run) in enumerate(labeled_runs.items()):
         label = textwrap.fill(
             f"{printable(name)} (n={run['num_learners']})",
@@ -283,6 +320,7 @@ def _curves(summary, labeled_runs):
             label,
             f"C{number % 10}",
             _LINE_STYLES[number // 10 % len(_LINE_STYLES)],
+            intervals,
         )
 
 
@@ -333,13 +371,14 @@ def _add_legend(figure):
     )
 
 
-def _draw(path, size, fill):
+def _draw(path, size, fill, intervals):
     """Draws a figure, and writes PNG and SVG.
 
     Args:
         path: String, where the figures go, without the ending.
         size: Tuple of two numbers, inches.
         fill: Function that adds all but the legend to a `Figure`.
+        intervals: Boolean, whether the bands are bootstrap intervals.
 
     Returns:
         Bytes, the PNG.
@@ -356,8 +395,52 @@ def _draw(path, size, fill):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         _add_legend(figure)
-        figure.supxlabel(_BANDS, fontsize="small", color="0.35")
+        figure.supxlabel(
+            _INTERVALS if intervals else _STANDARD_ERRORS,
+            fontsize="small",
+            color="0.35",
+        )
         return _save(figure, path)
+
+
+def _draw_scores(summary, all_scores, path):
+    from matplotlib import figure as figures
+
+    figure = figures.Figure(
+        figsize=(10, max(2.5, 1.5 + 0.35 * len(all_scores))),
+        layout="constrained",
+    )
+    names = list(all_scores[0].measures)
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        for position, scores in enumerate(all_scores):
+            finite = [
+                value
+                for value in scores.measures[name].values()
+                if math.isfinite(value)
+            ]
+            if finite:
+                each = statistics.estimate(finite)
+                axes.plot(each.value, position, "o", color="C0")
+                axes.plot([each.low, each.high], [position] * 2, color="C0")
+        axes.set_xlabel(f"{summary['metric']['label']}, {LABELS[name]}")
+        axes.set_yticks(
+            range(len(all_scores)), [_score_label(each) for each in all_scores]
+        )
+        axes.set_ylim(len(all_scores) - 0.5, -0.5)
+    figure.suptitle(f"{printable(summary['title'])}\n{_INTERVALS}")
+    _save(figure, path)
+
+
+def _score_label(scores):
+    n = max(map(len, scores.measures.values()))
+    diverged = sum(
+        not math.isfinite(value)
+        for value in next(iter(scores.measures.values())).values()
+    )
+    label = f"{printable(scores.label)} (n={n})"
+    return label + f", {diverged} diverged" * bool(diverged)
 
 
 def _save(figure, path):

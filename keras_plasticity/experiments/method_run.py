@@ -178,6 +178,7 @@ def train(plan, method):
         "method": method.name,
         "settings": method.settings,
         "num_learners": len(seeds),
+        "seeds": seeds,
         "steps_per_learner": steps,
         "train_seconds": trainer.train_seconds,
         "compile_seconds": trainer.compile_seconds,

@@ -32,7 +32,8 @@ def report(problem, summary, log_dir, unwritten):
         rows = runs.rows(summary, measured)
         terminal.print_table(
             f"{summary['title']}: {problem.metric_label}"
-            + runs.bins_label(summary, measured),
+            + runs.bins_label(summary, measured)
+            + ", ± standard error",
             {
                 name: lambda row, name=name: row[name]
                 for name in rows[0]

@@ -18,7 +18,7 @@ from keras_plasticity.files import is_alive
 _SETTINGS = "settings.json"
 SUMMARY = "summary.json"
 # The operating system frees the lock when its process dies, however it dies.
-_LOCK = "run.lock"
+LOCK = "run.lock"
 _HOLDER = "run.lock.json"
 
 
@@ -44,10 +44,10 @@ class RunFolder:
         Raises:
             OSError: If it cannot be written.
         """
-        if not os.path.exists(os.path.join(self.path, _LOCK)):
+        if not os.path.exists(os.path.join(self.path, LOCK)):
             try:
                 self._lock.release()
-                self._lock = _lock(self.path)
+                self._lock = lock_folder(self.path)
             except ValueError as error:
                 raise OSError(str(error)) from error
         path = os.path.join(self.path, _SETTINGS)
@@ -56,7 +56,7 @@ class RunFolder:
 
     def close(self):
         """Lets other processes have the folder."""
-        _unlock(self.path, self._lock)
+        unlock_folder(self.path, self._lock)
 
 
 def open_folder(
@@ -103,7 +103,7 @@ def open_folder(
         )
     if resume is True and _is_terminal() and not os.path.isdir(log_dir):
         raise _nothing_to_resume(log_dir)
-    lock = _lock(log_dir)
+    lock = lock_folder(log_dir)
     try:
         there = _files_of_a_run(log_dir)
         if there and not resume and not overwrite:
@@ -124,12 +124,12 @@ def open_folder(
                 _remove(log_dir, before["method"] + there)
         write_json(os.path.join(log_dir, _SETTINGS), settings)
     except OSError as error:
-        _unlock(log_dir, lock)
+        unlock_folder(log_dir, lock)
         if isinstance(error, FileExistsError):
             raise
         raise _cannot_be_written(log_dir, error) from error
     except BaseException:
-        _unlock(log_dir, lock)
+        unlock_folder(log_dir, lock)
         raise
     return RunFolder(log_dir, settings, bool(there) and bool(resume), lock)
 
@@ -169,9 +169,9 @@ def write_json(path, content):
         )
 
 
-def _lock(log_dir):
+def lock_folder(log_dir):
     """The lock of a folder, which is made if need be."""
-    lock = filelock.FileLock(os.path.join(log_dir, _LOCK), timeout=0)
+    lock = filelock.FileLock(os.path.join(log_dir, LOCK), timeout=0)
     try:
         os.makedirs(log_dir, exist_ok=True)
         lock.acquire()
@@ -218,7 +218,7 @@ def _holder(log_dir):
     return f"process {process} on {host} ({command})"
 
 
-def _unlock(log_dir, lock):
+def unlock_folder(log_dir, lock):
     if lock.is_locked:
         # Whoever removed the folder has removed this, too.
         with contextlib.suppress(OSError):

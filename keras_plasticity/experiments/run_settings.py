@@ -15,6 +15,7 @@ _NOT_SETTINGS = (
     "log_dir",
     "resume",
     "overwrite",
+    "dry_run",
     "on_nan",
     "data_dir",
     "cache_dir",

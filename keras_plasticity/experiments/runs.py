@@ -174,7 +174,8 @@ def rows(summary, runs):
             if finite.sum() > 1:
                 text += f"±{standard_error(values[index]):{form}}"
             if finite.all():
-                return text
+                # Of three it says little, whoever reads it should know.
+                return f"{text} (n={len(finite)})"
             return f"{text} ({finite.sum()} of {len(finite)} learners)"
 
         marks = reached_marks(run, ends)

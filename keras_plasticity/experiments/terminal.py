@@ -52,6 +52,11 @@ def lasting_output():
         yield
 
 
+def console_of_terminal():
+    """The `rich.console.Console` that all of this prints to."""
+    return _TERMINAL
+
+
 def device_name():
     """The device that Keras computes on, such as `cpu:0` or `cuda:0`."""
     # Every backend's tensors know where they lie; no common function does.

@@ -3,6 +3,9 @@
 from keras_plasticity.streams.binary_class_pairs import (
     BinaryClassPairs as BinaryClassPairs,
 )
+from keras_plasticity.streams.label_permuted_images import (
+    LabelPermutedImages as LabelPermutedImages,
+)
 from keras_plasticity.streams.online_permuted_images import (
     OnlinePermutedImages as OnlinePermutedImages,
 )
@@ -13,6 +16,7 @@ from keras_plasticity.streams.stream import Stream as Stream
 
 __all__ = [
     "BinaryClassPairs",
+    "LabelPermutedImages",
     "OnlinePermutedImages",
     "SlowlyChangingRegression",
     "Stream",

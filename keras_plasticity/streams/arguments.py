@@ -58,6 +58,14 @@ def labeled_images(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """Images as float32, of which bytes are divided by 255."""
+    if images.dtype == np.uint8:
+        images = images.astype("float32")
+        images /= 255.0
+    return images.astype("float32", copy=False)
+
+
 def _check_images(images):
     if images.ndim < 2 or 0 in images.shape:
         raise ValueError(

@@ -103,7 +103,4 @@ class OnlinePermutedImages:
         order = np.resize(order, self.examples_per_task)
         # Shuffling bytes is faster than shuffling floats.
         x = self._images[order].take(pixels, axis=1)
-        if x.dtype == np.uint8:
-            x = x.astype("float32")
-            x /= 255.0
-        return x.astype("float32", copy=False), self._labels[order]
+        return arguments.as_floats(x), self._labels[order]

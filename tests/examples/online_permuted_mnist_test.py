@@ -148,6 +148,15 @@ def test_bp_writes_the_same_without_histograms(loaded, tmp_path):
     assert set(read_events(tmp_path / "bp")) == scalar_tags()
 
 
+def test_labels_are_permuted(loaded, tmp_path):
+    summary = run(loaded, tmp_path, *_TINY, "--method=bp", "--permute=labels")
+    assert summary["problem"] == "label_permuted_mnist"
+    assert summary["title"].startswith("Label-Permuted MNIST")
+    assert len(accuracies(summary)) == 2
+    assert (tmp_path / "label_permuted_mnist.png").exists()
+    assert summary["runs"][0]["published"] == []
+
+
 def test_without_diagnostics(loaded, tmp_path):
     summary = run(loaded, tmp_path, *_TINY, "--method=bp", "--nodiagnostics")
     [record] = summary["runs"]

@@ -169,6 +169,16 @@ def test_of_other_methods_only_their_names_are_told(trainer, tmp_path):
     )
 
 
+def test_a_dry_run_checks_and_leaves_nothing(trainer, tmp_path, capsys):
+    folder = tmp_path / "a"
+    flags = parse(trainer, f"--log_dir={folder}", *_TINY, "--dry_run")
+    assert trainer.run(flags) == {}
+    assert capsys.readouterr().out == "" and not folder.exists()
+    wrong = parse(trainer, *_TINY, "--dry_run", "--method=bp", "--l2=0.1")
+    with pytest.raises(SystemExit, match="--l2 belongs to methods with"):
+        trainer.run(wrong)
+
+
 def test_help_lists_all_flags(trainer):
     key_flags = parse(trainer).get_key_flags_for_module(trainer)
     shared = {"method", "learning_rate", "num_learners", "log_dir", "resume"}

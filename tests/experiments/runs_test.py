@@ -91,9 +91,9 @@ def test_table():
         "method": "ours",
         "learners": "2",
         "tasks": "3",
-        "first": "62.5±12.5",
+        "first": "62.5±12.5 (n=2)",
         "best": "25.0 (1 of 2 learners)",
-        "last": "37.5±12.5",
+        "last": "37.5±12.5 (n=2)",
         # The last one is more than 5 % beyond the end.
         "published": "0.5 at 10, 0.25 at 31",
         "seconds": "3.5",

@@ -18,6 +18,9 @@ STREAMS = {
     "online_permuted_images": lambda seed: streams.OnlinePermutedImages(
         _IMAGES, _LABELS, num_tasks=5, seed=seed
     ),
+    "label_permuted_images": lambda seed: streams.LabelPermutedImages(
+        _IMAGES, _LABELS, num_tasks=5, seed=seed
+    ),
     "binary_class_pairs": lambda seed: streams.BinaryClassPairs(
         _IMAGES,
         np.arange(30) % 10,

@@ -60,6 +60,20 @@ def _permuted(draw):
 
 
 @st.composite
+def _renamed(draw):
+    """A stream, and the labels of its images."""
+    images, labels, _ = draw(_images())
+    stream = streams.LabelPermutedImages(
+        images,
+        labels,
+        num_tasks=_many,
+        examples_per_task=draw(st.none() | st.integers(1, 50)),
+        seed=draw(_seeds),
+    )
+    return stream, labels
+
+
+@st.composite
 def _pairs(draw):
     """A stream, and the labels of its images."""
     images, labels, per_class = draw(_images(fewest=2))
@@ -78,7 +92,7 @@ def _pairs(draw):
 
 _streams = st.one_of(
     _regression(),
-    st.one_of(_permuted(), _pairs()).map(lambda pair: pair[0]),
+    st.one_of(_permuted(), _renamed(), _pairs()).map(lambda pair: pair[0]),
 )
 
 
@@ -115,6 +129,20 @@ def test_each_image_is_shown_with_its_pixels_in_one_order(permuted, index):
     places = x - which[:, None] * stream.num_pixels
     assert sorted(places[0]) == list(range(stream.num_pixels))
     assert (places == places[0]).all()
+
+
+@given(_renamed(), st.integers(0, _many - 1))
+def test_each_image_is_shown_with_a_new_name_of_its_class(renamed, index):
+    stream, labels = renamed
+    x, y = stream.task(index)
+    which = _which(x)
+    once = which[: len(labels)]
+    assert len(set(once.tolist())) == len(once)
+    np.testing.assert_array_equal(which, np.resize(once, len(x)))
+    names = dict(zip(labels[which].tolist(), y.tolist()))
+    np.testing.assert_array_equal(y, [names[each] for each in labels[which]])
+    assert len(set(names.values())) == len(names)
+    assert {*names.values()} <= {*labels.tolist()}
 
 
 @given(_pairs(), st.integers(0, 10**5))

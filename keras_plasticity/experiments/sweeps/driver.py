@@ -1,0 +1,352 @@
+"""Trains many settings of a trainer, on many processes, into one table."""
+
+import collections
+import concurrent.futures
+import contextlib
+import datetime
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from keras_plasticity import validation
+from keras_plasticity.experiments import exit_status
+from keras_plasticity.experiments import terminal
+from keras_plasticity.experiments.sweeps import jobs
+from keras_plasticity.experiments.sweeps.executors import LocalProcesses
+from keras_plasticity.experiments.sweeps.executors import RayCluster
+from keras_plasticity.experiments.sweeps.log import SweepLog
+from keras_plasticity.experiments.sweeps.plan import Plan
+from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
+from keras_plasticity.training.interruption import Interruption
+from keras_plasticity.training.interruption import catch_signals
+
+# In which a signal is noticed.
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class _Interrupted(Exception):
+    """A signal has asked for the end."""
+
+
+def sweep(
+    trainer: str,
+    space: Mapping[str, Any],
+    log_dir: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    sampler: str = "grid",
+    num_settings: int | None = None,
+    sampler_seed: int = 0,
+    measure: str = "last_tenth",
+    processes: int = 1,
+    ray_address: str | None = None,
+    retries: int = 3,
+    table_format: str = "csv",
+    report_seeds: int | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Trains many settings of a trainer, and keeps their results in a table.
+
+    Each setting is a run of the trainer, in `log_dir/runs`, with a checkpoint.
+    The table, `log_dir/table.csv`, has a row for each setting, method and
+    seed; it is replaced whole whenever a run ends. In
+    `tensorboard --logdir=log_dir/tensorboard`, "HParams" has a row for each
+    setting. Before anything is trained, all flags are checked by the trainer.
+
+    A worker process that dies is replaced, and its run resumed from its
+    checkpoint. After a signal, or whatever kills the sweep, it is resumed by
+    `resume=True`, to the table of a sweep without an interruption, but for the
+    seconds.
+
+    A learner that diverges has no measures in its row. A run that fails,
+    because its trainer says so, is in `failures.csv`, and is tried again when
+    the sweep is resumed.
+
+    Args:
+        trainer: String, the trainer's file, which calls `experiments.launch`.
+        space: Dict from the name of a flag of the trainer to a list of its
+            values, or to a `Range` of numbers.
+        log_dir: String, the folder. Defaults to `None`: a new one in
+            `logs/sweeps`.
+        flags: Dict from the name of a flag to its value in all runs, or to a
+            list of values of a flag that is repeated. Defaults to `None`:
+            none. `on_nan` is `"continue"` unless it is given.
+        sampler: `"grid"`: all combinations of the values; `"random"`: draws
+            `num_settings` different ones; `"optuna"`: Optuna's
+            tree-structured Parzen estimator proposes them, eight at a time,
+            from the results of those before. Defaults to `"grid"`.
+        num_settings: Integer, how many are drawn or proposed.
+        sampler_seed: Integer, of the settings that are drawn; those of
+            `num_settings` are the first ones of more. Defaults to `0`.
+        measure: `"last_tenth"` or `"area_under_curve"`: what `"optuna"`
+            improves, the mean over seeds and methods, and what the best
+            settings that are printed at the end are best in. Defaults to
+            `"last_tenth"`.
+        processes: Integer, how many runs this machine trains at a time.
+            The backend has a share of the cores for each, which may change
+            results by rounding. Defaults to `1`.
+        ray_address: String, the address of a cluster of Ray that trains in
+            place of this machine, one run a CPU, such as `"10.0.0.1:6379"` or
+            `"auto"`. Its nodes need this package and the trainer's file, and
+            should share `log_dir`. Defaults to `None`: no cluster.
+        retries: Integer, how often a run whose worker died is tried again.
+            Defaults to `3`.
+        table_format: `"csv"` or `"parquet"`. Defaults to `"csv"`.
+        report_seeds: Integer: at the end the best setting of each method, by
+            the mean of `measure` over its seeds, is trained on so many seeds
+            that no setting was chosen by, and reported in
+            `log_dir/report.csv`. Defaults to `None`: no report.
+        resume: Boolean, whether to resume the sweep in `log_dir`, if there is
+            one. More settings may be asked for, but nothing else may differ.
+            Defaults to `False`.
+
+    Returns:
+        List of dicts, the rows of the table.
+
+    Raises:
+        ConnectionError: If the cluster is not there.
+        FileExistsError: If `log_dir` holds a sweep, and not `resume`.
+        ImportError: If Optuna, Ray or pyarrow is needed and not there.
+        SystemExit: With a message, which was printed: 1 if a run failed; 128
+            and the signal's number after Ctrl-C, SIGTERM or SIGHUP.
+        ValueError: If an argument is not as described, if the trainer refuses
+            the flags of a setting, or if `log_dir` cannot be what it should
+            be.
+
+    Example:
+
+    ```python
+    rows = experiments.sweep(
+        "examples/slowly_changing_regression.py",
+        {"learning_rate": [0.003, 0.01], "l2": [1e-3, 1e-2]},
+        flags={"method": "l2", "num_examples": 100_000},
+        log_dir="logs/l2",
+        processes=2,
+    )
+    ```
+
+    References:
+
+    - [Bergstra et al., 2011](https://papers.nips.cc/paper/4443)
+    """
+    plan = Plan(
+        trainer=trainer,
+        space=space,
+        flags=flags,
+        sampler=sampler,
+        num_settings=num_settings,
+        sampler_seed=sampler_seed,
+        measure=measure,
+    )
+    processes = validation.check_positive_integer("processes", processes)
+    if ray_address is not None:
+        ray_address = validation.check_path("ray_address", ray_address)
+    retries = validation.check_integer("retries", retries, 0)
+    table_format = validation.check_choice(
+        "table_format", table_format, ("csv", "parquet")
+    )
+    if report_seeds is not None:
+        report_seeds = validation.check_positive_integer(
+            "report_seeds", report_seeds, 10**6
+        )
+    resume = validation.check_boolean("resume", resume)
+    if log_dir is None:
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        log_dir = os.path.join("logs", "sweeps", f"{plan.name}-{now}")
+    log_dir = os.path.abspath(validation.check_path("log_dir", log_dir))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(terminal.lasting_output())
+        caught = stack.enter_context(catch_signals(raises=False))
+        log = SweepLog(log_dir, plan, table_format, resume)
+        stack.callback(log.close)
+        driver = _Driver(plan, log, retries, caught)
+        try:
+            with _executor(plan, processes, ray_address) as executor:
+                driver.check(executor)
+                log.begin()
+                driver.train(executor)
+                if report_seeds is not None:
+                    driver.report(executor, report_seeds)
+        except _Interrupted:
+            pass
+        driver.end()
+    return log.table.rows
+
+
+@contextlib.contextmanager
+def _executor(plan, processes, ray_address):
+    if ray_address is None:
+        executor = LocalProcesses(plan.trainer, processes)
+    else:
+        executor = RayCluster(plan.trainer, ray_address)
+    try:
+        yield executor
+    except BaseException as error:
+        # Those of an interruption have been told to end in order.
+        executor.close(at_once=not isinstance(error, _Interrupted))
+        raise
+    executor.close()
+
+
+class _Driver:
+    """Has the runs of a sweep done, and keeps count.
+
+    Args:
+        plan: `Plan`.
+        log: `SweepLog`.
+        retries: Integer.
+        caught: `Interruption`.
+    """
+
+    def __init__(self, plan, log, retries, caught: Interruption):
+        self._plan = plan
+        self._log = log
+        self._retries = retries
+        self._caught = caught
+        self._failures = {}
+        self._settings = []
+
+    def check(self, executor):
+        """Has the trainer check all settings that are known already.
+
+        Raises:
+            ValueError: If it refuses one.
+        """
+        checked = self._plan.to_check()
+        arguments = [
+            jobs.arguments_of(self._plan.flags, setting) for setting in checked
+        ]
+        with contextlib.ExitStack() as stack:
+            if not isinstance(executor, LocalProcesses):
+                executor = LocalProcesses(self._plan.trainer, 1)
+                stack.callback(executor.close)
+            print(f"Checking {len(checked)} settings of {self._plan.trainer}")
+            future = executor.check(arguments)
+            self._wait([future], executor)
+            try:
+                refused = future.result()
+            except WorkerDied as error:
+                raise ValueError(
+                    f"{self._plan.trainer} cannot be run, and nothing was "
+                    f"trained: {error}"
+                ) from error
+        if refused is not None:
+            index, error = refused
+            raise ValueError(
+                f"{self._plan.trainer} refuses a setting of the sweep, and "
+                f"nothing was trained. {error}\nIt is the setting "
+                f"{_as_flags(checked[index])}"
+            )
+
+    def train(self, executor):
+        """Does all runs that are not in the table."""
+        with self._log.progress(self._plan.most_settings) as progress:
+            while True:
+                settings = self._plan.next_settings(
+                    self._settings, self._log.table.rows
+                )
+                if not settings:
+                    return
+                first = len(self._settings)
+                self._settings += settings
+                found = [
+                    self._plan.job(first + index, setting, self._log.path)
+                    for index, setting in enumerate(settings)
+                ]
+                waiting = [job for job in found if not self._log.table.has(job)]
+                progress.found(len(found) - len(waiting))
+                self._do(executor, waiting, progress, self._log.add)
+
+    def report(self, executor, num_seeds):
+        """Trains the best setting of each method on seeds of their own."""
+        rows = self._log.table.rows
+        if not rows:
+            return
+        found = self._plan.report_jobs(rows, num_seeds, self._log.path)
+        table = self._log.report
+        # A sweep that has grown may have found others.
+        table.keep(found, num_seeds)
+        waiting = [job for job in found if not table.has(job)]
+        with self._log.progress(len(found)) as progress:
+            progress.found(len(found) - len(waiting))
+            self._do(
+                executor,
+                waiting,
+                progress,
+                lambda job, rows: table.add(job.run, rows),
+            )
+
+    def end(self):
+        """Prints what there is to say; ends the process unless all is done."""
+        done = len({row["run"] for row in self._log.table.rows})
+        self._log.print_results()
+        if self._caught.signal is not None:
+            exit_status.end(
+                f"Interrupted by {self._caught.signal.name} after {done} runs. "
+                "To resume the sweep: the same command with --resume "
+                f"--log_dir={self._log.path}",
+                exit_status.INTERRUPTED + self._caught.signal,
+            )
+        if self._failures:
+            first = next(iter(self._failures.values()))
+            exit_status.end(
+                f"{len(self._failures)} of {len(self._settings)} runs failed, "
+                f"see {self._log.failures_path}. The first one: {first}",
+                exit_status.FAILED,
+            )
+
+    def _do(self, executor, waiting, progress, keep):
+        attempts = collections.Counter()
+        running = {executor.submit(job): job for job in waiting}
+        while running:
+            done = self._wait(list(running), executor)
+            for future in done:
+                job = running.pop(future)
+                attempts[job.run] += 1
+                try:
+                    outcome = future.result()
+                except ValueError:
+                    raise  # The trainer is none, or its results are damaged.
+                except Exception as error:
+                    reason = str(error).strip().partition("\n")[0]
+                    reason = reason or repr(error)
+                else:
+                    if outcome.status == 0:
+                        keep(job, outcome.rows)
+                        progress.done(self._log.result(outcome.rows))
+                        continue
+                    if outcome.status < exit_status.INTERRUPTED:
+                        self._fail(job, outcome.message)
+                        progress.done("failed")
+                        continue
+                    number = outcome.status - exit_status.INTERRUPTED
+                    reason = f"something sent it {signal.Signals(number).name}"
+                if attempts[job.run] <= self._retries:
+                    print(f"Run {job.run}: {reason}. It is tried again.")
+                    running[executor.submit(job)] = job
+                else:
+                    self._fail(job, f"{reason}, {attempts[job.run]} times")
+                    progress.done("failed")
+
+    def _fail(self, job, message):
+        self._failures[job.run] = message
+        self._log.add_failure(job, message)
+        print(f"Run {job.run} failed: {message}")
+
+    def _wait(self, futures, executor):
+        """The futures that are done; raises `_Interrupted` after a signal."""
+        while True:
+            done, _ = concurrent.futures.wait(
+                futures,
+                _SECONDS_BETWEEN_LOOKS,
+                concurrent.futures.FIRST_COMPLETED,
+            )
+            if self._caught.signal is not None:
+                executor.stop()
+                raise _Interrupted
+            if done:
+                return done
+
+
+def _as_flags(setting):
+    return " ".join(f"--{name}={value}" for name, value in setting.items())

@@ -1,0 +1,193 @@
+"""Where the jobs of a sweep are done: here, or on a cluster of Ray.
+
+An executor has `submit`, which returns a `concurrent.futures.Future` of an
+`Outcome`; `stop`, after which jobs end as soon as they can in order; and
+`close`. Whatever a future raises, its job was not done and can be tried again.
+"""
+
+import concurrent.futures
+import os
+import socket
+import threading
+
+import keras
+
+from keras_plasticity.experiments.sweeps.jobs import Job
+from keras_plasticity.experiments.sweeps.jobs import do_job
+from keras_plasticity.experiments.sweeps.worker_process import WorkerProcess
+
+_SECONDS_TO_CONNECT = 5
+
+
+class LocalProcesses:
+    """Processes of this machine, each of which does one job after another.
+
+    Args:
+        trainer: String, the trainer's file.
+        processes: Integer, how many there are.
+    """
+
+    def __init__(self, trainer: str, processes: int):
+        self._trainer = trainer
+        self._threads = None
+        if processes > 1:
+            self._threads = max(1, (os.cpu_count() or 1) // processes)
+        self._pool = concurrent.futures.ThreadPoolExecutor(processes)
+        self._workers = []
+        self._idle = []
+        self._is_stopped = False
+        self._lock = threading.Lock()
+
+    def submit(self, job: Job) -> concurrent.futures.Future:
+        return self._pool.submit(self._with_worker, do_job, job)
+
+    def check(self, arguments: list[list[str]]) -> concurrent.futures.Future:
+        """Has the trainer check flags.
+
+        Args:
+            arguments: List of lists of flags.
+
+        Returns:
+            Future of the first that it refuses, its index and the error;
+            `None` if there is none.
+        """
+        return self._pool.submit(self._with_worker, _check, arguments)
+
+    def stop(self):
+        with self._lock:
+            self._is_stopped = True
+            for worker in self._workers:
+                worker.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self, at_once: bool = False):
+        """Ends all processes.
+
+        Args:
+            at_once: Boolean, whether without time to end in order.
+        """
+        try:
+            if at_once:
+                self._kill()
+            self._pool.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C once more.
+            self._kill()
+            raise
+        # Those that are left are idle.
+        for worker in self._idle:
+            worker.close()
+
+    def _kill(self):
+        with self._lock:
+            self._is_stopped = True
+            for worker in self._workers:
+                worker.kill()
+
+    def _with_worker(self, function, argument):
+        with self._lock:
+            if self._is_stopped:
+                raise concurrent.futures.CancelledError
+            if self._idle:
+                worker = self._idle.pop()
+            else:
+                # With the lock: nobody may end all workers meanwhile.
+                worker = WorkerProcess(
+                    self._trainer, keras.backend.backend(), self._threads
+                )
+                self._workers.append(worker)
+        try:
+            result = function(worker, argument)
+        except BaseException:
+            with self._lock:
+                self._workers.remove(worker)
+            worker.close(at_once=True)
+            raise
+        with self._lock:
+            self._idle.append(worker)
+        return result
+
+
+class RayCluster:
+    """A cluster of Ray: each job takes a CPU of any of its nodes.
+
+    The nodes have to have this package and the trainer's file, under the same
+    path. Where they also share the folder of the sweep, a job whose node is
+    gone is resumed on another one; else it starts there anew.
+
+    Args:
+        trainer: String, the trainer's file.
+        address: String, that of the cluster, such as `"10.0.0.1:6379"`, or
+            `"auto"`: the one that is running on this machine.
+
+    Raises:
+        ConnectionError: If the cluster is not there.
+        ImportError: If Ray is not installed.
+    """
+
+    def __init__(self, trainer: str, address: str):
+        self._ray = _import_ray()
+        _connect(self._ray, address)
+        self._trainer = trainer
+        self._references = []
+        # The driver tries again, for whatever reason a job was not done.
+        self._task = self._ray.remote(max_retries=0)(_do_job_on_node)
+
+    def submit(self, job: Job) -> concurrent.futures.Future:
+        reference = self._task.remote(
+            self._trainer, keras.backend.backend(), job
+        )
+        self._references.append(reference)
+        return reference.future()
+
+    def stop(self):
+        for reference in self._references:
+            # In a task that runs it raises a `KeyboardInterrupt`.
+            self._ray.cancel(reference)
+
+    def close(self, at_once: bool = False):
+        del at_once  # Processes whose driver is gone end by themselves.
+        self._ray.shutdown()
+
+
+def _check(worker, arguments):
+    for index, each in enumerate(arguments):
+        status, message = worker.run([*each, "--dry_run"], os.devnull)
+        if status:
+            return index, message or f"exit status {status}"
+    return None
+
+
+def _do_job_on_node(trainer, backend, job):
+    worker = WorkerProcess(trainer, backend)
+    try:
+        return do_job(worker, job)
+    finally:
+        # It ends what it trains in order if this is a `KeyboardInterrupt`.
+        worker.close()
+
+
+def _import_ray():
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "A cluster of Ray needs Ray: pip install -e '.[ray]'"
+        ) from error
+    return ray
+
+
+def _connect(ray, address):
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and "://" not in address:
+            # Ray itself would try for a minute.
+            socket.create_connection(
+                (host, int(port)), _SECONDS_TO_CONNECT
+            ).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConnectionError(
+            f"There is no cluster of Ray at {address}. Start one by `ray start "
+            "--head`, or give the address of one that is running. "
+            f"({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from error

@@ -1,0 +1,281 @@
+"""What a sweep is to train."""
+
+import math
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_plasticity import validation
+from keras_plasticity.experiments import measures
+from keras_plasticity.experiments import selection
+from keras_plasticity.experiments import table
+from keras_plasticity.experiments.sweeps import space as spaces
+from keras_plasticity.experiments.sweeps.jobs import Job
+from keras_plasticity.experiments.sweeps.jobs import arguments_of
+
+# Flags of a trainer that are the sweep's own business.
+_OWN_FLAGS = ("log_dir", "resume", "overwrite", "dry_run")
+
+
+class Plan:
+    """What a sweep is to train, checked as far as can be without a trainer.
+
+    Args:
+        trainer: See `sweep`, as all of them.
+        space: Dict.
+        flags: Dict, or `None`.
+        sampler: String.
+        num_settings: Integer, or `None`.
+        sampler_seed: Integer.
+        measure: String.
+
+    Attributes:
+        name: String, the name of the trainer's file without its ending.
+        most_settings: Integer, how many settings there may be.
+    """
+
+    def __init__(
+        self,
+        trainer,
+        space,
+        flags,
+        sampler,
+        num_settings,
+        sampler_seed,
+        measure,
+    ):
+        path = validation.check_path("trainer", trainer)
+        if not os.path.isfile(path):
+            raise ValueError(
+                "`trainer` must be the file of a trainer, such as "
+                f"'examples/online_permuted_mnist.py'. Received: {trainer}"
+            )
+        self.trainer = os.path.abspath(path)
+        self.name = os.path.splitext(os.path.basename(path))[0]
+        self.space = spaces.check_space(space)
+        self.flags = _check_flags(flags)
+        self.sampler = validation.check_choice(
+            "sampler", sampler, spaces.SAMPLERS
+        )
+        self.sampler_seed = validation.check_integer(
+            "sampler_seed", sampler_seed, 0
+        )
+        self.measure = validation.check_choice(
+            "measure", measure, tuple(measures.MEASURES)
+        )
+        for name in (*self.space, *self.flags):
+            if name in _OWN_FLAGS:
+                raise ValueError(
+                    f"`space` and `flags` must not have `{name}`, which a "
+                    "sweep sets by itself. Received: "
+                    f"space={space}, flags={flags}"
+                )
+        both = [name for name in self.space if name in self.flags]
+        if both:
+            raise ValueError(
+                "`flags` must not have what `space` varies: leave one of them "
+                f"out. Received: {both[0]} in space={space}, flags={flags}"
+            )
+        self._check_number(num_settings)
+        if self.sampler == "optuna":
+            spaces.check_optuna()
+        self._drawn = self._draw()
+
+    @property
+    def most_settings(self):
+        return self._num_settings if self._drawn is None else len(self._drawn)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the results of the sweep depend on, for JSON."""
+        return {
+            "trainer": self.trainer,
+            "backend": keras.backend.backend(),
+            "flags": self.flags,
+            "space": {
+                name: [each.low, each.high, each.log, "range"]
+                if isinstance(each, spaces.Range)
+                else each
+                for name, each in self.space.items()
+            },
+            "sampler": self.sampler,
+            "sampler_seed": self.sampler_seed,
+            "measure": self.measure if self.sampler == "optuna" else None,
+            "num_settings": self._num_settings,
+        }
+
+    def to_check(self) -> list[dict[str, str]]:
+        """Settings that the trainer has to accept before it trains any."""
+        if self._drawn is None:
+            return spaces.corners(self.space)
+        return self._drawn
+
+    def next_settings(self, before, rows) -> list[dict[str, str]]:
+        """The settings that can be trained next, if there are any.
+
+        Args:
+            before: List of all settings that were trained.
+            rows: List of the rows of their results.
+        """
+        if self._drawn is not None:
+            return [] if before else self._drawn
+        count = min(spaces.ROUND, self._num_settings - len(before))
+        if count < 1:
+            return []
+        results = [
+            result_of([row for row in rows if row["run"] == run], self.measure)
+            for run in range(len(before))
+        ]
+        return spaces.propose(
+            self.space,
+            list(zip(before, results)),
+            count,
+            self.sampler_seed,
+            bool(before and rows) and rows[0]["lower_is_better"],
+        )
+
+    def job(self, run: int, setting: dict[str, str], log_dir: str) -> Job:
+        return Job(
+            run,
+            setting,
+            arguments_of(self.flags, setting),
+            os.path.join(log_dir, "runs", f"{run:04d}"),
+        )
+
+    def report_jobs(self, rows, num_seeds: int, log_dir: str) -> list[Job]:
+        """Jobs that train the best setting of each method on other seeds.
+
+        Args:
+            rows: List of the rows of all settings.
+            num_seeds: Integer.
+            log_dir: String, the folder of the sweep.
+
+        Returns:
+            List of `Job`s, one for each method, but for those all of whose
+            settings diverged.
+        """
+        used = sorted({row["seed"] for row in rows})
+        first = used[-1] + 1
+        seeds = list(range(first, first + num_seeds))
+        selection.check_separate_seeds(used, seeds)
+        best = {}
+        for group in settings_of(rows, self.measure):
+            if result_of(group, self.measure) is not None:
+                best.setdefault(group[0]["method"], group[0])
+        found = []
+        for run, method in enumerate(sorted(best)):
+            row = best[method]
+            # What the sweep itself may have varied.
+            own = {
+                "method": method,
+                "seed": str(first),
+                "num_learners": str(num_seeds),
+            }
+            setting = {
+                name: own.get(name, row[f"{table.FLAG}{name}"])
+                for name in self.space
+            }
+            found.append(
+                Job(
+                    run,
+                    setting,
+                    arguments_of({**self.flags, **own}, setting),
+                    os.path.join(
+                        log_dir, "runs", f"report-{row['run']:04d}-{method}"
+                    ),
+                )
+            )
+        return found
+
+    def _check_number(self, num_settings):
+        ranges = [
+            name
+            for name, each in self.space.items()
+            if isinstance(each, spaces.Range)
+        ]
+        if self.sampler == "grid":
+            if ranges or num_settings is not None:
+                raise ValueError(
+                    "The sampler `grid` takes all combinations of lists of "
+                    "values: for a `Range`, or a number of settings, use the "
+                    f"sampler `random` or `optuna`. Received: sampler=grid, "
+                    f"num_settings={num_settings}, ranges of {ranges}"
+                )
+            self._num_settings = None
+            return
+        if num_settings is None:
+            raise ValueError(
+                f"The sampler `{self.sampler}` needs `num_settings`, how many "
+                "settings it draws. Received: num_settings=None"
+            )
+        self._num_settings = validation.check_positive_integer(
+            "num_settings", num_settings
+        )
+
+    def _draw(self):
+        """All settings, where they do not depend on results."""
+        if self.sampler == "grid":
+            return spaces.grid(self.space)
+        if self.sampler == "random":
+            return spaces.draw(
+                self.space, self._num_settings, self.sampler_seed
+            )
+        return None
+
+
+def settings_of(rows, measure):
+    """The rows of each method and setting, those of the best one first.
+
+    Seeds are none of a setting's business: if a sweep varies them, they belong
+    together.
+
+    Args:
+        rows: List of dicts, the rows of a table.
+        measure: String.
+
+    Returns:
+        List of lists of rows.
+    """
+    groups = {}
+    for row in rows:
+        flags = [
+            (name, value)
+            for name, value in row.items()
+            if name.startswith(table.FLAG) and name != f"{table.FLAG}seed"
+        ]
+        groups.setdefault((row["method"], *flags), []).append(row)
+    sign = 1 if rows and rows[0]["lower_is_better"] else -1
+
+    def order(group):
+        result = result_of(group, measure)
+        return math.inf if result is None else sign * result
+
+    return sorted(groups.values(), key=order)
+
+
+def result_of(rows, measure):
+    """The mean of a measure over rows; `None` if one of them diverged."""
+    values = [row[measure] for row in rows]
+    if not values or any(value is None for value in values):
+        return None
+    return float(np.mean(values))
+
+
+def _check_flags(flags):
+    rule = "a dict from the name of a flag to its value, or a list of values"
+    if flags is None:
+        return {}
+    result = {}
+    validation.check_mapping("flags", flags, rule=rule)
+    for name, value in flags.items():
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        is_plain = all(
+            isinstance(each, (str, bool)) or validation.is_number(each)
+            for each in values
+        )
+        if not isinstance(name, str) or not name.isidentifier() or not is_plain:
+            raise validation.error("flags", rule, flags)
+        values = list(map(spaces.as_flag, values))
+        result[name] = values if isinstance(value, (list, tuple)) else values[0]
+    return result

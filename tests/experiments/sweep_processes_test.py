@@ -1,0 +1,204 @@
+"""Sweeps by real processes, which are killed; and by a cluster of Ray."""
+
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keras_plasticity.experiments.sweeps import executors
+from keras_plasticity.experiments.sweeps import jobs
+from keras_plasticity.experiments.table import read_table
+from keras_plasticity.files import is_alive
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_TRAINER = str(_ROOT / "examples" / "slowly_changing_regression.py")
+_FLAGS = {
+    "num_examples": "60",
+    "examples_per_task": "20",
+    "method": "linear",
+}
+_GRID = {"learning_rate": ["0.01", "0.02", "0.04"], "seed": ["0", "7"]}
+
+
+def start(folder, *more, **changes):
+    flags = {**_FLAGS, **changes}
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "keras_plasticity.experiments", "sweep"),
+            *(_TRAINER, f"--log_dir={folder}", "--resume"),
+            *(f"--grid={k}={','.join(v)}" for k, v in _GRID.items()),
+            *(f"--{name}={value}" for name, value in flags.items()),
+            *("--num_learners=2", *more),
+        ],
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def results(folder):
+    """The table without what no two sweeps share: how long it took."""
+    return [
+        {k: v for k, v in row.items() if not k.endswith("_seconds")}
+        for row in read_table(f"{folder}/table.csv")
+    ]
+
+
+def workers_of(process):
+    """The processes that a driver's threads have started."""
+    found = []
+    for thread in pathlib.Path(f"/proc/{process}/task").glob("*"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/task"), reason="It looks for processes."
+)
+def test_processes_that_are_killed(tmp_path):
+    """Drivers and workers, ten times at random; nothing is lost or twice."""
+    pytest.importorskip("matplotlib")
+    whole = start(tmp_path / "whole", "--processes=2")
+    told, _ = whole.communicate(timeout=900)
+    assert whole.returncode == 0, told
+    rng = random.Random(0)
+    kills = killed_workers = 0
+    broken = None
+    while kills < 10:
+        if broken is None or broken.poll() is not None:
+            broken = start(tmp_path / "broken", "--processes=2", "--retries=9")
+        time.sleep(rng.uniform(1, 25))
+        workers = workers_of(broken.pid)
+        if kills % 2 and workers:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            killed_workers += 1
+        else:
+            broken.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            broken.communicate(timeout=300)
+        kills += 1
+    if broken.poll() is not None:
+        broken = start(tmp_path / "broken")
+    told, _ = broken.communicate(timeout=900)
+    assert broken.returncode == 0, told
+    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+    assert len(results(tmp_path / "whole")) == 12
+    assert killed_workers
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/task"), reason="It looks for processes."
+)
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_a_sweep_in_order(tmp_path, number, status):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "a"
+    # Runs of minutes, of which the checkpoint is what is left.
+    sweep = start(folder, num_examples="2000000", method="bp")
+    while sweep.poll() is None and not list(folder.glob("runs/*/bp/*tfev*")):
+        time.sleep(0.1)
+    time.sleep(2)
+    workers = workers_of(sweep.pid)
+    sweep.send_signal(number)
+    told, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == status, told
+    assert f"Interrupted by {signal.Signals(number).name} after 0" in told
+    assert f"--resume --log_dir={folder}" in told
+    assert len(workers) == 1 and not is_alive(workers[0])
+    assert (folder / "runs" / "0000" / "bp" / "checkpoint.npz").exists()
+
+
+def make_job(folder, run=0, **flags):
+    setting = {"learning_rate": "0.01"}
+    return jobs.Job(
+        run,
+        setting,
+        jobs.arguments_of({**_FLAGS, **flags}, setting),
+        str(folder / f"{run:04d}"),
+    )
+
+
+@pytest.mark.slow
+def test_one_process_does_one_job_after_another(tmp_path):
+    pytest.importorskip("matplotlib")
+    executor = executors.LocalProcesses(_TRAINER, 1)
+    refused = executor.check(
+        [["--method=bp"], ["--method=bp", "--rat=3"], ["--method=no"]]
+    )
+    assert refused.result()[0] == 1
+    assert "Unknown command line flag 'rat'" in refused.result()[1]
+    first = executor.submit(make_job(tmp_path, 0)).result()
+    second = executor.submit(make_job(tmp_path, 1, seed="3")).result()
+    failed = executor.submit(make_job(tmp_path, 2, device="gpu")).result()
+    again = executor.submit(make_job(tmp_path, 0)).result()
+    executor.close()
+    assert first.status == second.status == 0
+    assert first.rows[0]["seed"] == 0 and second.rows[0]["seed"] == 3
+    assert first.rows[0]["last_tenth"] != second.rows[0]["last_tenth"]
+    assert again.rows[0]["last_tenth"] == first.rows[0]["last_tenth"]
+    if failed.status:  # Where there is no GPU.
+        assert failed.status == 2 and "--device=gpu" in failed.message
+    log = (tmp_path / "0000" / jobs.LOG).read_text()
+    assert "Slowly-Changing Regression" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("print('hello')", "is no trainer, which would call"),
+        ("import no_such_module", "ModuleNotFoundError: No module named"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
+    ],
+)
+def test_files_that_are_no_trainers(tmp_path, text, message):
+    path = tmp_path / "trainer.py"
+    path.write_text(text)
+    executor = executors.LocalProcesses(str(path), 1)
+    error = executor.check([[]]).exception()
+    executor.close()
+    assert message in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_of_two_nodes_of_which_one_is_killed(tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    pytest.importorskip("matplotlib")
+    from ray import cluster_utils
+
+    whole = start(tmp_path / "whole")
+    told, _ = whole.communicate(timeout=900)
+    assert whole.returncode == 0, told
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1}
+    )
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        sweep = start(
+            tmp_path / "nodes", f"--ray={cluster.address}", "--retries=5"
+        )
+        runs = tmp_path / "nodes" / "runs"
+        # Until each node trains.
+        while sweep.poll() is None and len(list(runs.glob("*/log.txt"))) < 2:
+            time.sleep(0.2)
+        cluster.remove_node(node, allow_graceful=False)
+        told, _ = sweep.communicate(timeout=900)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert sweep.returncode == 0, told
+    assert "It is tried again" in told, told
+    assert results(tmp_path / "nodes") == results(tmp_path / "whole")

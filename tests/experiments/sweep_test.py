@@ -1,0 +1,517 @@
+"""Sweeps whose runs are made up: what is kept, redone, and refused."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import random
+import signal
+
+import pytest
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.util import tensor_util
+
+from keras_plasticity import experiments
+from keras_plasticity.experiments import exit_status
+from keras_plasticity.experiments import run_folder
+from keras_plasticity.experiments.sweeps import command
+from keras_plasticity.experiments.sweeps import driver
+from keras_plasticity.experiments.sweeps import jobs
+from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
+from keras_plasticity.experiments.table import read_table
+
+SPACE = {"rate": [0.1, 0.2, 0.3], "l2": ["0", "1e-3"]}
+
+
+def make_summary(job, values=None):
+    """What a trainer would write: two seeds, two tasks."""
+    rate = float(job.setting["rate"])
+    values = values or [[rate, rate + 1], [rate + 2, rate + 3]]
+    return {
+        "problem": "stream",
+        "metric": {"name": "loss", "lower_is_better": True, "scale": 1.0},
+        "flags": {"seed": 4},
+        "runs": [
+            {
+                "method": "bp",
+                "num_learners": 2,
+                "train_seconds": 1.0,
+                "compile_seconds": 0.5,
+                "per_task": [{"loss_per_learner": each} for each in values],
+            }
+        ],
+    }
+
+
+class FakeProcesses:
+    """In place of `LocalProcesses`: jobs are done by a function."""
+
+    do = staticmethod(lambda job: None)
+    refused = None
+
+    def __init__(self, trainer, processes):
+        del trainer, processes
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+
+    def submit(self, job):
+        return self._pool.submit(lambda: type(self).do(job) or whole(job))
+
+    def check(self, arguments):
+        type(self).checked = arguments
+        return self._pool.submit(lambda: self.refused)
+
+    def stop(self):
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self, at_once=False):
+        self._pool.shutdown(cancel_futures=True)
+
+
+def whole(job, values=None):
+    return jobs.Outcome(0, "", jobs.rows_of(make_summary(job, values), job))
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    path = tmp_path / "trainer.py"
+    path.write_text("")
+    return str(path)
+
+
+@pytest.fixture
+def do(monkeypatch):
+    """Sets the function that does jobs, by `do(function)`."""
+    executor = type("Executor", (FakeProcesses,), {})
+    monkeypatch.setattr(driver, "LocalProcesses", executor)
+
+    def set_function(function=lambda job: None):
+        executor.do = staticmethod(function)
+        return executor
+
+    set_function()
+    return set_function
+
+
+def read_hparams(folder):
+    """The settings and results that TensorBoard's "HParams" shows of a run."""
+    events = plugin_event_accumulator.EventAccumulator(str(folder)).Reload()
+    contents = events.PluginTagToContent("hparams")
+    start = hparams_metadata.parse_session_start_info_plugin_data(
+        contents[hparams_metadata.SESSION_START_INFO_TAG]
+    )
+    settings = {
+        name: getattr(value, value.WhichOneof("kind"))
+        for name, value in start.hparams.items()
+    }
+    results = {
+        tag: tensor_util.make_ndarray(events.Tensors(tag)[0].tensor_proto)
+        for tag in events.Tags()["tensors"]
+        if tag.startswith("result/")
+    }
+    return settings, {tag: float(value) for tag, value in results.items()}
+
+
+def run_sweep(trainer, folder, resume=False, **arguments):
+    arguments = {"space": SPACE, **arguments}
+    return experiments.sweep(
+        trainer, log_dir=str(folder), resume=resume, **arguments
+    )
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_the_table(trainer, do, tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    do()
+    rows = run_sweep(trainer, tmp_path / "a", table_format=ending)
+    assert read_table(str(tmp_path / "a" / f"table.{ending}")) == rows
+    assert len(rows) == 6 * 2
+    assert list(rows[0]) == jobs.columns(SPACE)
+    assert rows[3] == {
+        **{"run": 1, "flag.rate": "0.1", "flag.l2": "1e-3", "seed": 5},
+        **{"problem": "stream", "method": "bp", "num_tasks": 2},
+        **{"metric": "loss", "lower_is_better": True},
+        **{"area_under_curve": 2.1, "last_tenth": 3.1},
+        **{"train_seconds": 1.0, "compile_seconds": 0.5},
+    }
+
+
+def test_what_a_trainer_is_told(trainer, do, tmp_path):
+    executor = do()
+    seen = []
+    do(lambda job: seen.append(job))
+    run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"rate": [0.1]},
+        flags={"method": ["bp", "cbp,l2"], "flip": True, "seed": 3},
+    )
+    assert seen[0].arguments == [
+        *("--on_nan=continue", "--method=bp", "--method=cbp,l2"),
+        *("--flip=true", "--seed=3", "--rate=0.1"),
+    ]
+    assert executor.checked == [seen[0].arguments]
+    assert seen[0].log_dir == str(tmp_path / "a" / "runs" / "0000")
+
+
+def test_charts_have_a_row_for_each_setting(trainer, do, tmp_path):
+    do()
+    run_sweep(trainer, tmp_path / "a")
+    folders = sorted((tmp_path / "a" / "tensorboard").iterdir())
+    assert [folder.name for folder in folders] == [f"{i:04d}" for i in range(6)]
+    settings, results = read_hparams(folders[3])
+    assert settings == {"rate": 0.2, "l2": 0.001}
+    assert results == pytest.approx(
+        {"result/area_under_curve": 1.7, "result/last_tenth": 2.7}
+    )
+
+
+def test_a_worker_that_dies_is_replaced(trainer, do, tmp_path, capsys):
+    attempts = []
+
+    def die_twice(job):
+        attempts.append(job.run)
+        if attempts.count(job.run) <= 2 and job.run % 2:
+            raise WorkerDied("the worker process ended: SIGKILL")
+        if job.run == 4 and attempts.count(4) == 1:
+            return jobs.Outcome(143, "", [])
+
+    do(die_twice)
+    rows = run_sweep(trainer, tmp_path / "a")
+    do()
+    assert rows == run_sweep(trainer, tmp_path / "b")
+    assert attempts.count(1) == 3 and attempts.count(4) == 2
+    told = capsys.readouterr().out
+    assert "Run 1: the worker process ended: SIGKILL. It is tried" in told
+    assert "Run 4: something sent it SIGTERM. It is tried again." in told
+
+
+def test_runs_that_fail_are_told_and_redone(trainer, do, tmp_path, capsys):
+    attempts = []
+
+    def fail(job):
+        attempts.append(job.run)
+        if job.run == 2:
+            return jobs.Outcome(1, "the disk is full", [])
+        if job.run == 3:
+            raise WorkerDied("SIGSEGV")
+
+    do(fail)
+    with pytest.raises(SystemExit, match="2 of 6 runs failed") as error:
+        run_sweep(trainer, tmp_path / "a", retries=1)
+    assert error.value.code == exit_status.FAILED
+    assert attempts.count(2) == 1 and attempts.count(3) == 2
+    failures = (tmp_path / "a" / "failures.csv").read_text()
+    assert "the disk is full" in failures and "SIGSEGV, 2 times" in failures
+    executor = do()
+    rows = run_sweep(trainer, tmp_path / "a", resume=True)
+    assert len(rows) == 12 and executor.checked
+    assert not (tmp_path / "a" / "failures.csv").exists()
+
+
+def test_learners_that_diverge(trainer, do, tmp_path, capsys):
+    do(lambda job: whole(job, [[1.0, None], [2.0, None]]))
+    rows = run_sweep(trainer, tmp_path / "a", space={"rate": [0.1]})
+    assert [row["last_tenth"] for row in rows] == [2.0, None]
+    assert read_table(str(tmp_path / "a" / "table.csv")) == rows
+    assert "1 of 2 diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "optuna"])
+def test_a_sweep_that_is_killed_again_and_again(trainer, do, tmp_path, sampler):
+    """It ends with the table, byte for byte, of one that is not."""
+    arguments = {}
+    if sampler != "grid":
+        space = {"rate": experiments.Range(0.1, 0.9), "l2": ["0", "1"]}
+        arguments = {"space": space, "sampler": sampler, "num_settings": 20}
+    if sampler == "optuna":
+        pytest.importorskip("optuna", reason="Optuna is not installed")
+    do()
+    run_sweep(trainer, tmp_path / "whole", **arguments)
+
+    class Kill(BaseException):
+        pass
+
+    rng = random.Random(0)
+    ends = []
+    jobs_left = [0]
+
+    def end_now_and_then(job):
+        jobs_left[0] -= 1
+        if jobs_left[0] == -1 and len(ends) < 10:
+            ends.append(rng.choice(["a kill", "a signal"]))
+            if ends[-1] == "a kill":
+                raise Kill
+            signal.raise_signal(signal.SIGTERM)
+        return whole(job)
+
+    do(end_now_and_then)
+    while len(ends) < 10:
+        jobs_left[0] = rng.choice([0, 0, 0, 1])
+        with pytest.raises((Kill, SystemExit)) as error:
+            run_sweep(trainer, tmp_path / "broken", resume=True, **arguments)
+        assert getattr(error.value, "code", 143) == 143
+    assert len(set(ends)) == 2
+    run_sweep(trainer, tmp_path / "broken", resume=True, **arguments)
+    whole_table = (tmp_path / "whole" / "table.csv").read_bytes()
+    assert (tmp_path / "broken" / "table.csv").read_bytes() == whole_table
+
+
+def test_what_is_done_is_not_redone(trainer, do, tmp_path):
+    do()
+    rows = run_sweep(trainer, tmp_path / "a")
+    done = []
+    do(lambda job: done.append(job.run))
+    assert run_sweep(trainer, tmp_path / "a", resume=True) == rows
+    assert done == []
+
+
+def test_a_drawn_sweep_can_grow(trainer, do, tmp_path):
+    space = {"rate": experiments.Range(0.1, 0.9)}
+    arguments = {"space": space, "sampler": "random"}
+    do()
+    rows = run_sweep(trainer, tmp_path / "a", num_settings=3, **arguments)
+    done = []
+    do(lambda job: done.append(job.run))
+    more = run_sweep(
+        trainer, tmp_path / "a", resume=True, num_settings=5, **arguments
+    )
+    assert more[:6] == rows and done == [3, 4]
+    with pytest.raises(ValueError, match="num_settings=5 there"):
+        run_sweep(
+            trainer, tmp_path / "a", resume=True, num_settings=3, **arguments
+        )
+
+
+def test_interrupted_before_anything_is_done(trainer, do, tmp_path, capsys):
+
+    def interrupt(job):
+        if job.run == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    do(interrupt)
+    with pytest.raises(SystemExit, match="Interrupted by SIGINT") as error:
+        run_sweep(trainer, tmp_path / "a")
+    assert error.value.code == 130
+    assert f"--resume --log_dir={tmp_path / 'a'}" in capsys.readouterr().err
+
+
+def test_optuna_improves(trainer, do, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    do()
+    rows = run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"rate": experiments.Range(0.0, 1.0)},
+        sampler="optuna",
+        num_settings=32,
+    )
+    rates = [float(row["flag.rate"]) for row in rows[::2]]
+    assert len(set(rates)) == 32
+    assert sum(rates[24:]) < 0.5 * sum(rates[:8])
+
+
+def make_methods_summary(job):
+    """Of two methods, one of which has its best rate at 0.1, one at 0.3."""
+    rate = float(job.setting["rate"])
+    names = [a.partition("=")[2] for a in job.arguments if "--method=" in a]
+    flags = dict(a.lstrip("-").split("=") for a in job.arguments)
+    summary = make_summary(job)
+    summary["flags"]["seed"] = int(flags["seed"])
+    n = int(flags.get("num_learners", 2))
+    summary["runs"] = [
+        {
+            **summary["runs"][0],
+            "method": name,
+            "num_learners": n,
+            "per_task": [{"loss_per_learner": [sign * rate] * n}] * 2,
+        }
+        for name, sign in (("bp", 1), ("cbp", -1))
+        if name in names
+    ]
+    return summary
+
+
+def test_the_best_are_reported_on_other_seeds(trainer, do, tmp_path, capsys):
+    done = []
+
+    def work(job):
+        done.append(job)
+        return jobs.Outcome(0, "", jobs.rows_of(make_methods_summary(job), job))
+
+    do(work)
+    arguments = {
+        "space": {"rate": [0.1, 0.2, 0.3], "seed": [4, 6]},
+        "flags": {"method": ["bp", "cbp"]},
+        "report_seeds": 3,
+    }
+    rows = run_sweep(trainer, tmp_path / "a", **arguments)
+    assert {row["seed"] for row in rows} == {4, 5, 6, 7}
+    reported = read_table(str(tmp_path / "a" / "report.csv"))
+    assert [
+        (row["method"], row["flag.rate"], row["seed"]) for row in reported
+    ] == [("bp", "0.1", seed) for seed in (8, 9, 10)] + [
+        ("cbp", "0.3", seed) for seed in (8, 9, 10)
+    ]
+    assert "--method=cbp" in done[-1].arguments
+    assert "--method=bp" not in done[-1].arguments
+    told = capsys.readouterr().out
+    assert "On other seeds, the last tenth of loss" in told
+    assert f"Report: {tmp_path / 'a' / 'report.csv'}" in told
+    # Resumed, with as many and with more of them.
+    del done[:]
+    run_sweep(trainer, tmp_path / "a", resume=True, **arguments)
+    assert done == []
+    arguments["report_seeds"] = 4
+    run_sweep(trainer, tmp_path / "a", resume=True, **arguments)
+    assert len(done) == 2
+    assert len(read_table(str(tmp_path / "a" / "report.csv"))) == 8
+
+
+def test_of_all_that_diverged_none_is_reported(trainer, do, tmp_path):
+    do(lambda job: whole(job, [[1.0, None]]))
+    run_sweep(trainer, tmp_path / "a", report_seeds=3)
+    assert not (tmp_path / "a" / "report.csv").exists()
+
+
+def test_a_setting_that_is_refused(trainer, do, tmp_path):
+    do().refused = (3, "--l2 belongs to methods with l2.")
+    with pytest.raises(
+        ValueError, match="nothing was trained. --l2 belongs.*\n.*--rate=0.2"
+    ):
+        run_sweep(trainer, tmp_path / "a")
+    do().refused = None
+    run_sweep(trainer, tmp_path / "a")  # As if nothing had been.
+
+
+def test_a_sweep_that_is_there(trainer, do, tmp_path):
+    do()
+    run_sweep(trainer, tmp_path / "a")
+    with pytest.raises(FileExistsError, match="holds another sweep"):
+        run_sweep(trainer, tmp_path / "a")
+    with pytest.raises(ValueError, match="table=csv there, table=parquet"):
+        run_sweep(trainer, tmp_path / "a", resume=True, table_format="parquet")
+    with pytest.raises(ValueError, match="space=.* there, space=.* here"):
+        run_sweep(trainer, tmp_path / "a", resume=True, space={"rate": [1]})
+
+
+def test_two_sweeps_on_one_folder(trainer, do, tmp_path):
+    executor = do()
+    lock = run_folder.lock_folder(str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="being written to by another run"):
+        run_sweep(trainer, tmp_path / "a")
+    assert not hasattr(executor, "checked")
+    run_folder.unlock_folder(str(tmp_path / "a"), lock)
+    run_sweep(trainer, tmp_path / "a")
+
+
+def test_a_table_of_another_schema(trainer, do, tmp_path):
+    executor = do()
+    run_sweep(trainer, tmp_path / "a")
+    del executor.checked
+    path = tmp_path / "a" / "table.csv"
+    text = path.read_text()
+    path.write_text(text.replace("flag.l2", "flag.l1"))
+    with pytest.raises(ValueError, match="another schema.*flag.l2.*flag.l1"):
+        run_sweep(trainer, tmp_path / "a", resume=True)
+    path.write_text(text.replace("last_tenth", "last"))
+    with pytest.raises(ValueError, match="it has no column last_tenth"):
+        run_sweep(trainer, tmp_path / "a", resume=True)
+    path.write_text(text.replace(",0.1,", ",0.5,"))
+    with pytest.raises(ValueError, match="another setting as run 0: rate=0.5"):
+        run_sweep(trainer, tmp_path / "a", resume=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "table.csv").write_text(text)
+    with pytest.raises(FileExistsError, match="no sweep that wrote it"):
+        run_sweep(trainer, tmp_path / "b")
+    assert os.listdir(tmp_path / "b") == ["table.csv"] or "run.lock" in (
+        os.listdir(tmp_path / "b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": "no.py"}, "`trainer` must be the file of a trainer"),
+        ({"flags": {"rate": 1}}, "`flags` must not have what `space` varies"),
+        ({"flags": {"log_dir": "a"}}, "must not have `log_dir`, which a sweep"),
+        ({"flags": {"a": None}}, "`flags` must be a dict"),
+        ({"space": {"resume": [True]}}, "must not have `resume`"),
+        ({"sampler": "all"}, "`sampler` must be one of"),
+        ({"sampler": "random"}, "needs `num_settings`"),
+        ({"num_settings": 3}, "The sampler `grid` takes all combinations"),
+        (
+            {"space": {"rate": experiments.Range(0, 1)}},
+            "The sampler `grid` takes all combinations",
+        ),
+        ({"measure": "best"}, "`measure` must be"),
+        ({"processes": 0}, "`processes` must be a positive integer"),
+        ({"table_format": "xls"}, "`table_format` must be"),
+    ],
+)
+def test_arguments_that_cannot_be(trainer, do, tmp_path, changes, message):
+    do()
+    arguments = {"trainer": trainer, "folder": tmp_path / "a", **changes}
+    with pytest.raises(ValueError, match=message):
+        run_sweep(**arguments)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_cluster_that_is_not_there(trainer, do, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    executor = do()
+    with pytest.raises(ConnectionError, match="no cluster of Ray at 127.0.0.1"):
+        run_sweep(trainer, tmp_path / "a", ray_address="127.0.0.1:9")
+    assert not hasattr(executor, "checked")
+
+
+def run_command(*arguments):
+    command.main(["sweep", *arguments])
+
+
+def test_the_command(trainer, do, tmp_path, capsys):
+    seen = []
+    do(lambda job: seen.append(job))
+    run_command(
+        *(trainer, f"--log_dir={tmp_path / 'a'}", "--grid=rate=0.1,0.2"),
+        *("--method=bp", "--method", "cbp", "--noflip", "--seed=-1"),
+    )
+    assert [job.setting["rate"] for job in seen] == ["0.1", "0.2"]
+    assert seen[0].arguments[1:-1] == [
+        *("--method=bp", "--method=cbp", "--noflip", "--seed=-1")
+    ]
+    told = capsys.readouterr().out
+    assert "2/2 runs" in told and "The best by the last tenth" in told
+    assert f"Table: {tmp_path / 'a' / 'table.csv'}" in told
+
+
+def test_the_command_draws(trainer, do, tmp_path):
+    do()
+    run_command(
+        *(trainer, f"--log_dir={tmp_path / 'a'}", "--range=rate=0.1..0.9:log"),
+        *("--num_settings=4", "--table=csv"),
+    )
+    assert len(read_table(str(tmp_path / "a" / "table.csv"))) == 8
+    plan = json.loads((tmp_path / "a" / "sweep.json").read_text())
+    assert plan["sampler"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to vary"),
+        (["--grid=rate=1", "--range=rate=1..2"], "each flag once.*rate twice"),
+        (["--grid=rate=1", "word"], "arguments but the trainer's file are"),
+        (["--grid=rate"], "--grid must be NAME=VALUE"),
+        (["--grid=rate=1", "--rate=2"], "what `space` varies"),
+    ],
+)
+def test_commands_that_are_refused(
+    trainer, do, tmp_path, capsys, arguments, message
+):
+    do()
+    with pytest.raises(SystemExit, match=message) as error:
+        run_command(trainer, f"--log_dir={tmp_path / 'a'}", *arguments)
+    assert error.value.code == exit_status.WRONG_FLAGS
+    assert not pathlib.Path(tmp_path / "a" / "sweep.json").exists()
