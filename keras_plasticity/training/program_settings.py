@@ -122,7 +122,7 @@ def differences(first, other, path="", where=("", "")):
     """
     return [
         text
-        for each in _differing(first, other, path)
+        for each in differing(first, other, path)
         if (text := _as_text(*each, where))
     ]
 
@@ -138,7 +138,7 @@ def deciding_differences(first, other):
         List with a string for each setting that differs. Without numbers that
         may be what decides, or may not, where something else decides.
     """
-    found = list(_differing(first, other, ""))
+    found = list(differing(first, other))
     deciding = [each for each in found if not all(map(_is_open, each[1:]))]
     texts = [_as_text(*each, ("", "")) for each in deciding or found]
     return list(filter(None, texts))
@@ -149,19 +149,28 @@ def _is_open(setting):
     return isinstance(setting, float) and setting != 0.0
 
 
-def _differing(first, other, path):
-    """Yields where two settings differ, and both of them there."""
+def differing(first, other, path=""):
+    """Where the settings of two models differ.
+
+    Args:
+        first: What `settings_of` returns for one of them.
+        other: The same for the other one.
+        path: String, where in the models' settings these two are.
+
+    Yields:
+        Tuples of a path, and of what either of them has there.
+    """
     if isinstance(first, dict) and isinstance(other, dict):
         if first.get("class_name") == other.get("class_name"):
             for key in {**first, **other}:
-                yield from _differing(
+                yield from differing(
                     first.get(key), other.get(key), _joined(path, key)
                 )
             return
     elif isinstance(first, (list, tuple)) and isinstance(other, (list, tuple)):
         if len(first) == len(other):
             for i, parts in enumerate(zip(first, other)):
-                yield from _differing(*parts, f"{path}[{i}]")
+                yield from differing(*parts, f"{path}[{i}]")
             return
     if first != other:
         yield path, first, other
@@ -169,7 +178,7 @@ def _differing(first, other, path):
 
 def _as_text(path, first, other, where):
     """A difference for an error message; `None` if it cannot be told."""
-    first, other = _short(first), _short(other)
+    first, other = short(first), short(other)
     if first == other:
         return None
     return f"{path}={first}{where[0]} and {other}{where[1]}"
@@ -283,8 +292,8 @@ def _joined(path, key):
     return f"{path}.{key}" if path else key
 
 
-def _short(settings):
-    """A setting for an error message."""
+def short(settings):
+    """A setting for an error message: a string."""
     if isinstance(settings, dict):
         if settings.get("class_name") == "function":
             return settings["config"]

@@ -13,7 +13,10 @@ from keras.regularizers import L2
 
 import keras_plasticity
 from keras_plasticity import optimizers
+from keras_plasticity.training import CheckpointError
 from keras_plasticity.training import OnlineTrainer
+from keras_plasticity.training import online_trainer
+from keras_plasticity.training import program_settings
 from tests.helpers import mostly_slow
 
 _IS_JAX = keras.backend.backend() == "jax"
@@ -282,11 +285,9 @@ def test_the_learner_that_differs_is_named():
 
 @pytest.mark.skipif(not _IS_JAX, reason="Others train one by one.")
 def test_what_may_differ_is_not_named():
-    with pytest.raises(
-        ValueError,
-        match=r"learners 0 and 1: model.layers\[1\].activation='relu' and 'tanh'; "
-        r"model.layers\[2\].activation='relu' and 'tanh'$",
-    ):
+    activation = r"model.layers\[{}\].activation='relu' and 'tanh'"
+    activations = "; ".join(activation.format(number) for number in (1, 2))
+    with pytest.raises(ValueError, match=f"learners 0 and 1: {activations}$"):
         train_together(
             dict(activation="relu", rate=0.2, regularizer=L2(0.25)),
             dict(activation="tanh", rate=0.3, regularizer=L2(0.5)),
@@ -433,6 +434,103 @@ _THEIR_OWN = {
 )
 def test_each_trains_by_its_own_settings(name):
     assert_each_trains_as_if_alone(*_THEIR_OWN[name])
+
+
+def _with_momentum(learner):
+    momentum = (0.5, 0.9, 0.5)[learner]
+    return build(
+        rate=(0.2, 0.4, 0.2)[learner],
+        optimizer=partial(SGD, 0.1 + 0.1 * learner, momentum=momentum),
+        method=partial(optimizers.L2, l2=0.1 * learner),
+    )
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """List of the programs that JAX compiles for many steps."""
+    import jax
+
+    compiled = []
+    compile_lowered = jax.stages.Lowered.compile
+
+    def compile_and_note(lowered, *args, **kwargs):
+        compiled.append(compile_lowered(lowered, *args, **kwargs))
+        return compiled[-1]
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_note)
+    return compiled
+
+
+@pytest.mark.skipif(not _IS_JAX, reason="Others have no common program.")
+@pytest.mark.parametrize(
+    "way", mostly_slow(["side by side", "in turn"], "side by side")
+)
+def test_it_is_compiled_once(way, compilations, monkeypatch):
+    from keras_plasticity.training import jax_loop
+
+    if way == "in turn":
+        monkeypatch.setattr(jax_loop, "_MOST_WEIGHTS_SIDE_BY_SIDE", 0)
+    results = OnlineTrainer(_with_momentum, 3).fit(Stream, batch_size=3)
+    assert len(compilations) == 1
+    if way == "side by side":
+        return  # The numbers are tested elsewhere.
+    for learner in range(3):
+        alone = OnlineTrainer(_with_momentum(learner))
+        expected = alone.fit(Stream(learner), batch_size=3)
+        # The shapes are those of a single learner's program. Not all is equal:
+        # the compiler computes with constants ahead.
+        np.testing.assert_allclose(
+            results["loss"][:, learner], expected["loss"][:, 0], rtol=5e-7
+        )
+
+
+@pytest.mark.parametrize("has_groups", [False, True])
+def test_a_model_has_the_settings_of_its_learner(has_groups, monkeypatch):
+    if has_groups:
+        monkeypatch.setattr(online_trainer, "group_sizes", lambda *_: [2, 1])
+    trainer = OnlineTrainer(_with_momentum, 3)
+    trainer.fit(Stream, batch_size=3)
+    for learner in (1, 0, 2, 1):
+        settings = [
+            program_settings.settings_of(model, with_values=True)
+            for model in (trainer.model(learner), _with_momentum(learner))
+        ]
+        assert settings[0] == settings[1]
+
+
+def test_models_that_are_edited():
+    """Weights go to their learner, whichever model was lent in between."""
+    trainer = OnlineTrainer(_with_momentum, 3)
+    trainer.fit(Stream, batch_size=3, num_tasks=1)
+    before = [trainer.model(learner).get_weights() for learner in range(3)]
+    with trainer.edit(1) as model:
+        model.set_weights([weight + 1 for weight in before[1]])
+    for learner in (2, 1, 0):
+        for weight, old in zip(
+            trainer.model(learner).get_weights(), before[learner]
+        ):
+            np.testing.assert_array_equal(weight, old + (learner == 1))
+
+
+def test_resumed_with_another_setting_of_a_learner(tmp_path):
+    arguments = dict(batch_size=3, checkpoint=str(tmp_path / "run.npz"))
+    OnlineTrainer(_with_momentum, 3).fit(Stream, num_tasks=1, **arguments)
+
+    def build_another(learner):
+        model = _with_momentum(learner)
+        if learner == 1:
+            model.optimizer.inner_optimizer.momentum = 0.8
+        return model
+
+    with pytest.raises(
+        CheckpointError,
+        match="learner 1 .*momentum=0.9 there and 0.8 here",
+    ):
+        OnlineTrainer(build_another, 3).fit(Stream, resume=True, **arguments)
+    resumed = OnlineTrainer(_with_momentum, 3)
+    results = resumed.fit(Stream, resume=True, **arguments)
+    expected = OnlineTrainer(_with_momentum, 3).fit(Stream, batch_size=3)
+    np.testing.assert_array_equal(results["loss"], expected["loss"])
 
 
 class Subclassed(keras.Model):
