@@ -55,8 +55,10 @@ def settings_of(model, with_values=False):
     if config is None:
         config = {"compile_config": _config(model.get_compile_config)}
     arguments = config.pop("compile_config", None) or {}
-    settings = {"model": config, **arguments, "optimizer": optimizer}
+    settings = {"model": config, **arguments, "optimizer": None}
+    # Not those of optimizers: that of an `L2` is the name of its setting.
     names = dict.fromkeys(_names(settings))
+    settings["optimizer"] = optimizer
     return _cleaned(
         settings, {name: i for i, name in enumerate(names)}, with_values
     )
