@@ -22,7 +22,7 @@ _CALLS = {
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
     "checkpoint": "jaxpr",
-    "remat2": "jaxpr",  # Its newer name.
+    "remat2": "jaxpr",  # The same, of newer versions of JAX.
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
@@ -178,7 +178,7 @@ def _evaluate_whole(equation, operands):
     primitive = equation.primitive
     parameters = primitive.get_bind_params(equation.params)
     functions = ()
-    if isinstance(parameters, tuple):  # Of JAX before 0.10.
+    if isinstance(parameters, tuple):  # Of older versions of JAX.
         functions, parameters = parameters
     with equation.ctx.manager:
         results = primitive.bind(*functions, *operands, **parameters)
