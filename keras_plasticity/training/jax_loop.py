@@ -4,6 +4,7 @@ With convolutions on a CPU, it is a Python loop over one compiled step.
 """
 
 import contextlib
+import functools
 import signal
 import threading
 
@@ -99,12 +100,16 @@ class JaxLoop:
             compute(number, state[3])
             for number, state in enumerate(self._states)
         ]
-        model = self._programs.models[0]
-        names = enumerate(model.get_metrics_result())
         return {
             name: np.concatenate([np.ravel(values[i]) for values in results])
-            for i, name in sorted(names, key=lambda pair: pair[1])
+            for name, i in self._metrics
         }
+
+    @functools.cached_property
+    def _metrics(self):
+        """The names of the metrics, and where a program has their values."""
+        names = self._programs.models[0].get_metrics_result()
+        return sorted((name, i) for i, name in enumerate(names))
 
     def wait(self):
         jax.block_until_ready(self._states)
