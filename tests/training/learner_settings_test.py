@@ -12,6 +12,7 @@ from keras.optimizers import Lion
 from keras.regularizers import L2
 
 import keras_plasticity
+from keras_plasticity import backend
 from keras_plasticity import optimizers
 from keras_plasticity.training import CheckpointError
 from keras_plasticity.training import OnlineTrainer
@@ -434,6 +435,23 @@ _THEIR_OWN = {
 )
 def test_each_trains_by_its_own_settings(name):
     assert_each_trains_as_if_alone(*_THEIR_OWN[name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _IS_JAX, reason="Others train one by one.")
+def test_rates_that_need_more_and_more_room(monkeypatch):
+    """Without branches the program depends on how many units may be due."""
+    arguments = [
+        dict(
+            optimizer=partial(SGD, 0.05, momentum=momentum),
+            wrapper=dict(replacement_rate=rate),
+        )
+        for rate, momentum in ((0.1, 0.5), (0.3, 0.9), (0.6, 0.5))
+    ]
+    _, expected = train_together(*arguments)
+    monkeypatch.setattr(backend, "avoids_branches", lambda: True)
+    _, results = train_together(*arguments)
+    np.testing.assert_allclose(results["loss"], expected["loss"], rtol=1e-5)
 
 
 def _with_momentum(learner):
