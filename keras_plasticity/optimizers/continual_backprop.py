@@ -36,8 +36,10 @@ _UTILITY_ARGUMENTS = (
     "incoming_magnitude",
 )
 _OBSERVED = ("activation_magnitude", "activation_deviation")
-# The fewest decimal places kept of a rate, so that a rate set later has room.
-_FEWEST_PLACES = 12
+# The fewest decimal places kept of a rate, so that a rate set later has room,
+# and so that one program trains learners with rates of their own: all rates
+# from 1e-7 on, whose 17 digits end before.
+_FEWEST_PLACES = 24
 # Ages are float32, which counts exactly up to here.
 _LARGEST_AGE = 2**24
 

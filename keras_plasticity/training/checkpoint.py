@@ -21,7 +21,7 @@ from keras_plasticity.files import atomic_write
 from keras_plasticity.training.journal import AppendOnly
 from keras_plasticity.training.journal import Journal
 
-_FORMAT = 2
+_FORMAT = 3
 # What stands in the header for an array, with its number, and for a list in the
 # journal, with its name.
 _ARRAY = "__array__"
@@ -293,6 +293,9 @@ def _checked(content):
     ):
         if not isinstance(result.identity.get(name), kind):
             raise ValueError(f"identity[{name!r}] is no {kind.__name__}")
+    for each in result.identity["learners"]:
+        if not isinstance(each, dict):
+            raise ValueError(f"identity['learners'] holds {each!r}")
     for each in result.results:
         if not isinstance(each, dict):
             raise ValueError("results hold what is no dict")

@@ -10,16 +10,13 @@ import threading
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 
 from keras_plasticity import backend
-from keras_plasticity import keras_compat
-from keras_plasticity.optimizers import UnitResetOptimizer
-from keras_plasticity.optimizers.unit_reset_optimizer import reset_optimizer
 from keras_plasticity.training import nests
-from keras_plasticity.training import program_settings
 from keras_plasticity.training.interruption import only_remembers
+from keras_plasticity.training.jax_programs import Programs
+from keras_plasticity.training.jax_programs import state_variables
 
 # The most weights for which a CPU trains learners faster side by side, as most
 # of a step is overhead. Beyond, XLA's batched products of small matrices are
@@ -33,8 +30,9 @@ class JaxLoop:
     See `training_loop.TrainingLoop`. On an accelerator, and for small models on
     a CPU, the learners' states are stacked along a new first axis and `vmap`
     trains them side by side. The learners of larger models on a CPU run the
-    same program in turn, each on its own state.
-    Only the first of all models is kept.
+    same program in turn, each on its own state. What differs between learners
+    and is not held in variables, such as a momentum, is an argument of the
+    program. Only the first model of each setting is kept.
     """
 
     def __init__(
@@ -42,23 +40,20 @@ class JaxLoop:
     ):
         # JAX compiles in any case.
         del jit_compile
-        states = []
         # What all groups of learners share.
-        self._model = first and first._model
-        self._same_program = first and first._same_program
+        self._programs = Programs(batch) if first is None else first._programs
         self._functions = {} if first is None else first._functions
+        states = []
+        # The index of each learner's settings.
+        self._settings = []
         for model in models:
-            if self._model is None:
-                self._model = model
-                _make_room_for(model, model)
-                self._same_program = _SameProgram(model, batch)
-            else:
-                self._same_program.check(model)
             states.append(_get_state(model))
+            self._settings.append(self._programs.add(model))
         self.num_learners = num_learners
+        num_weights = self._programs.models[0].count_params()
         self._is_stacked = num_learners > 1 and (
             backend.platform() != "cpu"
-            or self._model.count_params() <= _MOST_WEIGHTS_SIDE_BY_SIDE
+            or num_weights <= _MOST_WEIGHTS_SIDE_BY_SIDE
         )
         if self._is_stacked:
             states = [
@@ -85,9 +80,11 @@ class JaxLoop:
         return [jax.device_put(part, self._device) for part in parts]
 
     def run(self, data, batches):
-        function = self._function(data, batches)
+        program, function = self._function(data, batches)
+        constants = self._constants(program)
         for learner, (state, part) in enumerate(zip(self._states, data)):
-            function(state, part, self._where(batches, learner))
+            where = self._where(batches, learner)
+            function(state, constants[learner], part, where)
 
     def compile(self, data, batches):
         self._function(data, batches)
@@ -98,34 +95,42 @@ class JaxLoop:
             state[3] = [jnp.copy(value) for value in initial]
 
     def results(self):
-        function = self._jitted("results", self._get_results)
-        logs = [function(state[3]) for state in self._states]
+        compute = self._jitted("results", (self._states[0][3], 0))
+        results = [
+            compute(number, state[3])
+            for number, state in enumerate(self._states)
+        ]
         return {
-            name: np.concatenate([np.ravel(log[name]) for log in logs])
-            for name in logs[0]
+            name: np.concatenate([np.ravel(values[i]) for values in results])
+            for name, i in self._metrics
         }
+
+    @functools.cached_property
+    def _metrics(self):
+        """The names of the metrics, and where a program has their values."""
+        names = self._programs.models[0].get_metrics_result()
+        return sorted((name, i) for i, name in enumerate(names))
 
     def wait(self):
         jax.block_until_ready(self._states)
 
     def evaluate(self, data, examples):
-        function = self._jitted("evaluate", self._test, (0, 1))
-        for state, part in zip(self._states, data):
-            state[3] = function(state, nests.take(part, examples))
+        data = [nests.take(part, examples) for part in data]
+        compute = self._jitted("test", (self._states[0], 0), (data[0], 1))
+        for number, (state, part) in enumerate(zip(self._states, data)):
+            state[3] = compute(number, state, part)
 
     def model(self, learner):
-        # All learners share it: the state is assigned to it.
+        # Learners of equal settings share it: the state is assigned to it.
         state = self._states[0 if self._is_stacked else learner]
-        for refs, values in zip(_get_variables(self._model), state):
-            for variable, value in zip(refs, values):
-                if self._is_stacked:
-                    value = value[learner]
-                variable.assign(jnp.copy(value))
-        return self._model
+        if self._is_stacked:
+            state = nests.take(state, learner)
+        return self._programs.lend(self._settings[learner], state)
 
     def load_from_model(self, learner):
-        self._make_room()
-        new = _get_state(self._model)
+        model = self._programs.models[self._settings[learner]]
+        self._make_room_for(model)
+        new = _get_state(model)
         if self._is_stacked:
             (old,) = self._states
             new = [
@@ -135,11 +140,11 @@ class JaxLoop:
             learner = 0
         self._states[learner] = new
 
-    def _make_room(self):
-        """Compiles anew if the model's settings need another program."""
+    def _make_room_for(self, model):
+        """Compiles anew if a model's settings need another program."""
         if not backend.avoids_branches():
             return
-        if _make_room_for(self._model, self._model):
+        if self._programs.make_room_for(model):
             self._functions.clear()
 
     def get_metrics(self):
@@ -172,18 +177,52 @@ class JaxLoop:
             self._set(state[:3], iter(arrays), number)
         if backend.avoids_branches():
             for learner in range(self.num_learners):
-                self.model(learner)
-                self._make_room()
+                self._make_room_for(self.model(learner))
 
-    def _vmap(self, function, in_axes=0):
+    def _vmap(self, function, in_axes):
         return jax.vmap(function, in_axes) if self._is_stacked else function
 
-    def _jitted(self, name, function, in_axes=0):
-        """A function of the state, and of other arguments, compiled."""
-        key = name, self._is_stacked
+    def _constants(self, program):
+        """List of a program's constants for each of the states."""
+        settings = self._settings
+        if self._is_stacked:
+            settings = [settings]
+        return [
+            jax.device_put(program.constants(each), self._device)
+            for each in settings
+        ]
+
+    def _jitted(self, name, *arguments):
+        """A program that makes no step, compiled.
+
+        Args:
+            name: String, see `Programs.get`.
+            *arguments: Tuples of an argument, and of its axis of the learners
+                where they are side by side.
+
+        Returns:
+            Function of the number of a state, and of its arguments.
+        """
+        program = self._programs.get(name, *map(self._specs, arguments))
+        key = program, self._is_stacked
         if key not in self._functions:
-            self._functions[key] = jax.jit(self._vmap(function, in_axes))
-        return self._functions[key]
+            axes = [axis for _, axis in arguments]
+            function = self._vmap(program.__call__, (0, *axes))
+            self._functions[key] = jax.jit(function)
+        function, constants = self._functions[key], self._constants(program)
+        return lambda number, *values: function(constants[number], *values)
+
+    def _specs(self, argument):
+        """Shapes and types of one learner's part of an argument."""
+        nest, axis = argument
+
+        def spec(array):
+            shape = list(array.shape)
+            if self._is_stacked:
+                del shape[axis]
+            return jax.ShapeDtypeStruct(tuple(shape), array.dtype)
+
+        return nests.map_arrays(spec, nest)
 
     def _where(self, batches, learner):
         """Where a program finds its examples."""
@@ -192,35 +231,48 @@ class JaxLoop:
         return batches.order if self._is_stacked else batches.order[learner]
 
     def _function(self, data, batches):
+        """The program of a step, and many steps of it compiled."""
         shapes = tuple((a.shape, a.dtype) for a in nests.arrays(data[0]))
         key = shapes, batches.kind, self._is_stacked
         if key not in self._functions:
+            # The first axis counts examples.
+            batch = nests.map_arrays(
+                lambda a: jax.ShapeDtypeStruct(
+                    (batches.size, *a.shape[1:]), a.dtype
+                ),
+                data[0],
+            )
+            state = self._states[0]
+            program = self._programs.get(
+                "train", *map(self._specs, [(state, 0), (batch, 1)])
+            )
+            scan = self._scan(program, batches)
             where = self._where(batches, 0)
-            traced = self._trace(self._scan(batches), data[0], where)
+            traced = self._trace(scan, program, data[0], where)
             if _is_slow_in_a_loop(traced.jaxpr):
-                function = self._one_by_one(data[0], batches)
+                function = self._one_by_one(program, data[0], batches)
             else:
                 function = _in_place(traced.lower().compile())
-            self._functions[key] = function
+            self._functions[key] = program, function
         return self._functions[key]
 
-    def _trace(self, function, data, where):
+    def _trace(self, function, program, data, where):
+        constants = self._constants(program)[0]
         function = jax.jit(function, donate_argnums=0)
-        with _apply_after_backward(self._model.optimizer):
-            return function.trace(self._states[0], data, where)
+        return function.trace(self._states[0], constants, data, where)
 
-    def _scan(self, batches):
-        """All steps as one program, a function `(state, data, where)`."""
+    def _scan(self, program, batches):
+        """All steps in one: a function `(state, constants, data, where)`."""
 
         steps, size, is_ordered = batches.kind
 
-        def step(carry, indices):
-            state, start, data = carry
-            where = indices if is_ordered else start
-            state = self._step(state, data, where, size)
-            return (state, start + size, data), None
+        def scan(state, constants, data, where):
+            def step(carry, indices):
+                state, start, data = carry
+                where = indices if is_ordered else start
+                state = self._step(program, state, constants, data, where, size)
+                return (state, start + size, data), None
 
-        def scan(state, data, where):
             indices = None
             if is_ordered:
                 # A number that counts is faster than numbers that are read.
@@ -232,11 +284,12 @@ class JaxLoop:
 
         return scan
 
-    def _one_by_one(self, data, batches):
+    def _one_by_one(self, program, data, batches):
         """Like `_scan`, as a Python loop over calls of one compiled step."""
 
-        def step(state, data, where):
-            return self._step(state, data, where, batches.size)
+        def step(state, constants, data, where):
+            size = batches.size
+            return self._step(program, state, constants, data, where, size)
 
         def where_at(where, i):
             if batches.order is None:
@@ -244,34 +297,28 @@ class JaxLoop:
             return where[..., i, :]
 
         first = where_at(self._where(batches, 0), 0)
-        step = _in_place(self._trace(step, data, first).lower().compile())
+        traced = self._trace(step, program, data, first)
+        step = _in_place(traced.lower().compile())
 
-        def run(state, data, where):
+        def run(state, constants, data, where):
             for i in range(batches.steps):
-                step(state, data, where_at(where, i))
+                step(state, constants, data, where_at(where, i))
 
         return run
 
-    def _step(self, state, data, where, size):
+    def _step(self, program, state, constants, data, where, size):
         """One step of one learner, or of all side by side."""
         if self._is_stacked and not np.ndim(where):
             # What lies together is taken at once, and not by each learner.
             batch = _take(data, where, size)
-            return jax.vmap(self._train, (0, 1))(state, batch)
+            return jax.vmap(program, (0, 0, 1))(constants, state, batch)
 
-        def take_and_train(state, data, where):
-            return self._train(state, _take(data, where, size))
+        def take_and_train(state, constants, data, where):
+            return program(constants, state, _take(data, where, size))
 
-        return self._vmap(take_and_train, (0, 1, 0))(state, data, where)
-
-    def _train(self, state, batch):
-        return _train_step(self._model, state, batch)
-
-    def _test(self, state, batch):
-        return _test_step(self._model, state, batch)
-
-    def _get_results(self, metrics_variables):
-        return _get_results(self._model, metrics_variables)
+        return self._vmap(take_and_train, (0, 0, 1, 0))(
+            state, constants, data, where
+        )
 
 
 def _take(data, where, size):
@@ -296,31 +343,14 @@ def _take(data, where, size):
     )
 
 
-def _train_step(model, state, batch):
-    _, state = model.train_step(state, batch)
-    return [list(part) for part in state]
-
-
-def _test_step(model, state, batch):
-    trainable, non_trainable, _, metrics = state
-    _, state = model.test_step((trainable, non_trainable, metrics), batch)
-    return list(state[2])
-
-
-def _get_results(model, metrics_variables):
-    mapping = list(zip(model.metrics_variables, metrics_variables))
-    with keras.StatelessScope(state_mapping=mapping):
-        return model.get_metrics_result()
-
-
 def _in_place(function):
     """A function that replaces the contents of a state, by `function`."""
 
-    def run(state, data, where):
+    def run(state, *arguments):
         # The old state's buffers are donated: if Ctrl-C came before the new
         # ones are in their place, the weights would be lost.
         with _interrupted_afterwards():
-            state[:] = function(state, data, where)
+            state[:] = function(state, *arguments)
 
     return run
 
@@ -355,112 +385,12 @@ def _is_slow_in_a_loop(jaxpr):
     return "conv_general_dilated" in str(jaxpr)
 
 
-def _get_variables(model):
-    return [
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    ]
-
-
 def _get_state(model):
     # Copies: the first step donates these buffers.
-    return [[jnp.copy(v.value) for v in part] for part in _get_variables(model)]
+    return [
+        [jnp.copy(v.value) for v in part] for part in state_variables(model)
+    ]
 
 
 def _without_metrics(state):
     return [value for part in state[:3] for value in part]
-
-
-class _SameProgram:
-    """Checks that one program trains all learners.
-
-    Whatever is not held in variables is part of the program. To compare the
-    models' settings is fast, and mostly enough. Where they differ, or do not
-    tell all, the programs themselves are compared.
-
-    Args:
-        model: `keras.Model` of learner 0.
-        batch: Tuple, the data of one step.
-    """
-
-    def __init__(self, model, batch):
-        self._model = model
-        self._batch = batch
-        self._learner = 0
-
-    @functools.cached_property
-    def _settings(self):
-        return program_settings.settings_of(self._model)
-
-    @functools.cached_property
-    def _program(self):
-        return _program(self._model, self._batch)
-
-    def check(self, model):
-        """Raises a `ValueError` if the next learner's is another program."""
-        self._learner += 1
-        if _make_room_for(self._model, model):
-            self.__dict__.pop("_program", None)
-        _make_room_for(model, self._model)
-        settings = program_settings.settings_of(model)
-        if _variable_specs(model) == _variable_specs(self._model):
-            if program_settings.surely_same_program(self._settings, settings):
-                return
-            if _program(model, self._batch) == self._program:
-                return
-        differences = program_settings.differences(self._settings, settings)
-        raise ValueError(
-            "All learners must have the same architecture and settings, as "
-            "JAX trains them by one program. Only names, seeds and what is "
-            "held in variables, such as a learning rate, may differ. Train "
-            "the others by another `OnlineTrainer`. Received, for learners 0 "
-            f"and {self._learner}: "
-            + (
-                "; ".join(differences)
-                or "what configs do not show, such as the code of a function"
-            )
-        )
-
-
-def _program(model, batch):
-    """The text of the program that trains and tests a model."""
-
-    def program(state, batch):
-        results = _get_results(model, state[3])
-        return (
-            _train_step(model, state, batch),
-            _test_step(model, state, batch),
-            list(results.values()),  # Without their names.
-        )
-
-    state = [
-        [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in part]
-        for part in _variable_specs(model)
-    ]
-    return jax.jit(program).lower(state, batch).as_text()
-
-
-def _make_room_for(model, other):
-    """Lets a model's program serve another one; returns whether it changes."""
-    optimizer, others = reset_optimizer(model), reset_optimizer(other)
-    if optimizer is None or others is None:
-        return False
-    return optimizer._make_room_for(others)
-
-
-def _variable_specs(model):
-    return [
-        [(v.shape, v.dtype) for v in part] for part in _get_variables(model)
-    ]
-
-
-@contextlib.contextmanager
-def _apply_after_backward(optimizer):
-    """Context in which any optimizer's step begins after back-propagation."""
-    if isinstance(optimizer, UnitResetOptimizer):
-        yield  # It calls `after_backward` itself.
-        return
-    with keras_compat.transform_gradients(optimizer, backend.after_backward):
-        yield

@@ -62,8 +62,9 @@ class OnlineTrainer:
     the result of a model that was compiled with `jit_compile=True`.)
 
     - JAX: a task is a compiled `lax.scan` over the model's `train_step`. All
-        learners train side by side in one program (`vmap`). On a CPU only
-        models of up to 3,000 weights do; larger ones train in turn.
+        learners train side by side in one program (`vmap`), those of
+        different settings, too. On a CPU only models of up to 3,000 weights
+        do; larger ones train in turn, by the same program.
         On a CPU, models with convolutions train by a Python loop over one
         compiled step instead.
     - TensorFlow: a task is a `tf.function` with a loop, compiled by XLA;
@@ -79,9 +80,13 @@ class OnlineTrainer:
             one, whose models `trainer.model(learner)` returns. The function
             should seed each learner's initializers, dropout and optimizer with
             its index, and all of its models must have the same architecture.
-            On JAX, which trains them by one program, they may otherwise differ
-            only in what is held in variables, such as a learning rate that
-            is no schedule.
+            On JAX, which trains them by one program, they may differ in any
+            number that does not decide what is computed: step sizes, momenta,
+            rates, thresholds, strengths of penalties, bounds of clipping, a
+            dropout rate and so on. What Keras leaves out at zero or `None` (a
+            momentum, dropout, clipping) must be so for all of them or for
+            none. On TensorFlow and PyTorch, which train one learner after
+            another, their settings may differ in anything.
         num_learners: Integer, the number of independent learners. For more
             than one, `model` must be a function. Defaults to 1.
         jit_compile: Boolean, or `"auto"` (default): whether steps are compiled
@@ -258,8 +263,8 @@ class OnlineTrainer:
             TypeError: If `stream` is neither a stream nor a function that
                 returns one for each learner.
             ValueError: If a stream returns data that cannot be used, or if on
-                JAX the learners differ in more than the values of their
-                variables.
+                JAX the learners differ in what one program cannot have; the
+                message names it.
         """
         batch_size = validation.check_positive_integer("batch_size", batch_size)
         epochs = validation.check_positive_integer("epochs", epochs)
@@ -318,9 +323,10 @@ class OnlineTrainer:
             learner: Integer. Defaults to 0.
 
         Returns:
-            The compiled `keras.Model`. With several learners on JAX they share
-            one model object: use it before asking for the next. To change
-            something in it, see `edit`.
+            The compiled `keras.Model`, with the learner's settings. On JAX,
+            learners of the same settings share one model object, and no more
+            than one model has the values of its learner: use it before asking
+            for the next. To change something in it, see `edit`.
         """
         if self._learners is None:
             raise ValueError("The learners are built when `fit` is called.")

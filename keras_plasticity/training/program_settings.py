@@ -8,6 +8,8 @@ import keras
 import numpy as np
 
 from keras_plasticity import keras_compat
+from keras_plasticity.optimizers import OptimizerWrapper
+from keras_plasticity.optimizers.settings import all_hyperparameters
 
 # The configs of their objects tell all that a program depends on. Those of
 # losses and metrics do not: that of `Huber` leaves out its `delta`.
@@ -29,12 +31,13 @@ def settings_of(model, with_values=False):
     """The settings of a compiled model and its optimizer.
 
     Left out are names, which Keras numbers, and what may differ between two
-    models that one program trains: seeds, and the values of learning rates,
-    which Keras holds in variables unless they are schedules.
+    models of the same program: seeds, and the values of learning rates and of
+    the wrappers' hyper-parameters, which are held in variables unless they are
+    schedules.
 
     Args:
         model: Compiled `keras.Model`.
-        with_values: Boolean, whether to keep seeds and learning rates, and to
+        with_values: Boolean, whether to keep seeds and these values, and to
             leave out the code of lambdas, which changes with the line that it
             stands on. Parts without a config are left out, not all. Defaults
             to `False`.
@@ -52,8 +55,10 @@ def settings_of(model, with_values=False):
     if config is None:
         config = {"compile_config": _config(model.get_compile_config)}
     arguments = config.pop("compile_config", None) or {}
-    settings = {"model": config, **arguments, "optimizer": optimizer}
+    settings = {"model": config, **arguments, "optimizer": None}
+    # Not those of optimizers: that of an `L2` is the name of its setting.
     names = dict.fromkeys(_names(settings))
+    settings["optimizer"] = optimizer
     return _cleaned(
         settings, {name: i for i, name in enumerate(names)}, with_values
     )
@@ -101,9 +106,7 @@ def surely_same_program(first, other):
     Returns:
         Boolean. `False` means that they may differ.
     """
-    if not first or not _tells_all(first) or not _tells_all(other):
-        return False
-    return first == other
+    return bool(first) and first == other and _tells_all(first)
 
 
 def differences(first, other, path="", where=("", "")):
@@ -119,26 +122,68 @@ def differences(first, other, path="", where=("", "")):
     Returns:
         List with a string for each setting that differs.
     """
+    return [
+        text
+        for each in differing(first, other, path)
+        if (text := _as_text(*each, where))
+    ]
+
+
+def deciding_differences(first, other):
+    """Those of two models that no program can have in common.
+
+    Args:
+        first: What `settings_of` returns for one of them.
+        other: The same for the other one.
+
+    Returns:
+        List with a string for each setting that differs. Without numbers that
+        may be what decides, or may not, where something else decides.
+    """
+    found = list(differing(first, other))
+    deciding = [each for each in found if not all(map(_is_open, each[1:]))]
+    texts = [_as_text(*each, ("", "")) for each in deciding or found]
+    return list(filter(None, texts))
+
+
+def _is_open(setting):
+    """Whether a setting may differ from others like it in one program."""
+    return isinstance(setting, float) and setting != 0.0
+
+
+def differing(first, other, path=""):
+    """Where the settings of two models differ.
+
+    Args:
+        first: What `settings_of` returns for one of them.
+        other: The same for the other one.
+        path: String, where in the models' settings these two are.
+
+    Yields:
+        Tuples of a path, and of what either of them has there.
+    """
     if isinstance(first, dict) and isinstance(other, dict):
         if first.get("class_name") == other.get("class_name"):
-            return [
-                each
-                for key in {**first, **other}
-                for each in differences(
-                    first.get(key), other.get(key), _joined(path, key), where
+            for key in {**first, **other}:
+                yield from differing(
+                    first.get(key), other.get(key), _joined(path, key)
                 )
-            ]
+            return
     elif isinstance(first, (list, tuple)) and isinstance(other, (list, tuple)):
         if len(first) == len(other):
-            return [
-                each
-                for i, parts in enumerate(zip(first, other))
-                for each in differences(*parts, f"{path}[{i}]", where)
-            ]
-    first, other = _short(first), _short(other)
+            for i, parts in enumerate(zip(first, other)):
+                yield from differing(*parts, f"{path}[{i}]")
+            return
+    if first != other:
+        yield path, first, other
+
+
+def _as_text(path, first, other, where):
+    """A difference for an error message; `None` if it cannot be told."""
+    first, other = short(first), short(other)
     if first == other:
-        return []
-    return [f"{path}={first}{where[0]} and {other}{where[1]}"]
+        return None
+    return f"{path}={first}{where[0]} and {other}{where[1]}"
 
 
 def _names(settings):
@@ -166,6 +211,8 @@ def _cleaned(settings, numbers_of_names, with_values):
     if isinstance(settings, dict):
         if with_values and settings.get("class_name") == "__lambda__":
             return {"class_name": "function", "config": "a lambda"}
+        if not with_values:
+            settings = _without_values(settings)
         left_out = ["name"] if with_values else ["name", "seed"]
         if with_values and _draws_its_seed(settings):
             config = _cleaned(settings["config"], numbers_of_names, False)
@@ -191,10 +238,29 @@ def _cleaned(settings, numbers_of_names, with_values):
 def _cleaned_entry(key, value, numbers_of_names, with_values):
     if key == "dtype":
         return value  # A policy goes by its name.
-    is_rate = key == "learning_rate" and isinstance(value, numbers.Number)
-    if is_rate and not with_values:
-        return "a number"
     return _cleaned(value, numbers_of_names, with_values)
+
+
+def _without_values(settings):
+    """Settings without the numbers that are held in variables."""
+    kind = None
+    if "registered_name" in settings:
+        kind = keras.saving.get_registered_object(settings["registered_name"])
+    if isinstance(kind, type) and issubclass(kind, OptimizerWrapper):
+        config = settings["config"]
+        held = all_hyperparameters(kind).keys()
+        return {**settings, "config": _without_numbers(config, held)}
+    return _without_numbers(settings, ["learning_rate"])
+
+
+def _without_numbers(settings, names):
+    return {
+        # Not of zero, with which some have another program.
+        name: "a number"
+        if name in names and isinstance(value, numbers.Number) and value
+        else value
+        for name, value in settings.items()
+    }
 
 
 def _draws_its_seed(settings):
@@ -228,8 +294,8 @@ def _joined(path, key):
     return f"{path}.{key}" if path else key
 
 
-def _short(settings):
-    """A setting for an error message."""
+def short(settings):
+    """A setting for an error message: a string."""
     if isinstance(settings, dict):
         if settings.get("class_name") == "function":
             return settings["config"]

@@ -21,9 +21,13 @@ _WHERE = " there", " here"
 class ModelsIdentity:
     """What tells the models of one run from those of another.
 
-    The first learner's settings are kept as they are, so that an error can name
-    those that differ; of the others what differs from it. A user's functions
-    are compared by their names, not by their code.
+    A user's functions are compared by their names, not by their code.
+
+    Attributes:
+        variables: List with a string for each variable of the first learner.
+        model: Nest, the settings of the first learner.
+        learners: List, for each of the others a dict from path to value, the
+            settings that differ from those of the first.
     """
 
     def __init__(self):
@@ -38,7 +42,14 @@ class ModelsIdentity:
             self.model = settings
             self.variables = _variables(model)
             return
-        self.learners.append(program_settings.differences(self.model, settings))
+        self.learners.append(
+            {
+                path: value
+                for path, _, value in program_settings.differing(
+                    self.model, settings
+                )
+            }
+        )
 
 
 class RunIdentity:
@@ -108,14 +119,36 @@ def differences_in_models(there, here):
     )
     if found:
         return found
-    return [
-        f"learner {learner + 1} differs from learner 0 by {before} there, by "
-        f"{now} here"
-        for learner, (before, now) in enumerate(
-            zip(there["learners"], here.learners)
-        )
-        if before != now
-    ]
+    for number, both in enumerate(zip(there["learners"], here.learners)):
+        of_learner = list(_differences_of_learner(*both))
+        if of_learner:
+            found.append(
+                f"learner {number + 1} differs from learner 0 by other "
+                f"settings: {'; '.join(of_learner)}"
+            )
+    return found
+
+
+def _differences_of_learner(before, now):
+    """Yields a string for each setting that differs between two runs.
+
+    Args:
+        before: Dict, one of `ModelsIdentity.learners` of the earlier run.
+        now: The same of this run.
+    """
+    for path in dict.fromkeys([*before, *now]):
+        if path in before and path in now:
+            yield from program_settings.differences(
+                before[path], now[path], path, _WHERE
+            )
+            continue
+        values = [
+            program_settings.short(each[path])
+            if path in each
+            else "that of learner 0"
+            for each in (before, now)
+        ]
+        yield f"{path}={values[0]} there and {values[1]} here"
 
 
 def differences_in_versions(there):

@@ -16,6 +16,7 @@ import pytest
 from keras import ops
 
 import keras_plasticity
+from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import CCBP
 from keras_plasticity.optimizers import CPR
 from keras_plasticity.optimizers import L2
@@ -44,6 +45,7 @@ from keras_plasticity.optimizers import WeightOptimizer
 from keras_plasticity.optimizers.partial_reset_optimizer import (
     PartialResetOptimizer,
 )
+from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.training import OnlineTrainer
 from tests.gradients import compiled_step
 from tests.gradients import loss_and_gradients
@@ -675,6 +677,38 @@ def test_compiles_once(row):
         pytest.skip("PyTorch compiles nothing.")
     reference = _reference(row.name)
     assert reference.calls == reference.calls_first
+
+
+@rows(*_KINDS)
+def test_hyperparameters_are_held_in_variables(row, monkeypatch):
+    """So learners that differ in them train by one program without a check."""
+    if _BACKEND != "jax":
+        pytest.skip("Others have no common program.")
+    from keras_plasticity.training import program_settings
+    from keras_plasticity.training.jax_programs import Programs
+
+    def make(settings):
+        model = _make_model(row)
+        model.compile(row.make(_sgd(), **settings), "mse")
+        keras_compat.build_for_training(model, *batch)
+        return model
+
+    batch = tuple(array[:_BATCH] for array in _data())
+    other = {
+        name: row.config[name]
+        for name in all_hyperparameters(row.kind)
+        if name in row.config
+    }
+    first, second = make({}), make(other)
+    assert program_settings.surely_same_program(
+        *map(program_settings.settings_of, (first, second))
+    )
+    # To compare their programs.
+    monkeypatch.setattr(
+        program_settings, "surely_same_program", lambda *_: False
+    )
+    programs = Programs(batch)
+    assert programs.add(first) == programs.add(second) == 0
 
 
 @rows()

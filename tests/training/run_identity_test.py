@@ -37,9 +37,10 @@ def build(
     metrics=lambda: None,
     activation="relu",
     seed=None,
+    initializer=keras.initializers.HeNormal,
 ):
     model = make_model((4, 6, 5, 3), activation=activation)
-    model.layers[0].kernel_initializer = keras.initializers.HeNormal(seed)
+    model.layers[0].kernel_initializer = initializer(seed)
     model.compile(optimizer=optimizer(), loss=loss(), metrics=metrics())
     return model
 
@@ -80,6 +81,20 @@ class Scaled(keras.losses.Loss):
 
 def huber(delta):
     return lambda: keras.losses.Huber(delta=delta)
+
+
+def of_rho(rho):
+    return cbp(keras.optimizers.RMSprop(0.01, rho=rho))
+
+
+_RMSPROP = keras.optimizers.RMSprop
+
+
+def of_gain(gain):
+    def orthogonal(seed):
+        return keras.initializers.Orthogonal(gain, seed)
+
+    return {"optimizer": _RMSPROP, "initializer": orthogonal}
 
 
 _OTHER_RUNS = [
@@ -128,7 +143,18 @@ _OTHER_RUNS = [
     (
         {"learners": [{}, {}]},
         {"learners": [{}, {"optimizer": lambda: cbp(seed=3)}]},
-        "learner 1 differs from learner 0 by .*seed",
+        "learner 1 differs from learner 0 by .*: optimizer.seed=that of "
+        "learner 0 there and 3 here",
+    ),
+    (
+        {"learners": [{}, {"optimizer": lambda: of_rho(0.5)}]},
+        {"learners": [{}, {"optimizer": lambda: of_rho(0.6)}]},
+        "learner 1 .*: optimizer.inner_optimizer.rho=0.5 there and 0.6 here",
+    ),
+    (
+        {"learners": [{"optimizer": _RMSPROP}, of_gain(0.5)]},
+        {"learners": [{"optimizer": _RMSPROP}, of_gain(0.6)]},
+        "learner 1 .*kernel_initializer.gain=0.5 there and 0.6 here",
     ),
     (
         {"callbacks": [ZeroWeights(["layer_0"])]},
@@ -146,7 +172,7 @@ _OTHER_RUNS = [
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     # What differs does not depend on the backend.
-    mostly_slow(_OTHER_RUNS, _OTHER_RUNS[0], _OTHER_RUNS[14]),
+    mostly_slow(_OTHER_RUNS, _OTHER_RUNS[0], *_OTHER_RUNS[14:16]),
 )
 def test_another_run_is_refused(path, before, after, message, monkeypatch):
     if "callbacks" in before:  # The names of layers.
@@ -360,6 +386,7 @@ def changed(*where, value):
         changed("content", "identity", "versions", value=3),
         changed("content", "identity", "data", value=[]),
         changed("content", "identity", "learners", value=3),
+        changed("content", "identity", "learners", value=["a"]),
         changed("content", "callbacks", value=[1]),
         changed("content", "results", value=[1]),
         changed("content", "results", value=[{"loss": ["a"]}]),
