@@ -1,5 +1,7 @@
 """The engine's inner loop on PyTorch, over compiled steps or eager ones."""
 
+import itertools
+
 import keras
 import numpy as np
 import torch
@@ -150,7 +152,10 @@ def _split(data, size):
 def _split_nest(nest, size):
     if isinstance(nest, torch.Tensor):
         return nest.split(size)  # One call for all.
-    number = len(nests.arrays(nest)[0])
+    arrays = nests.arrays(nest)
+    if not arrays:
+        return itertools.repeat(nest)  # There are no targets.
+    number = len(arrays[0])
     return [
         nests.take(nest, slice(start, start + size))
         for start in range(0, number, size)

@@ -69,6 +69,7 @@ def main():
     parser.add_argument("--num_learners", type=int, default=30)
     parser.add_argument("--tasks", type=int, nargs="+", default=[0, 2, 100])
     parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--num_steps", type=int)
     arguments = parser.parse_args()
     first, number = arguments.first_seed, arguments.num_learners
     num_tasks = max(arguments.tasks) + 1
@@ -87,6 +88,7 @@ def main():
                 model,
                 stream(first + learner, num_tasks).task(task),
                 batch_size=arguments.batch_size,
+                num_steps=arguments.num_steps,
             )
             lost += diagnosis.has_lost_plasticity
             print(

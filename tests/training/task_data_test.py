@@ -328,6 +328,9 @@ def test_the_monitor_measures_on_nests():
     x, y = NestedStream(as_dict).task(0, _EXAMPLES)
     first = keras.tree.map_structure(lambda array: array[:5], (x, y))
     (of_the_arrays,) = monitor(first)
+    # That needs the same examples before each task.
+    assert of_the_arrays.pop("output_churn")["total"] > 0
+    assert of_the_arrays["per_learner"].pop("output_churn")[0] > 0
     assert of_the_task == of_the_arrays
     assert of_the_task["gradient_norm"]["total"] > 0
 
