@@ -83,7 +83,7 @@ def pytest_addoption(parser):
         "--brief",
         action="store_true",
         help="run a sixth of the slow checks of optimizer wrappers, of which "
-        "there are thousands",
+        "there are thousands, and no test that is marked `long`",
     )
 
 
@@ -101,7 +101,11 @@ def pytest_collection_modifyitems(config, items):
         if eighth is None:
             is_slow = item.get_closest_marker("slow") is not None
             is_of_table = item.nodeid.startswith(_TABLE)
+            if item.get_closest_marker("long") is not None:
+                return False
             return not (is_slow and is_of_table) or number % 6 == 0
+        if item.get_closest_marker("long") is not None:
+            return False
         if item.nodeid.startswith(_ON_ALL):
             return True
         if item.nodeid.startswith(_ON_ONE):

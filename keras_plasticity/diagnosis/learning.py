@@ -14,6 +14,7 @@ from keras_plasticity.training import OnlineTrainer
 
 # The points of a learning curve.
 _NUM_POINTS = 20
+_FEWEST_STEPS = 1000
 # Examples whose losses are computed at once.
 _BATCH_SIZE = 256
 
@@ -135,7 +136,7 @@ def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
             examples in different orders.
         num_new: Integer, those with new weights.
         num_steps: Integer, the updates of each copy, or `None` for one pass
-            over the examples.
+            over the examples, but 1,000 at least.
         batch_size: Integer, the number of examples of each update.
         seed: Integer, of the orders.
 
@@ -145,7 +146,7 @@ def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
     num_examples = len(keras.tree.flatten(x)[0])
     batch_size = min(batch_size, num_examples)
     if num_steps is None:
-        num_steps = num_examples // batch_size
+        num_steps = max(num_examples // batch_size, _FEWEST_STEPS)
     num_points = min(_NUM_POINTS, num_steps)
     chunk = -(-num_steps // num_points)
     num_points = -(-num_steps // chunk)

@@ -89,12 +89,11 @@ def test_a_model_that_knows_the_data_has_lost_nothing():
     x, y = data()
     model.fit(x, y, epochs=60, batch_size=8, verbose=0)
     diagnosis = keras_plasticity.diagnose(
-        model, (x, y), batch_size=16, num_new=5
+        model, (x, y), num_steps=6, batch_size=16, num_new=5
     )
     assert not diagnosis.has_lost_plasticity
     assert diagnosis.ratio < 1.0
     assert "as well as new models do, or better" in diagnosis.verdict()
-    assert diagnosis.learning.num_steps == 6  # One pass.
 
 
 def test_learning_is_that_of_fit():
@@ -178,6 +177,31 @@ def test_what_is_not_trained_stays():
     )
 
 
+@pytest.mark.parametrize("size, num_steps", [(8, 1000), (1, 1200)])
+def test_the_number_of_steps(monkeypatch, size, num_steps):
+    x, y = data(1200)
+    asked = []
+
+    class Trainer:
+        def __init__(self, build_model, num_learners):
+            self.models = [build_model(i) for i in range(num_learners)]
+            self.model = self.models.__getitem__
+
+        def fit(self, stream, batch_size, num_tasks, on_nan):
+            tasks = [stream(0).task(i)[0] for i in range(num_tasks)]
+            asked.append(np.concatenate(tasks))
+            return {"loss": np.ones((num_tasks, len(self.models)))}
+
+    monkeypatch.setattr(learning, "OnlineTrainer", Trainer)
+    copies = learning.Copies(compiled(), None, None, None, seed=0)
+    learned = learning.learn(copies, x, y, 1, 1, None, size, seed=0)
+    assert learned.num_steps == num_steps
+    assert len(asked[0]) == num_steps * size
+    # Each example once in each pass.
+    first = asked[0][:1200]
+    np.testing.assert_array_equal(np.sort(first, axis=0), np.sort(x, axis=0))
+
+
 def test_regularization_does_not_count():
     model = keras.Sequential(
         [
@@ -204,7 +228,7 @@ def test_a_plastic_model_and_its_optimizer():
     model = compiled(optimizer=optimizer, layer=keras_plasticity.layers.Dense)
     x, y = data()
     model.fit(x, y, verbose=0)
-    diagnosis = keras_plasticity.diagnose(model, (x, y), num_new=3)
+    diagnosis = keras_plasticity.diagnose(model, (x, y), num_steps=5, num_new=3)
     assert np.isfinite(diagnosis.ratio)
 
 
@@ -260,7 +284,9 @@ def test_a_model_without_a_config():
 
 def test_the_figure(tmp_path):
     pytest.importorskip("matplotlib")
-    diagnosis = keras_plasticity.diagnose(killed(), data(), num_new=3)
+    diagnosis = keras_plasticity.diagnose(
+        killed(), data(), num_steps=20, num_new=3
+    )
     figure = diagnosis.figure()
     figure.savefig(tmp_path / "figure.png")
     titles = [axes.get_title(loc="left") for axes in figure.axes[1:]]

@@ -171,8 +171,18 @@ def test_files_that_are_no_trainers(tmp_path, text, message):
     assert message in str(error)
 
 
+@pytest.fixture
+def _same_handler_of_sigterm():
+    """A node of Ray that this process starts sets one, for good."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_same_handler_of_sigterm")
 def test_a_cluster_of_two_nodes_of_which_one_is_killed(tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     pytest.importorskip("matplotlib")

@@ -737,7 +737,7 @@ def test_state_is_in_variables(row):
     assert len(set(ids)) == len(ids)
     for variable in optimizer.inner_optimizer.variables:
         assert id(variable) in ids
-    if row.has_seed:
+    if row.has_seed and row.kind is not L2Init:  # Which draws nothing here.
         assert id(optimizer._seed_generator.state) in ids
     # The model's own are not the optimizer's. (On PyTorch, `variables` are
     # what a `state_dict` holds.)

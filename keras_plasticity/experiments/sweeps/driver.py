@@ -221,15 +221,18 @@ class _Driver:
                 executor = LocalProcesses(self._plan.trainer, 1)
                 stack.callback(executor.close)
             print(f"Checking {len(checked)} settings of {self._plan.trainer}")
-            future = executor.check(arguments)
-            self._wait([future], executor)
-            try:
-                refused = future.result()
-            except WorkerDied as error:
-                raise ValueError(
-                    f"{self._plan.trainer} cannot be run, and nothing was "
-                    f"trained: {error}"
-                ) from error
+            for attempt in range(self._retries + 1):
+                future = executor.check(arguments)
+                self._wait([future], executor)
+                try:
+                    refused = future.result()
+                    break
+                except WorkerDied as error:
+                    if attempt == self._retries:
+                        raise ValueError(
+                            f"{self._plan.trainer} cannot be run, and nothing "
+                            f"was trained: {error}"
+                        ) from error
         if refused is not None:
             index, error = refused
             raise ValueError(

@@ -6,7 +6,9 @@ An executor has `submit`, which returns a `concurrent.futures.Future` of an
 """
 
 import concurrent.futures
+import contextlib
 import os
+import signal
 import socket
 import threading
 
@@ -176,6 +178,19 @@ def _import_ray():
     return ray
 
 
+@contextlib.contextmanager
+def _same_handler_of_sigterm():
+    """Ray would end the process when it gets the signal, and not in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # There no handler can be set.
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _connect(ray, address):
     host, colon, port = address.rpartition(":")
     try:
@@ -184,7 +199,10 @@ def _connect(ray, address):
             socket.create_connection(
                 (host, int(port)), _SECONDS_TO_CONNECT
             ).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with _same_handler_of_sigterm():
+            ray.init(
+                address=address, log_to_driver=False, logging_level="ERROR"
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConnectionError(
             f"There is no cluster of Ray at {address}. Start one by `ray start "
