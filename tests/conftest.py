@@ -87,8 +87,12 @@ def pytest_addoption(parser):
     )
 
 
-# A table of checks for each wrapper. With `--brief`, a sixth of the slow ones.
-_TABLE = "tests/optimizers/wrapper_checks_test.py"
+# Tables of checks for each wrapper. With `--brief`, a sixth of the slow ones.
+_TABLES = (
+    "tests/optimizers/wrapper_checks_test.py",
+    "tests/training/compiled_steps_test.py",
+    "tests/training/learner_settings_test.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -100,7 +104,7 @@ def pytest_collection_modifyitems(config, items):
         number = zlib.crc32(item.nodeid.encode())
         if eighth is None:
             is_slow = item.get_closest_marker("slow") is not None
-            is_of_table = item.nodeid.startswith(_TABLE)
+            is_of_table = item.nodeid.startswith(_TABLES)
             if item.get_closest_marker("long") is not None:
                 return False
             return not (is_slow and is_of_table) or number % 6 == 0

@@ -28,6 +28,7 @@ def on_gpu(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tiny(tmp_path):
     path = tmp_path / "results.json"
     result = start("--tiny", f"--out={path}", "--backends", _BACKEND)

@@ -96,6 +96,7 @@ def test_activations_and_their_initial_weights(trainer, activation):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_learners_and_streams_for_every_run(trainer, tmp_path):
     arguments = [*_TINY, "--method=linear"]
     first = run(trainer, tmp_path / "a", *arguments, "--method=cbp")

@@ -66,6 +66,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on(tmp_path):
     """A real kill, at whatever instant it is."""
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}

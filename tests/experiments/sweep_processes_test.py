@@ -64,6 +64,7 @@ def workers_of(process):
 @pytest.mark.skipif(
     not os.path.exists("/proc/self/task"), reason="It looks for processes."
 )
+@pytest.mark.long
 def test_processes_that_are_killed(tmp_path):
     """Drivers and workers, ten times at random; nothing is lost or twice."""
     pytest.importorskip("matplotlib")

@@ -213,7 +213,10 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(
     ("case", "is_compiled"),
     [(case, False) for case in CASES]
-    + [("continual", True), ("convolutional", True)],
+    + [
+        ("continual", True),
+        pytest.param("convolutional", True, marks=pytest.mark.long),
+    ],
 )
 def test_equals_the_eager_loop(case, is_compiled, monkeypatch):
     if not is_compiled:
