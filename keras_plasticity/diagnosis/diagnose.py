@@ -7,6 +7,7 @@ import numpy as np
 from keras_plasticity import validation
 from keras_plasticity.diagnosis import learning
 from keras_plasticity.diagnosis import measures as table
+from keras_plasticity.diagnosis.arguments import check_built
 from keras_plasticity.diagnosis.examples import take_examples
 from keras_plasticity.diagnosis.measurement import Measurement
 from keras_plasticity.diagnosis.report import Diagnosis
@@ -105,7 +106,7 @@ def diagnose(
     - [Lyle et al., 2023](https://arxiv.org/abs/2303.01486), plasticity as how
         well a network learns new targets
     """
-    validation.check_model("model", model)
+    check_built(validation.check_model("model", model))
     x, y = take_examples("data", data)
     if y is None:
         raise validation.error(

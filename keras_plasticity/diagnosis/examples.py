@@ -111,6 +111,11 @@ def _read(name, data):
     num_examples = 0
     for batch in batches(data):
         x, y, weight = unpacked(batch)
+        if any(each is None for each in keras.tree.flatten(x)):
+            raise ValueError(
+                f"The batches of `{name}` must be arrays of inputs, or tuples "
+                f"(x, y). Received: a {kind} of {batch!r}"
+            )
         if weight is not None and not taken:
             warnings.warn(
                 f"`{name}` has sample weights. Measures do not use them: all "

@@ -6,6 +6,7 @@ import keras
 
 from keras_plasticity import validation
 from keras_plasticity.diagnosis import measures as table
+from keras_plasticity.diagnosis.arguments import check_built
 from keras_plasticity.diagnosis.examples import take_examples
 from keras_plasticity.diagnosis.measurement import Measurement
 
@@ -63,7 +64,7 @@ def measure(
             print(step, measured["dead_units"]["total"])
     ```
     """
-    validation.check_model("model", model)
+    check_built(validation.check_model("model", model))
     x, y = take_examples("data", data)
     names = table.check_measures(measures, y is not None, "data")
     names = [

@@ -197,6 +197,21 @@ def test_bad_arguments(arguments, message):
         keras_plasticity.measure(**settings)
 
 
+@pytest.mark.parametrize("layers", [[], [keras.layers.Dense(3)]])
+def test_a_model_that_is_not_built(layers):
+    model = keras.Sequential(layers)
+    for function in (keras_plasticity.measure, keras_plasticity.diagnose):
+        with pytest.raises(ValueError, match="must be built.*no weights yet"):
+            function(model, (np.ones((4, 2)), np.ones((4, 3))))
+    assert not model.built
+
+
+@pytest.mark.parametrize("batch", [None, (None, np.ones(3))])
+def test_batches_without_inputs(batch):
+    with pytest.raises(ValueError, match="tuples.*Received: a generator of"):
+        keras_plasticity.measure(compiled(), (each for each in [batch]))
+
+
 def test_a_model_that_has_diverged():
     model = compiled()
     model.layers[1].bias.assign([1.0, 2.0, np.nan, 0.0, 0.0])
