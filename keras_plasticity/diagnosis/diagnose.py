@@ -29,6 +29,7 @@ def diagnose(
     build_model: Callable[[], keras.Model] | None = None,
     measures: Any = None,
     seed: int = 0,
+    verbose: bool = True,
 ) -> Diagnosis:
     """Tells whether a model has lost the ability to learn, and how.
 
@@ -79,6 +80,8 @@ def diagnose(
             that are cheap.
         seed: Integer, of the new weights and the orders of the examples.
             Defaults to 0.
+        verbose: Boolean, whether to show progress and the time left. Defaults
+            to `True`.
 
     Returns:
         A `Diagnosis`: `print` it, or look at its `figure()`. Its attributes
@@ -117,6 +120,7 @@ def diagnose(
     batch_size = validation.check_positive_integer("batch_size", batch_size)
     num_new = validation.check_integer("num_new", num_new, minimum=3)
     seed = validation.check_seed("seed", seed) or 0
+    verbose = validation.check_boolean("verbose", verbose)
     if build_model is not None:
         validation.check_function("build_model", build_model)
     names = table.check_measures(measures, True, "data")
@@ -128,7 +132,7 @@ def diagnose(
     copies = learning.Copies(model, loss, optimizer, build_model, seed)
     measured = _measure(copies, x, y, names, num_new)
     learned = learning.learn(
-        copies, x, y, _NUM_OLD, num_new, num_steps, batch_size, seed
+        copies, x, y, _NUM_OLD, num_new, num_steps, batch_size, seed, verbose
     )
     return Diagnosis(model.name, learned, measured, batch_size)
 

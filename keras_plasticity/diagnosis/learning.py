@@ -1,5 +1,6 @@
 """How well a model learns, beside the same model newly initialized."""
 
+import contextlib
 import dataclasses
 
 import keras
@@ -11,6 +12,8 @@ from keras_plasticity.callbacks import new_layers
 from keras_plasticity.diagnosis.differentiation import differentiation_of
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.training import OnlineTrainer
+from keras_plasticity.training import TaskCallback
+from keras_plasticity.utils import ProgressBar
 
 # The points of a learning curve.
 _NUM_POINTS = 20
@@ -125,7 +128,9 @@ class Copies:
         return copy
 
 
-def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
+def learn(
+    copies, x, y, num_old, num_new, num_steps, batch_size, seed, verbose=False
+):
     """Has copies of a model learn, side by side where the backend can.
 
     Args:
@@ -139,6 +144,7 @@ def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
             over the examples, but 1,000 at least.
         batch_size: Integer, the number of examples of each update.
         seed: Integer, of the orders.
+        verbose: Boolean, whether to show progress.
 
     Returns:
         `Learning`.
@@ -168,12 +174,16 @@ def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
         return np.array(result)
 
     before = losses(models)
-    curves = trainer.fit(
-        lambda learner: _Examples(x, y, chunk * batch_size, [seed, learner]),
-        batch_size=batch_size,
-        num_tasks=num_points,
-        on_nan="continue",
-    )["loss"]
+    with _Progress(num_points) if verbose else contextlib.nullcontext() as bar:
+        curves = trainer.fit(
+            lambda learner: _Examples(
+                x, y, chunk * batch_size, [seed, learner]
+            ),
+            batch_size=batch_size,
+            num_tasks=num_points,
+            callbacks=[] if bar is None else [bar],
+            on_nan="continue",
+        )["loss"]
     after = losses(trainer.model(i) for i in range(len(models)))
     return Learning(
         num_steps,
@@ -185,6 +195,31 @@ def learn(copies, x, y, num_old, num_new, num_steps, batch_size, seed):
         before[num_old:],
         after[num_old:],
     )
+
+
+class _Progress(TaskCallback):
+    """Shows how far the copies are, and the time left.
+
+    Args:
+        total: Integer, the number of tasks.
+    """
+
+    def __init__(self, total):
+        self._bar = ProgressBar()
+        self._line = self._bar.add_task("copies learn", total=total)
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def on_progress(self, task, done):
+        self._bar.update(self._line, completed=task + done)
+
+    def on_task_end(self, task, results):
+        self._bar.update(self._line, completed=task + 1)
 
 
 class _Examples:

@@ -73,6 +73,14 @@ def test_a_model_that_cannot_learn_and_why():
     assert int(state[0]) == int(again[0])
 
 
+@pytest.mark.parametrize("verbose", [True, False])
+def test_progress(verbose, capsys):
+    keras_plasticity.diagnose(
+        compiled(), data(), num_steps=4, num_new=3, verbose=verbose
+    )
+    assert ("copies learn" in capsys.readouterr().out) == verbose
+
+
 def test_a_new_model_has_lost_nothing():
     diagnosis = keras_plasticity.diagnose(
         compiled(seed=5), data(), num_steps=40, batch_size=16, num_new=6
@@ -187,7 +195,7 @@ def test_the_number_of_steps(monkeypatch, size, num_steps):
             self.models = [build_model(i) for i in range(num_learners)]
             self.model = self.models.__getitem__
 
-        def fit(self, stream, batch_size, num_tasks, on_nan):
+        def fit(self, stream, batch_size, num_tasks, callbacks, on_nan):
             tasks = [stream(0).task(i)[0] for i in range(num_tasks)]
             asked.append(np.concatenate(tasks))
             return {"loss": np.ones((num_tasks, len(self.models)))}
@@ -306,6 +314,7 @@ def test_the_figure(tmp_path):
         ({"num_new": 2}, "num_new.*at least 3"),
         ({"seed": -1}, "seed"),
         ({"build_model": 5}, "build_model"),
+        ({"verbose": 2}, "verbose"),
         ({"measures": ["rank"]}, "measures"),
         ({"optimizer": "none"}, "none"),
     ],
