@@ -39,8 +39,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("keras_plasticity")
 
 
-# With `--eighth`, what depends on the backend most runs on all three of them:
-# of all other tests JAX and TensorFlow, which compile, take an eighth each, and
+# With `--twelfth`, what depends on the backend most runs on all three of them:
+# of all other tests JAX and TensorFlow, which compile, take a twelfth each, and
 # PyTorch takes all (but see `--brief`). What hardly depends on the backend runs
 # on PyTorch only.
 _ON_ALL = (
@@ -73,10 +73,10 @@ _ON_ONE = (
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--eighth",
+        "--twelfth",
         type=int,
-        choices=range(6),
-        help="run only this eighth of the tests that need not run on all "
+        choices=range(12),
+        help="run only this twelfth of the tests that need not run on all "
         "backends; default: all tests",
     )
     parser.addoption(
@@ -96,13 +96,13 @@ _TABLES = (
 
 
 def pytest_collection_modifyitems(config, items):
-    eighth = config.getoption("--eighth")
-    if eighth is None and not config.getoption("--brief"):
+    twelfth = config.getoption("--twelfth")
+    if twelfth is None and not config.getoption("--brief"):
         return
 
     def is_chosen(item):
         number = zlib.crc32(item.nodeid.encode())
-        if eighth is None:
+        if twelfth is None:
             is_slow = item.get_closest_marker("slow") is not None
             is_of_table = item.nodeid.startswith(_TABLES)
             if item.get_closest_marker("long") is not None:
@@ -114,8 +114,7 @@ def pytest_collection_modifyitems(config, items):
             return True
         if item.nodeid.startswith(_ON_ONE):
             return False
-        # Three parts of 24.
-        return number % 24 in range(eighth, 18, 6)
+        return number % 12 == twelfth
 
     chosen = [item for item in items if is_chosen(item)]
     rest = [item for item in items if not is_chosen(item)]
@@ -131,8 +130,8 @@ def fast_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_compilation_of_an_eighth(request):
-    is_part = request.config.getoption("--eighth") is not None
+def _fast_compilation_of_an_twelfth(request):
+    is_part = request.config.getoption("--twelfth") is not None
     if is_part and not request.node.nodeid.startswith(_ON_ALL):
         with _fast_compilation():
             yield

@@ -8,7 +8,7 @@ three backends, checks the format, and runs the test suite once for each
 backend: with PyTorch, which is the quickest, all of it, but for most of
 the slow checks of optimizer wrappers, of which there are thousands, and what is
 marked `long`; with JAX
-and TensorFlow what depends on the backend most, and an eighth each of the rest,
+and TensorFlow what depends on the backend most, and a twelfth each of the rest,
 but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It
 prints each command before it runs, and one line for each backend that says how
 many tests ran.
@@ -41,8 +41,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "tensorflow", "torch")
 # Which tests each of them runs, as arguments of pytest; see `conftest.py`.
 _WHICH = {
-    "jax": ["-m", "not slow", "--eighth", "0"],
-    "tensorflow": ["-m", "not slow", "--eighth", "1"],
+    "jax": ["-m", "not slow", "--twelfth", "0"],
+    "tensorflow": ["-m", "not slow", "--twelfth", "1"],
     "torch": ["--brief"],
 }
 # The CPU build where there is one to be had; plain `torch` would bring several
