@@ -82,12 +82,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--brief",
         action="store_true",
-        help="run a sixth of the slow checks of optimizer wrappers, of which "
+        help="run a twelfth of the slow checks of optimizer wrappers, of which "
         "there are thousands, and no test that is marked `long`",
     )
 
 
-# Tables of checks for each wrapper. With `--brief`, a sixth of the slow ones.
+# Tables of checks of each wrapper. With `--brief`, a twelfth of the slow ones.
 _TABLES = (
     "tests/optimizers/wrapper_checks_test.py",
     "tests/training/compiled_steps_test.py",
@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(config, items):
             is_of_table = item.nodeid.startswith(_TABLES)
             if item.get_closest_marker("long") is not None:
                 return False
-            return not (is_slow and is_of_table) or number % 6 == 0
+            return not (is_slow and is_of_table) or number % 12 == 0
         if item.get_closest_marker("long") is not None:
             return False
         if item.nodeid.startswith(_ON_ALL):

@@ -164,6 +164,7 @@ def test_without_diagnostics(loaded, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_seed_decides_the_run(loaded, tmp_path):
     arguments = [*_TINY, "--method=cbp", "--replacement_rate=0.01"]
     first = run(loaded, tmp_path / "a", *arguments)
@@ -208,6 +209,7 @@ def test_online_accuracy_is_measured_before_each_update(loaded, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_learners_are_each_its_own_run(loaded, tmp_path):
     arguments = [*_TINY, "--method=cbp", "--replacement_rate=0.01"]
     both = run(loaded, tmp_path / "a", *arguments, "--num_learners=2")

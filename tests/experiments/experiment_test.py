@@ -42,6 +42,7 @@ def errors(summary):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     trainer, tmp_path, capsys
 ):

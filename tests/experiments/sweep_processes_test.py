@@ -100,7 +100,11 @@ def test_processes_that_are_killed(tmp_path):
     not os.path.exists("/proc/self/task"), reason="It looks for processes."
 )
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        (signal.SIGTERM, 143),
+    ],
 )
 def test_a_signal_ends_a_sweep_in_order(tmp_path, number, status):
     pytest.importorskip("matplotlib")
