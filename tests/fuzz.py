@@ -41,6 +41,7 @@ import keras
 
 import keras_plasticity
 from tests import fuzz_recipes
+from tests.helpers import parameters
 from tests.odd_values import ODD_VALUES
 
 _PACKAGES = ("experiments", "utils")  # Besides those in `__all__`.
@@ -128,7 +129,7 @@ def _own_parameters(function):
     """Names of parameters that have one; not `self`, `*args`, `**kwargs`."""
     return [
         parameter.name
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in parameters(function)
         if parameter.name != "self"
         and parameter.kind
         not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)

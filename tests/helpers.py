@@ -165,6 +165,19 @@ def counted_draw(n, size):
     return 0.4 * np.sin(1.0 + 0.7 * np.arange(size) + 1.3 * (n % 17))
 
 
+def parameters(function):
+    """List of the parameters of a function or a class.
+
+    Some versions of Python look at `__new__` first, which Keras' base classes
+    have, and which takes anything.
+    """
+    if not inspect.isclass(function):
+        return list(inspect.signature(function).parameters.values())
+    if function.__init__ is object.__init__:
+        return []
+    return list(inspect.signature(function.__init__).parameters.values())[1:]
+
+
 def mostly_slow(values, *kept):
     """Values for `parametrize`, of which all but some are marked `slow`."""
     return [

@@ -11,6 +11,7 @@ from keras_plasticity.experiments.parts import COMMON_FLAGS
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
 from tests import fuzz
+from tests.helpers import parameters
 
 _TABLE = pathlib.Path(__file__).with_name("data") / "signatures.txt"
 
@@ -31,7 +32,7 @@ def signatures():
         lines.append(name)
         if inspect.isclass(each) and issubclass(each, Exception):
             continue
-        for parameter in inspect.signature(each).parameters.values():
+        for parameter in parameters(each):
             star = {
                 parameter.VAR_POSITIONAL: "*",
                 parameter.VAR_KEYWORD: "**",

@@ -4,7 +4,6 @@ A new wrapper needs one row in `ROWS`, and has every check.
 """
 
 import functools
-import inspect
 import itertools
 import json
 import types
@@ -53,6 +52,7 @@ from tests.helpers import docstring_example
 from tests.helpers import make_data
 from tests.helpers import make_model
 from tests.helpers import mostly_slow
+from tests.helpers import parameters
 from tests.helpers import to_numpy
 from tests.helpers import weights_of
 
@@ -1430,7 +1430,7 @@ def _arguments(kind):
         for base in kind.__mro__
         if issubclass(base, OptimizerWrapper)
         and not base.__name__.startswith("_")
-        for name in inspect.signature(base).parameters
+        for name in [each.name for each in parameters(base)]
         if name not in refused
     }
 
