@@ -171,11 +171,10 @@ def parameters(function):
     Some versions of Python look at `__new__` first, which Keras' base classes
     have, and which takes anything.
     """
-    if not inspect.isclass(function):
-        return list(inspect.signature(function).parameters.values())
-    if function.__init__ is object.__init__:
-        return []
-    return list(inspect.signature(function.__init__).parameters.values())[1:]
+    if inspect.isclass(function) and inspect.isfunction(function.__init__):
+        _, *own = inspect.signature(function.__init__).parameters.values()
+        return own
+    return list(inspect.signature(function).parameters.values())
 
 
 def mostly_slow(values, *kept):
