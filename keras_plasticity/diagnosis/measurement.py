@@ -69,6 +69,9 @@ class Measurement:
             number, without measures that no layer has; `None` if a number is
             not finite, since the network has diverged.
         """
+        # Activations do not tell: TensorFlow's `relu` of NaN is 0.
+        if not _is_finite(model):
+            return None
         measured = {}
         layers = self._layers if layers is None else layers
         if self._wants_from("activations"):
@@ -283,6 +286,14 @@ def with_total(values, total):
             "the layer of that name another one."
         )
     return {**values, "total": total}
+
+
+def _is_finite(model):
+    """Whether all weights of a model are finite numbers."""
+    return all(
+        np.isfinite(keras.ops.convert_to_numpy(v)).all()
+        for v in weights_of(model)
+    )
 
 
 def if_finite(measured):

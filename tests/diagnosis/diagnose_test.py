@@ -82,8 +82,10 @@ def test_progress(verbose, capsys):
 
 
 def test_a_new_model_has_lost_nothing():
+    # Another one of those that it is compared with.
+    model = learning.Copies(compiled(), None, None, None, seed=0).new(77)
     diagnosis = keras_plasticity.diagnose(
-        compiled(seed=5), data(), num_steps=40, batch_size=16, num_new=6
+        model, data(), num_steps=40, batch_size=16, num_new=8
     )
     assert not diagnosis.has_lost_plasticity
     assert diagnosis.remedy is None
