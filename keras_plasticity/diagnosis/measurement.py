@@ -201,11 +201,13 @@ class Measurement:
         """
         optimizer = unit_reset_optimizer(model)
         state = {}
+        if self.wants("weight_change", "weight_growth"):
+            kernels = kernels_of(model)
         if self.wants("weight_change"):
-            state["kernels"] = kernels_of(model)
+            state["kernels"] = kernels
         if self.wants("weight_growth"):
             state["magnitude"] = _by_layer_and_total(
-                diagnostics.weight_magnitude, kernels_of(model)
+                diagnostics.weight_magnitude, kernels
             )
         if self.wants("replaced_units") and optimizer is not None:
             state["replaced"] = optimizer.num_replaced()
