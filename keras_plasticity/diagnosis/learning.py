@@ -13,7 +13,6 @@ from keras_plasticity.diagnosis.differentiation import differentiation_of
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
-from keras_plasticity.utils import ProgressBar
 
 # The points of a learning curve.
 _NUM_POINTS = 20
@@ -205,6 +204,9 @@ class _Progress(TaskCallback):
     """
 
     def __init__(self, total):
+        # Imported here: `utils` needs TensorBoard.
+        from keras_plasticity.utils import ProgressBar
+
         self._bar = ProgressBar()
         self._line = self._bar.add_task("copies learn", total=total)
 
