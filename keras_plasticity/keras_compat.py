@@ -11,6 +11,11 @@ import types
 import keras
 from keras.src.backend.common import global_state
 
+# Keras' attention layers with projections to several heads.
+ATTENTION = (
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+)
 # Where Keras says that the class of `keras.Model(inputs, outputs)` is.
 FUNCTIONAL_MODULE = "keras.src.models.functional"
 
@@ -41,6 +46,14 @@ def producer(tensor):
     return history.operation._inbound_nodes[history.node_index]
 
 
+def is_constant(tensor):
+    """Whether a symbolic tensor is filled with zeros or ones."""
+    node = producer(tensor)
+    if node is None or not is_stock_operation(node.operation):
+        return False
+    return type(node.operation).__name__ in ("OnesLike", "ZerosLike")
+
+
 def arguments(node):
     """Tuple `(args, kwargs)` that a node's operation was called with."""
     return node.arguments.args, node.arguments.kwargs
@@ -48,15 +61,44 @@ def arguments(node):
 
 @contextlib.contextmanager
 def forget_calls(layer):
-    """Context whose calls leave no trace in a layer and its sublayers."""
+    """Context whose symbolic calls leave no trace in a layer and its sublayers.
+
+    Shapes are known where they can be. Tested with Keras 3.15.1, whose
+    attention layers tell the shapes of their outputs from the arguments of
+    their own `call`, which subclasses (KerasHub's) may not have, and whose
+    `EinsumDense` may be told to know less of them than its inputs do.
+    """
     parts = layer._flatten_layers()
     counts = [(len(p._inbound_nodes), len(p._outbound_nodes)) for p in parts]
+    to_compute = {
+        id(part): part
+        for part in parts
+        if _computes_no_spec(part) and "compute_output_spec" not in vars(part)
+    }
+    for part in to_compute.values():
+        part.compute_output_spec = types.MethodType(
+            keras.Operation.compute_output_spec, part
+        )
     try:
         yield
     finally:
+        for part in to_compute.values():
+            del part.compute_output_spec
         for part, (inbound, outbound) in zip(parts, counts):
             del part._inbound_nodes[inbound:]
             del part._outbound_nodes[outbound:]
+
+
+def _computes_no_spec(layer):
+    """Whether a layer does not say all that can be known of its outputs."""
+    if isinstance(layer, keras.layers.EinsumDense):
+        return None in tuple(layer.partial_output_shape)
+    return any(
+        isinstance(layer, kind)
+        and type(layer).call is not kind.call
+        and type(layer).compute_output_spec is kind.compute_output_spec
+        for kind in ATTENTION
+    )
 
 
 @contextlib.contextmanager
@@ -75,6 +117,26 @@ def keep_losses(layer):
             part._losses[:] = own
             part._loss_ids.clear()
             part._loss_ids.update(ids)
+
+
+def projections(attention):
+    """The projections of one of Keras' attention layers.
+
+    Args:
+        attention: A built layer of one of the kinds in `ATTENTION`.
+
+    Returns:
+        Dict of `keras.layers.EinsumDense` layers, with the keys `"query"`,
+        `"key"`, `"value"`, `"output"` and perhaps `"gate"`.
+    """
+    found = {
+        "query": attention._query_dense,
+        "key": attention._key_dense,
+        "value": attention._value_dense,
+        "output": attention._output_dense,
+    }
+    gate = getattr(attention, "_gate_dense", None)
+    return found if gate is None else {**found, "gate": gate}
 
 
 def built_variables(optimizer):

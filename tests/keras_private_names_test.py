@@ -30,6 +30,12 @@ def _built(optimizer):
     return optimizer
 
 
+def _attention():
+    layer = keras.layers.GroupQueryAttention(2, 2, 1, use_gate=True)
+    layer.build((None, 3, 4), (None, 3, 4))
+    return layer
+
+
 def _tensor():
     return keras.Input((4,))
 
@@ -42,8 +48,10 @@ _ATTRIBUTES = {
     "_functional": lambda: keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3)]
     ),
+    "_gate_dense": _attention,
     "_inbound_nodes": lambda: keras.layers.Dense(3),
     "_keras_history": _tensor,
+    "_key_dense": _attention,
     "_loss_ids": lambda: keras.layers.Dense(3),
     "_losses": lambda: keras.layers.Dense(3),
     "_model_variables_moving_average": lambda: _built(
@@ -51,11 +59,14 @@ _ATTRIBUTES = {
     ),
     "_momentums": lambda: _built(keras.optimizers.ScheduleFreeAdamW(0.1)),
     "_outbound_nodes": lambda: keras.layers.Dense(3),
+    "_output_dense": _attention,
+    "_query_dense": _attention,
     "_symbolic_build": _functional,
     "_track_variables": lambda: keras.layers.Dense(3),
     "_tracker": lambda: keras.layers.Dense(3),
     "_trainable_variables": lambda: _built(keras.optimizers.SGD(0.1)),
     "_trainable_variables_indices": lambda: _built(keras.optimizers.SGD(0.1)),
+    "_value_dense": _attention,
     "_value": lambda: keras.Variable(1.0),
     "_var_key": keras.optimizers.SGD,
 }

@@ -36,13 +36,13 @@ class UnitParameter:
     Attributes:
         variable: `keras.Variable`.
         initializer: Its Keras initializer.
-        axis: Integer, the axis of the variable that counts features.
+        axes: Tuple of the axes of the variable that count features.
         feature_map: `FeatureMap` from these to units.
     """
 
     variable: keras.Variable
     initializer: object
-    axis: int
+    axes: tuple
     feature_map: FeatureMap
 
 
@@ -368,42 +368,47 @@ class _UnitFollower:
         if key in self._stated:
             return
         (output,) = call.outputs
-        self._units.setdefault(output, {})[key] = rules.Units(
-            layer.unit_axis(output), np.arange(layer.unit_view().size)
+        self._units.setdefault(output, {})[key] = rules.Units.of_outputs(
+            layer.unit_axes(output), output.shape, layer.unit_view().size
         )
 
 
 def _add_consumer(connections, consumer, units):
     (value,) = units
-    axis = consumer.feature_axis(value)
-    read = units[value].along(axis, value.shape[axis])
-    if read.axis != axis:
+    axes = consumer.feature_axes(value)
+    read = units[value].over(axes, value.shape)
+    if read is None:
         raise rules.Refusal(
             f"{rules.describe(consumer)} reads another axis than that of the "
             "units"
         )
     if consumer in connections.consumers:
         return  # Called twice, which is judged at the end.
-    connections.consumers[consumer] = _feature_map(connections, consumer, read)
+    connections.consumers[consumer] = _feature_map(
+        connections, consumer, read, axes
+    )
 
 
 def _add_parameters(connections, call, units):
     if not rules.is_unit_parameter_layer(call.operation):
         return
     (value,) = units
-    feature_map = _feature_map(connections, call.operation, units[value])
-    for variable, initializer, axis in rules.unit_parameters(
-        call.operation, units[value], len(value.shape)
+    each = units[value]
+    feature_map = _feature_map(connections, call.operation, each, each.axes)
+    for variable, initializer, axes in rules.unit_parameters(
+        call.operation, each, len(value.shape)
     ):
         connections.parameters.append(
-            UnitParameter(variable, initializer, axis, feature_map)
+            UnitParameter(variable, initializer, axes, feature_map)
         )
 
 
-def _feature_map(connections, layer, units):
+def _feature_map(connections, layer, units, axes):
     try:
         return FeatureMap(
-            units.unit, connections.layer.unit_view().size, units.differs
+            units.in_order(axes),
+            connections.layer.unit_view().size,
+            units.differs,
         )
     except ValueError as error:
         raise rules.Refusal(

@@ -1,12 +1,13 @@
 """Propagation rules: where the output of an operation carries a layer's units.
 
-A `Units` says along which axis of a tensor the units of a layer lie, and in
+A `Units` says along which axes of a tensor the units of a layer lie, and in
 which order. A rule takes a call and, for one layer, the `Units` of each input,
 and returns those of each output, or raises `Refusal` or `Skip`. An operation
 without a rule is refused, never guessed.
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -15,55 +16,11 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import layers
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Units:
-    """Where the units of a layer lie in a tensor.
-
-    Attributes:
-        axis: Integer, not negative.
-        unit: Integer array, the unit of each index of that axis; -1 for none.
-        differs: Boolean, whether some unit is seen as several features that
-            are computed in different ways, `relu(x)` and `relu(-x)`, each of
-            which has a mean of its own.
-    """
-
-    axis: int
-    unit: np.ndarray
-    differs: bool = False
-
-    def same_as(self, other):
-        return (
-            other is not None
-            and self.axis == other.axis
-            and np.array_equal(self.unit, other.unit)
-        )
-
-    def along(self, axis, size):
-        """The same units, along another axis if it counts them as well.
-
-        It does where every element is of one unit.
-
-        Args:
-            axis: Integer, not negative.
-            size: Integer, the length of that axis; `None` if unknown.
-
-        Returns:
-            `Units`.
-        """
-        first = self.unit[0]
-        if size is None or first < 0 or np.any(self.unit != first):
-            return self
-        return Units(axis, np.full(size, first), self.differs)
-
-
-class Refusal(Exception):
-    """The units cannot be followed: an error, with the reason."""
-
-
-class Skip(Exception):
-    """The units can be followed, but none can be replaced alone: a reason."""
+from keras_plasticity.graph import contractions
+from keras_plasticity.graph.units import Refusal
+from keras_plasticity.graph.units import Skip
+from keras_plasticity.graph.units import Units
+from keras_plasticity.graph.units import describe
 
 
 def mixes_units(activation):
@@ -110,13 +67,12 @@ def propagate(call, units):
             f"cannot be traced with symbolic inputs: {call.error}"
         )
     rule = _find_rule(call.operation)
-    kind = type(call.operation)
-    plastic_class = getattr(layers, kind.__name__, None)
-    if plastic_class not in (None, kind) and issubclass(plastic_class, kind):
+    plastic_name = _PLASTIC_NAMES.get(type(call.operation))
+    if plastic_name is not None:
         raise Refusal(
             f"{describe(call.operation)} is not plastic, and the contribution "
             "of a unit is measured by the layer that reads it. Use "
-            f"`keras_plasticity.layers.{kind.__name__}` for it too (as the "
+            f"`keras_plasticity.layers.{plastic_name}` for it too (as the "
             "last layer of a model, it only observes)"
         )
     if rule is None:
@@ -124,11 +80,6 @@ def propagate(call, units):
             f"{describe(call.operation)} is not known to keep units apart"
         )
     return rule(call, units)
-
-
-def describe(operation):
-    kind = type(operation).__name__
-    return f"'{operation.name}' (`{kind}`)"
 
 
 def has_weights(call):
@@ -163,21 +114,25 @@ def unit_parameters(operation, units, rank):
         rank: Integer, the number of axes of its input.
 
     Returns:
-        List of tuples `(variable, initializer, axis)`.
+        List of tuples `(variable, initializer, axes)`, the axes of the variable
+        in the order of those of the units.
     """
     if isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
-        units = Units(units.axis - 1, units.unit)
+        units = Units(tuple(axis - 1 for axis in units.axes), units.unit)
         rank -= 1
     if isinstance(operation, keras.layers.PReLU):
-        axis = units.axis - 1  # There is no batch axis.
-        if operation.alpha.shape[axis] != len(units.unit):
+        # There is no batch axis.
+        axes = tuple(axis - 1 for axis in units.axes)
+        if tuple(operation.alpha.shape[axis] for axis in axes) != (
+            units.unit.shape
+        ):
             return []  # One slope for all units.
-        return [(operation.alpha, operation.alpha_initializer, axis)]
+        return [(operation.alpha, operation.alpha_initializer, axes)]
     if isinstance(operation, layers.AdaLin):
-        if operation.axis % rank != units.axis:
+        if units.axes != (operation.axis % rank,):
             return []  # One slope for all units.
-        return [(operation.alpha, operation.alpha_initializer, 0)]
+        return [(operation.alpha, operation.alpha_initializer, (0,))]
     ones = keras.initializers.Ones()
     zeros = keras.initializers.Zeros()
     result = []
@@ -186,11 +141,11 @@ def unit_parameters(operation, units, rank):
         if not isinstance(variable, keras.Variable):
             continue  # None, or the flag `scale=True`.
         initializer = getattr(operation, f"{name}_initializer", default)
-        axis = 0
+        axes = (0,)
         if len(variable.shape) > 1:
-            axes = [a % rank for a in operation.axis]
-            axis = axes.index(units.axis)
-        result.append((variable, initializer, axis))
+            of_variable = [a % rank for a in operation.axis]
+            axes = tuple(of_variable.index(axis) for axis in units.axes)
+        result.append((variable, initializer, axes))
     return result
 
 
@@ -219,7 +174,7 @@ def _normalization(call, units):
     axis = getattr(call.operation, "axis", -1)
     axes = [axis] if isinstance(axis, int) else list(axis)
     axes = [a % len(value.shape) for a in axes]
-    if units[value].axis not in axes:
+    if not set(units[value].axes) <= set(axes):
         raise Refusal(
             f"{describe(call.operation)} has no parameters along the axis of "
             f"the units. Received: axis={axis}"
@@ -234,11 +189,11 @@ def _channels(call, units):
     default = "channels_last"
     first = getattr(call.operation, "data_format", default) == "channels_first"
     axis = 1 if first else rank - 1
-    if units[value].axis != axis:
+    if units[value].axes != (axis,):
         raise Refusal(f"{describe(call.operation)} moves the axis of the units")
     (output,) = call.outputs
     axis = 1 if first else len(output.shape) - 1
-    return {output: dataclasses.replace(units[value], axis=axis)}
+    return {output: dataclasses.replace(units[value], axes=(axis,))}
 
 
 def _reduction(call, units):
@@ -250,13 +205,14 @@ def _reduction(call, units):
         axes = range(rank)
     axes = [axes] if isinstance(axes, int) else axes
     axes = [axis % rank for axis in axes]
-    axis = units[value].axis
-    if axis in axes:
+    kept = tuple(axis for axis in units[value].axes if axis not in axes)
+    each = units[value].over(kept, value.shape) if kept else None
+    if each is None:
         raise Refusal(f"{describe(call.operation)} adds units up")
     if not call.operation.keepdims:
-        axis -= sum(a < axis for a in axes)
+        kept = tuple(axis - sum(a < axis for a in axes) for axis in kept)
     (output,) = call.outputs
-    return {output: dataclasses.replace(units[value], axis=axis)}
+    return {output: dataclasses.replace(each, axes=kept)}
 
 
 def _movement(call, units):
@@ -267,7 +223,10 @@ def _movement(call, units):
     """
     if any(value not in units for value in call.inputs):
         raise Skip(f"merged with others by {describe(call.operation)}")
-    labels = {value: _labels(value, units[value]) for value in call.inputs}
+    labels = {
+        value: _labels(value, units[value], _unknown_length(call, value))
+        for value in call.inputs
+    }
     try:
         moved = _run_on_labels(call, labels)
     except Exception as error:  # A size that only the data would tell.
@@ -279,20 +238,32 @@ def _movement(call, units):
     for output, label in zip(call.outputs, moved):
         if np.all(label == 0):
             continue
-        axis = _axis_of_units(label)
-        if axis is None or output.shape[axis] is None:
+        axes = _axes_of_units(label)
+        if 0 in axes or any(output.shape[axis] is None for axis in axes):
             raise Refusal(f"{describe(call.operation)} takes units apart")
-        unit = np.moveaxis(label, axis, 0).reshape(label.shape[axis], -1)
-        result[output] = Units(axis, unit[:, 0] - 1, differs)
+        first = tuple(
+            slice(None) if axis in axes else 0 for axis in range(label.ndim)
+        )
+        result[output] = Units(axes, label[first] - 1, differs)
     return result
 
 
-def _labels(value, units):
+def _unknown_length(call, value):
+    """What to take for the length of axes that is not known."""
+    shapes = [value.shape[1:], call.outputs[0].shape[1:]]
+    if [shape.count(None) for shape in shapes] == [1, 0]:
+        known = math.prod(size for size in shapes[0] if size is not None)
+        length, rest = divmod(math.prod(shapes[1]), known)
+        if rest == 0 and length > 0:
+            return length  # Of a `Reshape`.
+    return 2
+
+
+def _labels(value, units, length):
     """Array of the shape of a value: for each element, 1 + its unit."""
     shape = [1 if value.shape[0] is None else value.shape[0]]
-    shape += [2 if size is None else size for size in value.shape[1:]]
-    along = [1] * len(shape)
-    along[units.axis] = -1
+    shape += [length if size is None else size for size in value.shape[1:]]
+    along = [n if i in units.axes else 1 for i, n in enumerate(shape)]
     unit = (units.unit + 1).astype("float32").reshape(along)
     return np.broadcast_to(unit, shape).copy()
 
@@ -314,50 +285,51 @@ def _run_on_labels(call, labels):
     ]
 
 
-def _axis_of_units(label):
-    """The one axis along which labels differ."""
-    for axis in reversed(range(1, label.ndim)):
-        if np.all(label == label.take([0], axis=axis)):
-            continue
-        others = tuple(i for i in range(label.ndim) if i != axis)
-        first = label[
-            tuple(
-                slice(0, 1) if i in others else slice(None)
-                for i in range(label.ndim)
-            )
-        ]
-        return axis if np.all(label == first) else None
-    if label.ndim < 2 or np.any(label != label.flat[0]):
-        return None  # The axis is where the batch was.
-    # A single unit: any axis may count it, rather one of length 1.
-    return next(
-        (i for i in reversed(range(1, label.ndim)) if label.shape[i] == 1),
-        label.ndim - 1,
+def _axes_of_units(label):
+    """The axes along which labels differ."""
+    axes = tuple(
+        axis
+        for axis in range(label.ndim)
+        if np.any(label != label.take([0], axis=axis))
     )
+    if axes or label.ndim == 1:
+        return axes or (0,)
+    # A single unit: any axis may count it, rather one of length 1.
+    ones = [i for i in range(1, label.ndim) if label.shape[i] == 1]
+    return (ones[-1] if ones else label.ndim - 1,)
 
 
 def _concatenate(call, units):
     axis = call.operation.axis
     (output,) = call.outputs
     axis = axis % len(output.shape)
-    if len({each.axis for each in units.values()}) > 1:
+    if len({each.axes for each in units.values()}) > 1:
         # Parts of one unit each, perhaps.
-        units = {
-            value: each.along(axis, value.shape[axis])
-            for value, each in units.items()
-        }
-    if all(axis == each.axis for each in units.values()):
+        axes = tuple(sorted({axis for u in units.values() for axis in u.axes}))
+        for kept in ((axis,), axes):
+            over = {
+                value: each.over(kept, value.shape)
+                for value, each in units.items()
+            }
+            if None not in over.values():
+                units = over
+                break
+    first = next(iter(units.values()))
+    if axis in first.axes and all(
+        first.axes == each.axes for each in units.values()
+    ):
         parts = [
             units[value].unit
             if value in units
-            else np.full(value.shape[axis], -1, "int32")
+            else np.full([value.shape[i] for i in first.axes], -1)
             for value in call.inputs
         ]
         seen = [set(each.unit[each.unit >= 0]) for each in units.values()]
         differs = any(each.differs for each in units.values()) or (
             len(set.union(*seen)) < sum(map(len, seen))
         )
-        return {output: Units(axis, np.concatenate(parts), differs)}
+        unit = np.concatenate(parts, axis=first.axes.index(axis))
+        return {output: Units(first.axes, unit, differs)}
     return _merge(call, units)
 
 
@@ -366,9 +338,11 @@ def _concatenated_activation(call, units):
     (value,) = units
     (output,) = call.outputs
     each = units[value]
-    if call.operation.axis % len(value.shape) != each.axis:
+    axis = call.operation.axis % len(value.shape)
+    if axis not in each.axes:
         return {output: each}  # Twice as many positions.
-    return {output: Units(each.axis, np.tile(each.unit, 2), differs=True)}
+    twice = np.concatenate([each.unit] * 2, axis=each.axes.index(axis))
+    return {output: Units(each.axes, twice, differs=True)}
 
 
 def _moments_of_the_past(call, units):
@@ -395,10 +369,40 @@ def _merge(call, units):
             raise Skip(f"merged with others by {describe(call.operation)}")
     for value in call.inputs:
         _check_shape(call, value)
-    if output.shape[first.axis] != len(first.unit):
+    if tuple(output.shape[axis] for axis in first.axes) != first.unit.shape:
         raise Refusal(f"{describe(call.operation)} repeats a unit")
     differs = any(each.differs for each in units.values())
     return {output: dataclasses.replace(first, differs=differs)}
+
+
+def _where(call, units):
+    """Units where a condition holds, and a constant elsewhere.
+
+    A condition that other layers compute is a mask, as in an attention.
+    """
+    condition, *branches = call.args
+    constants = [x for x in branches if getattr(x, "is_constant", False)]
+    if condition in units or len(constants) != 1:
+        return _merge(call, units)
+    (value,) = units
+    (output,) = call.outputs
+    if not _sizes_agree(value, output):
+        raise Refusal(f"{describe(call.operation)} repeats a unit")
+    return {output: units[value]}
+
+
+def _softmax(call, units):
+    """A softmax over positions."""
+    (value,) = units
+    rank = len(value.shape)
+    axis = call.operation.axis
+    axes = [axis] if isinstance(axis, int) else axis or range(rank)
+    if not {a % rank for a in axes}.isdisjoint(units[value].axes):
+        raise Refusal(
+            f"{describe(call.operation)} is not known to keep units apart: it "
+            "divides each of them by a sum over all"
+        )
+    return _elementwise(call, units)
 
 
 def _product(call, units):
@@ -436,7 +440,7 @@ def _time_distributed(call, units):
             f"{describe(call.operation)} of a `{type(inner).__name__}` is not "
             "known to keep units apart"
         )
-    if units[value].axis != len(value.shape) - 1:
+    if units[value].axes != (len(value.shape) - 1,):
         raise Refusal(f"{describe(call.operation)} moves the axis of the units")
     if mixes_units(getattr(inner, "activation", None)):
         raise Refusal(f"{describe(call.operation)} mixes units")
@@ -485,6 +489,12 @@ def _for_dimensions(name, dimensions=(1, 2, 3)):
     return _layers(*(f"{name}{d}D" for d in dimensions))
 
 
+# The names of the plastic layers by the layers of Keras that they replace.
+_PLASTIC_NAMES = {
+    getattr(keras.layers, name): name
+    for name in layers.__all__
+    if hasattr(keras.layers, name)
+}
 _LAYER_RULES = {
     **dict.fromkeys(
         _layers(
@@ -537,6 +547,10 @@ _LAYER_RULES = {
     ),
     keras.layers.Multiply: _product,
     keras.layers.TimeDistributed: _time_distributed,
+    keras.layers.Softmax: _softmax,
+    **dict.fromkeys(
+        _layers("AdditiveAttention", "Attention"), contractions.attention_layer
+    ),
 }
 
 # The operations of `keras.ops` have no public classes, only names.
@@ -558,12 +572,17 @@ _OPERATION_RULES = {
     **dict.fromkeys("Amax Amin Max Mean Min Sum".split(), _reduction),
     **dict.fromkeys(
         """Add Divide Equal Fmax Fmin Greater GreaterEqual Less LessEqual
-        LogicalAnd LogicalOr Maximum Minimum NotEqual Power Subtract TrueDivide
-        Where""".split(),
+        LogicalAnd LogicalOr Maximum Minimum NotEqual Power Subtract
+        TrueDivide""".split(),
         _merge,
     ),
     "Concatenate": _concatenate,
+    "DotProductAttention": contractions.dot_product_attention,
+    "Einsum": contractions.einsum,
+    "Matmul": contractions.matmul,
     "Multiply": _product,
+    **dict.fromkeys(["LogSoftmax", "Softmax"], _softmax),
+    "Where": _where,
     "ZerosLike": _nothing,
     "OnesLike": _nothing,
 }

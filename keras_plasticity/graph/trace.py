@@ -18,6 +18,8 @@ from keras_plasticity.layers.recent_inputs import RecentInputs
 
 # Batch size of symbolic inputs that have none.
 _BATCH_SIZE = 2
+# Their length along other axes, where it is not known and `call` needs it.
+_LENGTH = 5
 # Layers that are not Keras' own, or have others inside, and have a rule.
 _WITH_RULES = (
     keras.layers.TimeDistributed,
@@ -63,11 +65,13 @@ class Value:
     Attributes:
         shape: Tuple, `None` where a size is not known.
         dtype: String.
+        is_constant: Boolean, whether it does not depend on any values.
     """
 
     def __init__(self, tensor):
         self.shape = tuple(tensor.shape)
         self.dtype = tensor.dtype
+        self.is_constant = keras_compat.is_constant(tensor)
 
 
 @dataclasses.dataclass
@@ -335,11 +339,27 @@ class _Tracer:
             why they could not be found. One of the two is `None`.
         """
 
+        flat = keras.tree.flatten((args, kwargs))
+        symbolic = [x for x in flat if isinstance(x, keras.KerasTensor)]
+        lengths = [None]
+        if any(None in x.shape[1:] for x in symbolic):
+            lengths.append(_LENGTH)
+        for length in lengths:
+            outputs, error = self._call(layer, args, kwargs, known, length)
+            if error is None:
+                break
+        return outputs, error
+
+    def _call(self, layer, args, kwargs, known, length):
+        """As `add_inside`, with a length for unknown axes, or `None`."""
+
         def fresh(tensor):
             if not isinstance(tensor, keras.KerasTensor):
                 return tensor
             # With a batch size: `call` may reckon with the shape.
-            shape = (tensor.shape[0] or self._batch_size, *tensor.shape[1:])
+            batch, *rest = tensor.shape
+            rest = [length if size is None else size for size in rest]
+            shape = (batch or self._batch_size, *rest)
             new = keras.KerasTensor(shape, dtype=tensor.dtype)
             inner[id(new)] = self._value(tensor, known)
             self._alive.append(new)

@@ -8,6 +8,12 @@ from keras_plasticity.layers.activations import CReLU as CReLU
 from keras_plasticity.layers.activations import DeepFourier as DeepFourier
 from keras_plasticity.layers.activations import Rational as Rational
 from keras_plasticity.layers.activations import SmoothLeaky as SmoothLeaky
+from keras_plasticity.layers.attention import (
+    GroupQueryAttention as GroupQueryAttention,
+)
+from keras_plasticity.layers.attention import (
+    MultiHeadAttention as MultiHeadAttention,
+)
 from keras_plasticity.layers.convolutional import Conv1D as Conv1D
 from keras_plasticity.layers.convolutional import (
     Conv1DTranspose as Conv1DTranspose,
@@ -59,8 +65,10 @@ __all__ = [
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "GroupQueryAttention",
     "Injectable",
     "InputNormalization",
+    "MultiHeadAttention",
     "OnlineNormalization",
     "Rational",
     "RecentInputs",

@@ -7,15 +7,15 @@ from keras_plasticity.units.weight_view import WeightView
 class _ChannelLayer(PlasticLayer):
     """A plastic layer whose features and units are channels."""
 
-    def feature_axis(self, inputs):
-        return self._channel_axis(inputs)
+    def feature_axes(self, inputs):
+        return self._channel_axes(inputs)
 
-    def unit_axis(self, outputs):
-        return self._channel_axis(outputs)
+    def unit_axes(self, outputs):
+        return self._channel_axes(outputs)
 
-    def _channel_axis(self, tensor):
+    def _channel_axes(self, tensor):
         first = self.data_format == "channels_first"
-        return 1 if first else len(tensor.shape) - 1
+        return (1 if first else len(tensor.shape) - 1,)
 
 
 class _Conv(_ChannelLayer):

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import keras
@@ -12,11 +13,12 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
     """A `keras.layers.EinsumDense` whose units can be replaced.
 
     It computes what `keras.layers.EinsumDense` computes and takes the same
-    arguments. Its equation must have one axis of input features, which the
-    kernel and the inputs share and the outputs lack, and one axis of units,
-    which the kernel and the outputs share and the inputs lack, as in
-    `"abc,cd->abd"` or `"...x,xy->...y"`. See `keras_plasticity.layers.Dense`
-    for the statistics it carries.
+    arguments. Axes of the kernel that the inputs share and the outputs lack
+    count the input features; those that the outputs share and the inputs lack
+    count the units. There must be at least one of each, and no others. In
+    `"abc,cd->abd"` a unit is an index of `d`, in `"abc,cde->abde"`, which is
+    an attention's projection to several heads, a pair of indices of `d` and
+    `e`. See `keras_plasticity.layers.Dense` for the statistics it carries.
 
     Args:
         equation: String, the einsum equation.
@@ -33,8 +35,8 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
         Tensor of the shape that the equation makes.
 
     Raises:
-        ValueError: If the equation has more than one axis of units or of
-            features, such as an attention's projections to several heads.
+        ValueError: If the kernel has no axis of units or none of features, or
+            one that both the inputs and the outputs have.
 
     Example:
 
@@ -62,108 +64,117 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
         super().__init__(equation, *args, **kwargs)
 
     def unit_view(self):
-        return self._view(find_labels(self.equation).unit)
+        return WeightView.of(self.kernel, *find_labels(self.equation).unit_axes)
 
     def feature_view(self):
-        return self._view(find_labels(self.equation).feature)
-
-    def _view(self, label):
-        axis = find_labels(self.equation).kernel.index(label)
-        return WeightView(self.kernel, tuple(self.kernel.shape), (axis,))
+        labels = find_labels(self.equation)
+        return WeightView.of(self.kernel, *labels.feature_axes)
 
     def bias_view(self):
         if self.bias is None:
             return None
         labels = find_labels(self.equation)
-        shape = tuple(self.bias.shape)
-        if labels.unit not in self.bias_axes:
-            return None  # A bias shared by all units belongs to none of them.
-        axis = len(shape) - _distance_to_end(labels.outputs, labels.unit)
-        return WeightView(self.bias, shape, (axis,))
+        if not set(labels.units) <= set(self.bias_axes):
+            # A bias shared by several units belongs to none of them.
+            return None
+        # It has the axes of the outputs from the first of `bias_axes` on.
+        outputs = labels.outputs.replace(".", "")
+        first = min(map(outputs.index, self.bias_axes))
+        axes = [outputs.index(c) - first for c in labels.units]
+        return WeightView.of(self.bias, *axes)
 
     def unit_initializer(self):
         initializer = self.kernel_initializer
-        (unit_axis,) = self.unit_view().axes
-        if unit_axis == 0 and hasattr(initializer, "input_axes"):
-            # Not in the order that an initializer assumes.
-            config = {
-                **initializer.get_config(),
-                "input_axes": (1,),
-                "output_axes": (0,),
-            }
-            return type(initializer)(**config)
-        return initializer
-
-    def feature_axis(self, inputs):
         labels = find_labels(self.equation)
-        return len(inputs.shape) - _distance_to_end(
-            labels.inputs, labels.feature, len(inputs.shape)
-        )
+        axes = (labels.feature_axes, labels.unit_axes)
+        if axes == ((0,), (1,)) or not hasattr(initializer, "input_axes"):
+            return initializer
+        if None not in (initializer.input_axes, initializer.output_axes):
+            return initializer
+        # Not in the order that an initializer assumes.
+        config = initializer.get_config()
+        config["input_axes"], config["output_axes"] = axes
+        return type(initializer)(**config)
 
-    def unit_axis(self, outputs):
+    def feature_axes(self, inputs):
         labels = find_labels(self.equation)
-        return len(outputs.shape) - _distance_to_end(
-            labels.outputs, labels.unit, len(outputs.shape)
-        )
+        return _find_axes(labels.inputs, labels.features, len(inputs.shape))
+
+    def unit_axes(self, outputs):
+        labels = find_labels(self.equation)
+        return _find_axes(labels.outputs, labels.units, len(outputs.shape))
 
     def fold_constant_into_bias(self, feature, constant):
         outgoing = self.feature_view().take(feature)
         constant = keras.ops.cast(constant, outgoing.dtype)
         view = self.bias_view()
-        shape = [1] * len(view.shape)
-        shape[view.axes[0]] = view.size
+        outgoing = keras.ops.reshape(constant * outgoing, (view.size,))
         self.bias.assign_add(
-            keras.ops.broadcast_to(
-                keras.ops.reshape(constant * outgoing, shape), view.shape
-            )
+            keras.ops.broadcast_to(view.along(outgoing), view.shape)
         )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Labels:
-    def __init__(self, inputs, kernel, outputs):
-        self.inputs = inputs
-        self.kernel = kernel
-        self.outputs = outputs
-        self.unit = None
-        self.feature = None
+    """The letters of an equation.
+
+    Attributes:
+        inputs: String, those of the inputs.
+        kernel: String, those of the kernel.
+        outputs: String, those of the outputs.
+        features: String, those of the kernel that count input features, in
+            its order.
+        units: String, those of the kernel that count units, likewise.
+    """
+
+    inputs: str
+    kernel: str
+    outputs: str
+    features: str
+    units: str
+
+    @property
+    def feature_axes(self):
+        """The axes of the kernel that count features."""
+        return tuple(self.kernel.index(c) for c in self.features)
+
+    @property
+    def unit_axes(self):
+        """The axes of the kernel that count units."""
+        return tuple(self.kernel.index(c) for c in self.units)
 
 
 def find_labels(equation):
     """Finds the letters of an equation for the axes of units and features.
 
     Raises:
-        ValueError: If there is not exactly one of each.
+        ValueError: If a letter of the kernel stands for neither, or if there
+            are none for the units or none for the features.
     """
     equation = validation.check_string("equation", equation)
     match = re.fullmatch(r"([\w.]+),(\w+)->([\w.]+)", equation.replace(" ", ""))
     if match:
-        labels = _Labels(*match.groups())
-        features = [
-            c
-            for c in labels.kernel
-            if c in labels.inputs and c not in labels.outputs
-        ]
-        units = [
-            c
-            for c in labels.kernel
-            if c in labels.outputs and c not in labels.inputs
-        ]
-        if len(features) == len(units) == 1 and len(labels.kernel) == 2:
-            (labels.unit,) = units
-            (labels.feature,) = features
-            return labels
+        inputs, kernel, outputs = match.groups()
+        features = [c for c in kernel if c in inputs and c not in outputs]
+        units = [c for c in kernel if c in outputs and c not in inputs]
+        is_each_once = len(set(kernel)) == len(kernel) == len(features + units)
+        if features and units and is_each_once:
+            return _Labels(
+                inputs, kernel, outputs, "".join(features), "".join(units)
+            )
     raise ValueError(
-        "A plastic `EinsumDense` needs an equation whose kernel has one axis "
-        "of input features and one axis of units, such as 'abc,cd->abd'. Use "
+        "A plastic `EinsumDense` needs an equation in which each axis of the "
+        "kernel counts either input features or units, and both are there, "
+        "such as 'abc,cd->abd' or 'abc,cde->abde'. Use "
         "`keras.layers.EinsumDense` for any other. "
         f"Received: equation={equation!r}"
     )
 
 
-def _distance_to_end(labels, label, rank=None):
-    """Distance from the axis of a label to the end of a tensor's shape."""
-    after = labels[labels.index(label) + 1 :]
-    if "." not in after:
-        return len(after) + 1
-    named = len(labels.replace(".", ""))
-    return len(after.replace(".", "")) + 1 + rank - named
+def _find_axes(labels, wanted, rank):
+    """The axes of a tensor that some of its labels stand for."""
+    before, _, after = labels.partition("...")
+    return tuple(
+        before.index(c) if c in before else rank - len(after) + after.index(c)
+        for c in wanted
+    )

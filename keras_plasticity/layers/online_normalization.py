@@ -251,8 +251,8 @@ class OnlineNormalization(keras.layers.Layer):
 
     def _means(self, values, size):
         """Means over the batches of all replicas, `size` examples."""
-        axis = self.axis % len(values[0].shape)
-        sums = [sum_of_features(value, axis) for value in values]
+        axes = (self.axis % len(values[0].shape),)
+        sums = [sum_of_features(value, axes) for value in values]
         return [
             total / ops.maximum(size, 1.0)
             for total in backend.sum_over_replicas(sums)

@@ -63,7 +63,7 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
         if statistics is not None:  # `None` while `make_plastic` traces.
             keras_compat.note_caller(self, statistics.callers)
             if statistics.observes_inference or not keras_compat.is_inference():
-                inputs = statistics.observe(inputs, self.feature_axis(inputs))
+                inputs = statistics.observe(inputs, self.feature_axes(inputs))
         return super().call(inputs, *args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
@@ -97,13 +97,16 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
         """The initializer of the outgoing weights of the input features."""
         return self.unit_initializer()
 
-    def feature_axis(self, inputs) -> int:
-        """The axis of the inputs that counts the features, not negative."""
-        return len(inputs.shape) - 1
+    def feature_axes(self, inputs) -> tuple[int, ...]:
+        """The axes of the inputs that count the features, not negative.
 
-    def unit_axis(self, outputs) -> int:
-        """The axis of the outputs that counts the units, not negative."""
-        return len(outputs.shape) - 1
+        In the order in which they count, the first one slowest.
+        """
+        return (len(inputs.shape) - 1,)
+
+    def unit_axes(self, outputs) -> tuple[int, ...]:
+        """The axes of the outputs that count the units, likewise."""
+        return (len(outputs.shape) - 1,)
 
     def check_folds_constants(self, producer):
         """Raises a `ValueError` if constants cannot be folded into the bias."""

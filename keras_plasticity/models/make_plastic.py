@@ -1,17 +1,22 @@
-import contextlib
-
 import keras
 
 from keras_plasticity import graph
 from keras_plasticity import keras_compat
 from keras_plasticity import layers
 from keras_plasticity import validation
+from keras_plasticity.layers import in_place
 from keras_plasticity.layers.einsum_dense import find_labels
 
 _PLASTIC_CLASSES = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
     if hasattr(keras.layers, name)
+}
+# Layers whose sublayers become plastic, all or none.
+_ATTENTION = {
+    plain: plastic
+    for plain, plastic in _PLASTIC_CLASSES.items()
+    if plain in keras_compat.ATTENTION
 }
 
 
@@ -24,8 +29,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     `keras_plasticity.inspect(model)` shows which, and why.
 
     Sublayers are found at any depth, except inside layers of `keras.layers`
-    that call them in a special way (attention, recurrent layers,
-    `TimeDistributed`).
+    that call them in a special way (recurrent layers, `TimeDistributed`).
 
     A saved Functional or Sequential model is plastic when it is loaded. A
     subclassed model is loaded as its constructor builds it: call
@@ -73,7 +77,8 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
             f"it, first. {validation.received('model', model)}"
         )
     plain = {}
-    for layer in _find_layers(model):
+    attentions = []
+    for layer in _find_layers(model, attentions):
         plain[id(layer)] = type(layer)
         keras_compat.change_class(layer, _PLASTIC_CLASSES[type(layer)])
     candidates = [
@@ -84,21 +89,29 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     wanted = {}
     try:
         wanted = _choose(model, inputs, candidates)
+        for attention in attentions:
+            _add_projections(attention, wanted)
     finally:
         for layer in candidates:
             if id(layer) in plain and id(layer) not in wanted:
                 keras_compat.change_class(layer, plain[id(layer)])
     for layer in candidates:
         if id(layer) in plain and id(layer) in wanted:
-            _finish(layer, replaceable=wanted[id(layer)])
+            in_place.complete(layer, replaceable=wanted[id(layer)])
     keras_compat.track_new_variables(model)
     # Its optimizer does not know the new variables.
     model.compiled = False
     return model
 
 
-def _find_layers(model):
-    """The layers that could become plastic, regardless of the graph."""
+def _find_layers(model, attentions):
+    """The layers that could become plastic, regardless of the graph.
+
+    Args:
+        model: The `keras.Model`.
+        attentions: List, to which the attention layers are added whose
+            projections are among those layers.
+    """
     found = {}
     stack = [model]
     seen = set()
@@ -107,13 +120,19 @@ def _find_layers(model):
         if id(parent) in seen:
             continue
         seen.add(id(parent))
-        if type(parent) in _PLASTIC_CLASSES:
+        if type(parent) in _ATTENTION:
+            if parent.built:
+                projections = keras_compat.projections(parent).values()
+                if all(map(_is_eligible, projections)):
+                    attentions.append(parent)
+                    found.update((id(layer), layer) for layer in projections)
+        elif type(parent) in _PLASTIC_CLASSES:
             if _is_eligible(parent):
                 found[id(parent)] = parent
-        elif isinstance(parent, (keras.Model, keras.layers.InputLayer)) or not (
-            keras_compat.is_stock_layer(parent)
-            or isinstance(parent, keras.layers.MultiHeadAttention)
-        ):
+        elif isinstance(
+            parent,
+            (keras.Model, keras.layers.InputLayer, *keras_compat.ATTENTION),
+        ) or not keras_compat.is_stock_layer(parent):
             stack += keras_compat.children(parent)
     return list(found.values())
 
@@ -129,6 +148,28 @@ def _is_eligible(layer):
         except ValueError:
             return False
     return True
+
+
+def _add_projections(attention, wanted):
+    """Makes an attention layer plastic if one of its projections becomes so.
+
+    All of its projections are plastic then, as they are once it is saved and
+    loaded.
+
+    Args:
+        attention: A layer of a kind in `_ATTENTION`.
+        wanted: Dict from the id of a layer to whether its units are
+            replaceable. Changed in place.
+    """
+    projections = keras_compat.projections(attention)
+    if wanted.keys().isdisjoint(map(id, projections.values())):
+        return
+    attention.replaceable = [
+        name
+        for name, projection in projections.items()
+        if wanted.setdefault(id(projection), False)
+    ]
+    keras_compat.change_class(attention, _ATTENTION[type(attention)])
 
 
 def _choose(model, inputs, candidates):
@@ -154,16 +195,3 @@ def _choose(model, inputs, candidates):
             f"replaced. {reasons or 'It has no layer of a known kind.'}"
         )
     return wanted
-
-
-def _finish(layer, replaceable):
-    """Completes a layer whose class has changed."""
-    layer.replaceable = replaceable
-    with contextlib.ExitStack() as stack:
-        # With the paths of a layer that was plastic from the start.
-        for name in layer.path.split("/"):
-            stack.enter_context(keras.name_scope(name))
-        stack.enter_context(keras_compat.unlocked(layer))
-        layer.add_statistics()
-    layer.statistics.trainable = layer.trainable
-    keras_compat.rebind_quantize(layer)

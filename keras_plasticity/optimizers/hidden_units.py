@@ -113,7 +113,7 @@ class HiddenUnits:
         # Such as the gamma and beta of a normalization layer.
         self._all_parameters = [
             (
-                WeightView.of(parameter.variable, parameter.axis),
+                WeightView.of(parameter.variable, *parameter.axes),
                 parameter.feature_map,
                 part_initializer(parameter.initializer, parameter.variable),
             )

@@ -80,12 +80,12 @@ class Slot:
 
     def _view_of_factor(self, view):
         """The view of a slot that lacks an axis of its variable, if any."""
-        if view.shape != tuple(view.variable.shape) or len(view.axes) > 1:
+        if view.shape != tuple(view.variable.shape):
             return None
-        (axis,) = view.axes
-        if axis not in self.axes:
+        if not set(view.axes) <= set(self.axes):
             return None
-        return WeightView.of(self.variable, self.axes.index(axis))
+        axes = [self.axes.index(axis) for axis in view.axes]
+        return WeightView.of(self.variable, *axes)
 
 
 class SlotTable:

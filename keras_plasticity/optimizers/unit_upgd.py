@@ -255,7 +255,7 @@ class _LayerUnits:
         if bias_view is not None:
             owned.append((bias_view, identity))
         owned += [
-            (WeightView.of(each.variable, each.axis), each.feature_map)
+            (WeightView.of(each.variable, *each.axes), each.feature_map)
             for each in connections.parameters
         ]
         self.owned = [pair for pair in owned if id(pair[0].variable) in changed]
@@ -290,7 +290,11 @@ def _is_of_unit(view, feature_map):
     mask = feature_map.unit_of_feature >= 0
     if mask.all():
         return np.True_
-    (axis,) = view.axes  # It is a parameter on the way, and no kernel.
-    shape = [1] * len(view.shape)
-    shape[axis] = -1
-    return mask.reshape(shape)
+    mask = mask.reshape([view.shape[axis] for axis in view.axes])
+    mask = np.transpose(mask, np.argsort(view.axes))
+    mask = mask.reshape(
+        [n if i in view.axes else 1 for i, n in enumerate(view.shape)]
+    )
+    if view.shape != tuple(view.variable.shape):
+        mask = np.broadcast_to(mask, view.shape).reshape(view.variable.shape)
+    return mask

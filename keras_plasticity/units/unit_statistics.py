@@ -9,6 +9,7 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity.units import backward_pass
+from keras_plasticity.units import counted_axes
 from keras_plasticity.units.backward_pass import UNIT
 
 _UNIT_STATISTICS = ("utility", "age", "mean_activation")
@@ -181,12 +182,13 @@ class UnitStatistics(keras.layers.Layer):
             levels = np.where(is_unit, level, self.firing_level)
             self.firing_level = levels.astype("float32")
 
-    def observe(self, inputs, axis):
+    def observe(self, inputs, axes):
         """Returns `inputs` unchanged; its backward pass yields the statistics.
 
         Args:
-            inputs: Tensor with the features in one axis.
-            axis: Integer, that axis, not negative.
+            inputs: Tensor.
+            axes: Tuple of its axes that count the features, not negative, in
+                the order in which they count.
 
         Returns:
             `inputs`.
@@ -196,14 +198,14 @@ class UnitStatistics(keras.layers.Layer):
 
         def backward(upstream, inputs, values):
             center = dict(zip(names, values))
-            new = self._observations(inputs, axis, center)
+            new = self._observations(inputs, axes, center)
             # One tensor of zeros for all that is not observed.
             zeros = ops.zeros_like(values[-1])
             return (upstream, *[new.get(name, zeros) for name in names])
 
         return backend.identity(inputs, values, backward)
 
-    def _observations(self, inputs, axis, values):
+    def _observations(self, inputs, axes, values):
         """What is observed of this batch: dict from name of weight to sum."""
         size = inputs.shape[0]
         if size is None:
@@ -215,7 +217,7 @@ class UnitStatistics(keras.layers.Layer):
         )
         first = [num_examples]
         if "activation_mean" in self._observed:
-            first.append(sum_of_features(inputs, axis))
+            first.append(sum_of_features(inputs, axes))
         num_examples, *first = backend.sum_over_replicas(first)
         count = ops.concatenate([num_examples, ops.ones_like(num_examples)])
         result = {"count": UNIT * count}
@@ -231,25 +233,26 @@ class UnitStatistics(keras.layers.Layer):
                 values["running_mean"],
                 values["shrinkage"],
             )
-            center = self._along(inputs, axis, center)
+            center = self._along(inputs, axes, center)
             rest["deviation_sum"] = abs(inputs - center)
         if "firing" in self._observed:
             level = self.firing_level
             if not isinstance(level, float):
-                level = self._along(inputs, axis, ops.convert_to_tensor(level))
+                level = self._along(inputs, axes, ops.convert_to_tensor(level))
             rest["firing_sum"] = ops.cast(inputs > level, "float32")
-        sums = [UNIT * sum_of_features(x, axis) for x in rest.values()]
+        sums = [UNIT * sum_of_features(x, axes) for x in rest.values()]
         if sums:
             result.update(zip(rest, backend.sum_over_replicas(sums)))
         return result
 
-    def _along(self, inputs, axis, values):
+    def _along(self, inputs, axes, values):
         """Values of shape `(features,)`, to be combined with the inputs."""
-        if axis == len(inputs.shape) - 1:
+        shape = list(inputs.shape)
+        if axes == (len(shape) - 1,):
             return values
-        shape = [1] * len(inputs.shape)
-        shape[axis] = self.features
-        return ops.reshape(values, shape)
+        if len(axes) == 1:
+            shape[axes[0]] = self.features
+        return counted_axes.along(values, axes, shape)
 
     def center(self, mean, running_mean, shrinkage):
         """The running mean of each feature with this batch in it.
@@ -280,21 +283,27 @@ class UnitStatistics(keras.layers.Layer):
         super().load_own_variables(store)
 
 
-def sum_of_features(x, axis):
+def sum_of_features(x, axes):
     """Sum over the batch of the mean over all positions.
 
     Args:
         x: Tensor whose first axis counts examples.
-        axis: Integer, the axis that counts features, not negative.
+        axes: Tuple of the axes that count features, not negative, in the order
+            in which they count.
 
     Returns:
         Tensor of shape `(features,)`.
     """
-    others = [i for i in range(len(x.shape)) if i != axis]
+    others = [i for i in range(len(x.shape)) if i not in axes]
     if all(x.shape[i] == 1 for i in others):
         # Online learning: one example.
+        if len(axes) > 1:
+            x = ops.reshape(x, [x.shape[axis] for axis in sorted(axes)])
+            return counted_axes.flatten(x, axes)
         return ops.reshape(x, (-1,)) if len(others) > 1 else x[0]
     total = ops.sum(x, axis=others)
+    if len(axes) > 1:
+        total = counted_axes.flatten(total, axes)
     if len(others) == 1:
         return total
     sizes = [x.shape[i] for i in others[1:]]

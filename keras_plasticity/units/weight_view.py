@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
+from keras_plasticity.units import counted_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,9 @@ class WeightView:
     axes: tuple
 
     @classmethod
-    def of(cls, variable, axis):
-        """The view of a variable in its own shape that counts one axis."""
-        return cls(variable, tuple(variable.shape), (axis,))
+    def of(cls, variable, *axes):
+        """The view of a variable in its own shape that counts some axes."""
+        return cls(variable, tuple(variable.shape), axes)
 
     @property
     def size(self):
@@ -61,7 +62,9 @@ class WeightView:
         if len(self.axes) == 1:
             return functional.mean_magnitude(weights, self.axes[0])
         weights = abs(ops.cast(weights, "float32"))
-        return self._in_order(ops.mean(weights, axis=self._other_axes()))
+        if others := self._other_axes():
+            weights = ops.mean(weights, axis=others)
+        return counted_axes.flatten(weights, self.axes)
 
     def sum(self, values):
         """Sum of the entries of each index, float32, shape `(size,)`.
@@ -72,21 +75,10 @@ class WeightView:
         values = ops.reshape(ops.cast(values, "float32"), self.shape)
         if others := self._other_axes():
             values = ops.sum(values, axis=others)
-        return self._in_order(values)
+        return counted_axes.flatten(values, self.axes)
 
     def _other_axes(self):
         return [i for i in range(len(self.shape)) if i not in self.axes]
-
-    def _in_order(self, values):
-        """One value for each index, from an array of the counted axes.
-
-        They are in the order of the weight there.
-        """
-        order = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        axes = [order.index(i) for i in range(len(order))]
-        if axes != list(range(len(axes))):
-            values = ops.transpose(values, axes)
-        return ops.reshape(values, (self.size,))
 
     def spread(self, values):
         """One value for each index, in a shape that broadcasts to the weight.
@@ -106,14 +98,7 @@ class WeightView:
         Args:
             values: Tensor of shape `(size,)`.
         """
-        values = ops.reshape(values, [self.shape[axis] for axis in self.axes])
-        order = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        if order != list(range(len(order))):
-            values = ops.transpose(values, order)
-        return ops.reshape(
-            values,
-            [n if i in self.axes else 1 for i, n in enumerate(self.shape)],
-        )
+        return counted_axes.along(values, self.axes, self.shape)
 
     def move(self, share, target=None):
         """Moves the entries of each index a part of the way to a target.

@@ -460,14 +460,24 @@ def test_utility_is_that_of_the_recorded_activations(experiment):
 
 
 class _Mixing(keras.layers.Layer):
-    """A layer of one's own that adds units up."""
+    """A layer of one's own that adds units up, whichever axis counts them."""
 
     def build(self, input_shape):
-        size = input_shape[-1]
-        self.mixture = self.add_weight((size, size), initializer="ones")
+        self.mixtures = [
+            self.add_weight((size, size), initializer="ones")
+            for size in (input_shape[-1], input_shape[1])
+            if size is not None
+        ]
 
     def call(self, x):
-        return ops.matmul(x, self.mixture)
+        for mixture in self.mixtures:
+            x = ops.matmul(x, mixture)
+            x = ops.swapaxes(x, 1, -1)
+        return ops.swapaxes(x, 1, -1) if len(self.mixtures) == 1 else x
+
+
+def _all_axes(x):
+    return tuple(range(1, len(x.shape)))
 
 
 # What cannot be known to keep units apart: the kind, a call of it, and the
@@ -476,12 +486,12 @@ _ANY = (2, 3, 4, 5)
 _ONES = {"kernel_initializer": "ones"}
 _UNKNOWN = [
     ("Lambda", lambda x: keras.layers.Lambda(lambda y: 2 * y)(x), _ANY),
-    ("Softmax", lambda x: keras.layers.Softmax()(x), _ANY),
+    ("Softmax", lambda x: keras.layers.Softmax(_all_axes(x))(x), _ANY),
     ("Dense", lambda x: keras.layers.Dense(x.shape[-1], **_ONES)(x), _ANY),
     ("Matmul", lambda x: _Mixing(name="mixing")(x), _ANY),
     ("Cumsum", lambda x: ops.cumsum(x, axis=-1), _ANY),
     ("Sort", lambda x: ops.sort(x, axis=-1), _ANY),
-    ("Softmax", lambda x: ops.softmax(x), _ANY),
+    ("Softmax", lambda x: ops.softmax(x, _all_axes(x)), _ANY),
     (
         "LSTM",
         lambda x: keras.layers.LSTM(

@@ -1,5 +1,6 @@
 import inspect
 import json
+import math
 
 import keras
 import numpy as np
@@ -10,51 +11,93 @@ from tests.helpers import observed_means
 from tests.helpers import to_numpy
 
 # Equation, shape of the inputs, further arguments, and the places of the
-# features among the axes of the inputs and of the units among the outputs'.
+# features among the axes of the inputs and of the units among the outputs', in
+# the order in which they count.
 _CASES = {
-    "matrix": ("ab,bc->ac", (4,), {"output_shape": 3, "bias_axes": "c"}, 1, 1),
+    "matrix": (
+        "ab,bc->ac",
+        (4,),
+        {"output_shape": 3, "bias_axes": "c"},
+        (1,),
+        (1,),
+    ),
     "sequence": (
         "abc,cd->abd",
         (5, 4),
         {"output_shape": (None, 3), "bias_axes": "d", "activation": "tanh"},
-        2,
-        2,
+        (2,),
+        (2,),
     ),
     "ellipsis": (
         "...x,xy->...y",
         (2, 5, 4),
         {"output_shape": 3, "bias_axes": "y"},
-        3,
-        3,
+        (3,),
+        (3,),
     ),
     "units_first": (
         "abc,dc->abd",
         (5, 4),
         {"output_shape": (None, 3)},
-        2,
-        2,
+        (2,),
+        (2,),
     ),
     "another_axis": (
         "abc,bd->adc",
         (4, 5),
         {"output_shape": (3, 5), "bias_axes": "dc"},
-        1,
-        1,
+        (1,),
+        (1,),
     ),
     "moved_axis": (
         "abc,cd->adb",
         (5, 4),
         {"output_shape": (3, 5), "bias_axes": "d"},
-        2,
-        1,
+        (2,),
+        (1,),
+    ),
+    "to_heads": (
+        "abc,cde->abde",
+        (5, 4),
+        {"output_shape": (None, 3, 2), "bias_axes": "de"},
+        (2,),
+        (2, 3),
+    ),
+    "from_heads": (
+        "abcd,cde->abe",
+        (5, 2, 2),
+        {"output_shape": (None, 3), "bias_axes": "e"},
+        (2, 3),
+        (2,),
+    ),
+    "orders_differ": (
+        "abcd,dec->aeb",
+        (5, 2, 2),
+        {"output_shape": (3, 5), "bias_axes": "e"},
+        (3, 2),
+        (1,),
+    ),
+    "units_in_another_order": (
+        "abc,ced->adbe",
+        (5, 4),
+        {"output_shape": (3, 5, 2), "bias_axes": "de"},
+        (2,),
+        (3, 1),
+    ),
+    "ellipsis_at_the_end": (
+        "ab...,bcd->adc...",
+        (4, 5),
+        {"output_shape": (2, 3), "bias_axes": "cd"},
+        (1,),
+        (2, 1),
     ),
 }
 _case = pytest.mark.parametrize(
-    "equation, shape, kwargs, feature_axis, unit_axis",
+    "equation, shape, kwargs, feature_axes, unit_axes",
     _CASES.values(),
     ids=_CASES,
 )
-_FEATURES, _UNITS = 4, 3
+_FEATURES = 4
 
 
 def _make_models(equation, shape, kwargs):
@@ -86,7 +129,7 @@ def _assert_same_weights(plastic, plain):
 
 
 @_case
-def test_is_the_plain_layer(equation, shape, kwargs, feature_axis, unit_axis):
+def test_is_the_plain_layer(equation, shape, kwargs, feature_axes, unit_axes):
     plain, plastic = _make_models(equation, shape, kwargs)
     x = np.random.default_rng(1).normal(0.5, 1, (6, *shape)).astype("float32")
     expected = to_numpy(plain(x))
@@ -96,8 +139,8 @@ def test_is_the_plain_layer(equation, shape, kwargs, feature_axis, unit_axis):
     assert plastic.output_shape == plain.output_shape
 
     layer = plastic.layers[0]
-    assert layer.feature_axis(x) == feature_axis
-    assert layer.unit_axis(expected) == unit_axis
+    assert layer.feature_axes(x) == feature_axes
+    assert layer.unit_axes(expected) == unit_axes
     start = to_numpy(layer.kernel)
     for model in (plain, plastic):
         model.compile(keras.optimizers.Adam(0.05), "mse")
@@ -105,22 +148,26 @@ def test_is_the_plain_layer(equation, shape, kwargs, feature_axis, unit_axis):
     assert np.any(start != to_numpy(layer.kernel))
     _assert_same_weights(plastic, plain)
 
+    units = math.prod(expected.shape[axis] for axis in unit_axes)
     # It has seen the last batch.
-    features = np.moveaxis(x[3:], feature_axis, 0).reshape(_FEATURES, -1)
+    places = range(len(feature_axes))
+    features = np.moveaxis(x[3:], feature_axes, places).reshape(_FEATURES, -1)
     np.testing.assert_allclose(
         observed_means(layer)["activation_mean"],
         features.mean(axis=1),
         rtol=1e-5,
     )
     for name in ("utility", "age", "mean_activation"):
-        assert getattr(layer, name).shape == (_UNITS,)
-    assert layer.unit_view().size == _UNITS
+        assert getattr(layer, name).shape == (units,)
+    assert layer.unit_view().size == units
+    if layer.bias is not None:
+        assert layer.bias_view().size == units
     assert layer.feature_view().size == _FEATURES
 
 
 @_case
 def test_weights_file_of_a_plain_model_and_back(
-    equation, shape, kwargs, feature_axis, unit_axis, tmp_path
+    equation, shape, kwargs, feature_axes, unit_axes, tmp_path
 ):
     path = tmp_path / "model.weights.h5"
     plain, plastic = _make_models(equation, shape, kwargs)
@@ -198,18 +245,18 @@ def test_serialization():
 @pytest.mark.parametrize(
     "equation",
     [
-        "abc,cde->abde",  # To the heads of an attention.
-        "abcd,cde->abe",  # And back from them.
-        "ab,bcd->acd",
         "ab,ab->ab",
         "abc,c->ab",
         "abc,abd->abcd",
         "abc,bcd->abd",  # A kernel for each position.
         "ab,bc",
+        "ab,bcc->ac",
     ],
 )
 def test_refused_equations(equation):
-    with pytest.raises(ValueError, match="one axis of units.*Received.*") as e:
+    with pytest.raises(
+        ValueError, match="input features or units.*Received.*"
+    ) as e:
         EinsumDense(equation, output_shape=(None, 3))
     assert f"equation={equation!r}" in str(e.value)
 

@@ -73,7 +73,8 @@ def _functional(layer):
     x = keras.layers.Multiply()([x, gate])
     x = layer("Conv1D", 4, 1, name="project")(x)
     x = keras.layers.Add()([stem, x])
-    x = keras.layers.Add()([x, keras.layers.MultiHeadAttention(2, 3)(x, x)])
+    attention = layer("MultiHeadAttention", 2, 3, name="attention")
+    x = keras.layers.Add()([x, attention(x, x)])
     x = keras.layers.LayerNormalization()(x)
     equation = {"equation": "abc,cd->abd", "bias_axes": "d"}
     x = layer("EinsumDense", output_shape=(None, 5), name="up", **equation)(x)
@@ -151,6 +152,11 @@ _MODELS = {
             "squeeze": True,
             "excite": False,
             "project": False,
+            # The projections of the attention.
+            "query": False,
+            "key": False,
+            "value": True,
+            "attention_output": False,
             "up": True,
             # What `before` reads, for that its units are not known.
             "down": True,
@@ -186,10 +192,13 @@ def _plastic(expected):
     """Makes layers that are what `make_plastic` has to make of them."""
 
     def layer(kind, *args, name, **kwargs):
-        if name not in expected:
+        if kind == "MultiHeadAttention":
+            kwargs["replaceable"] = ["value"]
+        elif name not in expected:
             return _plain(kind, *args, name=name, **kwargs)
-        kwargs.update(name=name, replaceable=expected[name])
-        return getattr(layers, kind)(*args, **kwargs)
+        else:
+            kwargs["replaceable"] = expected[name]
+        return getattr(layers, kind)(*args, name=name, **kwargs)
 
     return layer
 
@@ -254,7 +263,7 @@ def test_becomes_plastic_in_place(build, expected):
         assert is_new == ("statistics" in variable.path)
     _assert_equal(before, values)
     for layer in model._flatten_layers():
-        if layer.name in expected:
+        if layer.name in expected or layer.name == "attention":
             assert type(layer) is getattr(layers, kinds[layer.name].__name__)
         elif layer.name in kinds:
             assert type(layer) is kinds[layer.name]
@@ -427,8 +436,7 @@ def test_what_cannot_be_plastic_stays_as_it_is():
         keras.layers.Dense(4, name="hidden_2"),
         _DenseOfOnesOwn(4, name="own"),
         keras.layers.TimeDistributed(keras.layers.Dense(4, name="inside")),
-        keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), name="heads"),
-        keras.layers.Reshape((6, 6)),
+        keras.layers.EinsumDense("abc,bcd->abd", (6, 4), name="positions"),
         keras.layers.Dense(5, name="good"),
         keras.layers.Dense(3, name="last"),
     ):
@@ -621,10 +629,12 @@ def test_keras_hub(make):
     found = [
         (layer, layer.unit_view().size)
         for layer in model._flatten_layers()
-        if getattr(layer, "replaceable", False)
+        if isinstance(layer, layers.PlasticLayer) and layer.replaceable
     ]
-    # The wide ones in each of two blocks.
-    assert [size for _, size in found if size == 16] == [16, 16]
+    # In each of two blocks the values of the attention, and the wide ones.
+    names = [layer.name for layer, _ in found]
+    assert names.count("value") == 2
+    assert [size for _, size in found].count(16) == 2
     model.compile(
         ContinualBackprop(
             keras.optimizers.Adam(0.01),
