@@ -404,6 +404,37 @@ def check_before_quantizing(check):
     keras.Model.quantize = check_and_quantize
 
 
+# Whether an LSTM that goes backwards may return its sequence in the order of
+# time. (Keras 3.15.1 does on JAX with cuDNN, and nowhere else.)
+REVERSES_BACKWARD_SEQUENCES = keras.backend.backend() == "jax"
+
+
+def call_directions_alone(has_to_be_called):
+    """Lets `Bidirectional` call the layers of both directions themselves.
+
+    On a GPU it computes both at once, from their weights alone (tested with
+    Keras 3.15.1).
+
+    Args:
+        has_to_be_called: Function of a layer that returns whether it may not
+            be passed by.
+    """
+
+    def wrap(attempts):
+        @functools.wraps(attempts)
+        def attempts_unless_called(wrapper, *args, **kwargs):
+            layers = (wrapper.forward_layer, wrapper.backward_layer)
+            if any(map(has_to_be_called, layers)):
+                return False
+            return attempts(wrapper, *args, **kwargs)
+
+        return attempts_unless_called
+
+    kind = keras.layers.Bidirectional
+    kind._can_attempt_fused_lstm = wrap(kind._can_attempt_fused_lstm)
+    kind._can_attempt_fused_gru = wrap(kind._can_attempt_fused_gru)
+
+
 def after_compile(note):
     """Lets a function see all models after they are compiled.
 

@@ -636,6 +636,9 @@ for _rank in (1, 2, 3):
     if _rank < 3:
         _layer(f"DepthwiseConv{_rank}D", _shape, kernel_size=2)
         _layer(f"SeparableConv{_rank}D", _shape, filters=3, kernel_size=2)
+    _layer(f"ConvLSTM{_rank}D", (1, 2, *_shape[1:]), filters=3, kernel_size=2)
+for _name in ("GRU", "LSTM", "SimpleRNN"):
+    _layer(_name, (2, 5, 3), units=4)
 
 RECIPES["layers.Injectable"] = Recipe(
     call=layers.Injectable,

@@ -36,6 +36,10 @@ def _attention():
     return layer
 
 
+def _bidirectional():
+    return keras.layers.Bidirectional(keras.layers.LSTM(3))
+
+
 def _tensor():
     return keras.Input((4,))
 
@@ -43,6 +47,8 @@ def _tensor():
 # Private name -> an object that has it.
 _ATTRIBUTES = {
     "_backend_update_step": keras.optimizers.SGD,
+    "_can_attempt_fused_gru": _bidirectional,
+    "_can_attempt_fused_lstm": _bidirectional,
     "_compile_loss": _functional,
     "_flatten_layers": lambda: keras.layers.Dense(3),
     "_functional": lambda: keras.Sequential(

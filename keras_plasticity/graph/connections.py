@@ -53,7 +53,8 @@ class Connections:
     Attributes:
         layer: The plastic layer.
         consumers: Dict from each plastic layer that reads its units to a
-            `FeatureMap`, in the order of the model.
+            `FeatureMap`, in the order of the model; before these the layer's
+            own readers.
         parameters: List of the `UnitParameter`s in between.
         through: List of the layers and operations in between.
         skip_reason: String, why its units will not be replaced, which is no
@@ -92,7 +93,10 @@ def find_connections(
         NotCalledError: If the model has to be called first.
         ValueError: If the model cannot be traced.
     """
-    found = {id(layer): Connections(layer, {}, [], []) for layer in layers}
+    found = {
+        id(layer): Connections(layer, _own_readers(layer), [], [])
+        for layer in layers
+    }
     stated = {id(layer) for layer in layers if layer in _stated}
     for key in stated:
         found[key].consumers.update(_stated[found[key].layer])
@@ -115,13 +119,21 @@ def find_connections(
     return list({**{key: found[key] for key in order}, **found}.values())
 
 
+def _own_readers(layer):
+    """Dict from each reader inside a layer to its `FeatureMap`."""
+    units = layer.unit_view().size
+    feature_map = FeatureMap(np.arange(units), units)
+    return dict.fromkeys(layer.own_readers(), feature_map)
+
+
 def connect(layer, consumer, unit_of_feature=None):
     """States that a plastic layer's units are read by another layer.
 
     For layers that no `keras.Model` calls (those of a `torch.nn.Module`, a
     `tf.Module` or a function), and for a model whose `call` cannot be traced
     with symbolic inputs. What is stated about a layer replaces what would be
-    found, so every consumer of it has to be named. A consumer of which nothing
+    found, so every consumer of it has to be named (but not its own recurrent
+    kernel). A consumer of which nothing
     is stated is an output of the model. Statements are not saved.
 
     Args:
@@ -324,7 +336,7 @@ class _UnitFollower:
         connections = self._found[key]
         try:
             if isinstance(call.operation, PlasticLayer):
-                _add_consumer(connections, call.operation, units)
+                _add_consumer(connections, call, units)
                 return
             outputs = rules.propagate(call, units)
             _add_parameters(connections, call, units)
@@ -367,13 +379,15 @@ class _UnitFollower:
         self._num_calls[key] = self._num_calls.get(key, 0) + 1
         if key in self._stated:
             return
-        (output,) = call.outputs
-        self._units.setdefault(output, {})[key] = rules.Units.of_outputs(
-            layer.unit_axes(output), output.shape, layer.unit_view().size
-        )
+        for output in call.outputs:  # A recurrent layer may return states.
+            self._units.setdefault(output, {})[key] = rules.Units.of_outputs(
+                layer.unit_axes(output), output.shape, layer.unit_view().size
+            )
 
 
-def _add_consumer(connections, consumer, units):
+def _add_consumer(connections, call, units):
+    consumer = call.operation
+    rules.check_arguments(call, units)
     (value,) = units
     axes = consumer.feature_axes(value)
     read = units[value].over(axes, value.shape)
@@ -426,7 +440,7 @@ def _judge(connections, num_calls, is_stated):
             "times in the model. Which of its calls a statistic stems from "
             "could not be told"
         )
-    elif connections.consumers:
+    elif len(connections.consumers) > len(layer.own_readers()):
         connections.error = _activation_error(layer) or connections.error
     elif connections.error is None:
         connections.skip_reason = connections.skip_reason or _UNREAD
@@ -446,14 +460,15 @@ def _shared_layer(connections, num_calls):
 
 def _activation_error(layer):
     """Why an activation keeps units from being replaced; `None` if none."""
-    activation = getattr(layer, "activation", None)
-    if not rules.mixes_units(activation):
-        return None
-    name = getattr(activation, "__name__", str(activation))
-    return (
-        f"its activation `{name}` mixes units, so that none of them can be "
-        "replaced alone"
-    )
+    for kind in ("activation", "recurrent_activation"):
+        activation = getattr(layer, kind, None)
+        if rules.mixes_units(activation):
+            name = getattr(activation, "__name__", str(activation))
+            return (
+                f"its {kind.replace('_', ' ')} `{name}` mixes units, so that "
+                "none of them can be replaced alone"
+            )
+    return None
 
 
 def check(found):

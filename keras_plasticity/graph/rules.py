@@ -82,6 +82,33 @@ def propagate(call, units):
     return rule(call, units)
 
 
+def check_arguments(call, units):
+    """Refuses units that a plastic layer takes as another argument.
+
+    Args:
+        call: `Call` of a plastic layer.
+        units: Dict from `Value` to `Units`, for each input that shows any.
+
+    Raises:
+        Skip: If they are the state that a recurrent layer begins with, and
+            which it carries on.
+        Refusal: If they are anything else but its inputs.
+    """
+    args, kwargs = call.args, dict(call.kwargs)
+    if args:
+        first, *args = args
+    else:
+        first = kwargs.pop("sequences", None) or kwargs.pop("inputs", None)
+    states = args[:1] or kwargs.pop("initial_state", None)
+    if not units.keys().isdisjoint(keras.tree.flatten(states)):
+        raise Skip(f"carried on as the state of {describe(call.operation)}")
+    if set(units) != set(keras.tree.flatten(first)):
+        raise Refusal(
+            f"{describe(call.operation)} takes units as another argument than "
+            "its inputs"
+        )
+
+
 def has_weights(call):
     """Whether a call multiplies its inputs by weights, or by an array."""
     if getattr(call.operation, "variables", ()):
@@ -345,6 +372,22 @@ def _concatenated_activation(call, units):
     return {output: Units(each.axes, twice, differs=True)}
 
 
+def _cells(call, units):
+    raise Refusal(
+        f"{describe(call.operation)} calls cells, which cannot be followed. "
+        "Use `keras_plasticity.layers.LSTM`, `GRU` or `SimpleRNN`, one for "
+        "each cell, with `return_sequences=True` for all but the last"
+    )
+
+
+def _both_directions(call, units):
+    kind = type(call.operation.forward_layer).__name__
+    raise Refusal(
+        f"the layers in {describe(call.operation)} are not plastic. Use "
+        f"`keras.layers.Bidirectional(keras_plasticity.layers.{kind}(...))`"
+    )
+
+
 def _moments_of_the_past(call, units):
     raise Refusal(
         f"{describe(call.operation)} normalizes by the moments of all "
@@ -551,6 +594,8 @@ _LAYER_RULES = {
     **dict.fromkeys(
         _layers("AdditiveAttention", "Attention"), contractions.attention_layer
     ),
+    keras.layers.RNN: _cells,
+    keras.layers.Bidirectional: _both_directions,
 }
 
 # The operations of `keras.ops` have no public classes, only names.

@@ -49,6 +49,12 @@ from keras_plasticity.layers.online_normalization import (
 )
 from keras_plasticity.layers.plastic_layer import PlasticLayer as PlasticLayer
 from keras_plasticity.layers.recent_inputs import RecentInputs as RecentInputs
+from keras_plasticity.layers.recurrent import GRU as GRU
+from keras_plasticity.layers.recurrent import LSTM as LSTM
+from keras_plasticity.layers.recurrent import ConvLSTM1D as ConvLSTM1D
+from keras_plasticity.layers.recurrent import ConvLSTM2D as ConvLSTM2D
+from keras_plasticity.layers.recurrent import ConvLSTM3D as ConvLSTM3D
+from keras_plasticity.layers.recurrent import SimpleRNN as SimpleRNN
 
 __all__ = [
     "AdaLin",
@@ -60,19 +66,25 @@ __all__ = [
     "Conv2DTranspose",
     "Conv3D",
     "Conv3DTranspose",
+    "ConvLSTM1D",
+    "ConvLSTM2D",
+    "ConvLSTM3D",
     "DeepFourier",
     "Dense",
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "GRU",
     "GroupQueryAttention",
     "Injectable",
     "InputNormalization",
+    "LSTM",
     "MultiHeadAttention",
     "OnlineNormalization",
     "Rational",
     "RecentInputs",
     "SeparableConv1D",
     "SeparableConv2D",
+    "SimpleRNN",
     "SmoothLeaky",
 ]

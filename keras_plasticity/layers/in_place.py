@@ -23,5 +23,6 @@ def complete(layer, replaceable, scopes=None):
             stack.enter_context(keras.name_scope(name))
         stack.enter_context(keras_compat.unlocked(layer))
         layer.add_statistics()
-    layer.statistics.trainable = layer.trainable
+    for statistics in layer.all_statistics():
+        statistics.trainable = layer.trainable
     keras_compat.rebind_quantize(layer)

@@ -58,19 +58,49 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
         )
         self.statistics.build()
 
+    def all_statistics(self) -> list[UnitStatistics]:
+        """All that the layer observes with, once it is built."""
+        return [self.statistics]
+
     def call(self, inputs, *args, **kwargs):
+        return super().call(self._observe(inputs), *args, **kwargs)
+
+    def _observe(self, inputs, weights=None):
+        """Returns the inputs, which a training step observes."""
         statistics = getattr(self, "statistics", None)
-        if statistics is not None:  # `None` while `make_plastic` traces.
-            keras_compat.note_caller(self, statistics.callers)
-            if statistics.observes_inference or not keras_compat.is_inference():
-                inputs = statistics.observe(inputs, self.feature_axes(inputs))
-        return super().call(inputs, *args, **kwargs)
+        if statistics is None:  # `make_plastic` traces.
+            return inputs
+        keras_compat.note_caller(self, statistics.callers)
+        if not statistics.observes_call():
+            return inputs
+        return statistics.observe(inputs, self.feature_axes(inputs), weights)
 
     def compute_output_spec(self, *args, **kwargs):
         statistics = getattr(self, "statistics", None)
         if statistics is not None:
             keras_compat.note_caller(self, statistics.callers)
         return super().compute_output_spec(*args, **kwargs)
+
+    def own_readers(self) -> list:
+        """Those who read the units and are a part of the layer.
+
+        Returns:
+            List of objects that read as a plastic layer does.
+        """
+        return []
+
+    def incoming_weights(self) -> list[tuple[WeightView, object]]:
+        """All incoming weights of each unit but its bias.
+
+        Returns:
+            List of pairs of a `WeightView` that counts units, the first of
+            them `unit_view()`, and the initializer of these weights.
+        """
+        return [(self.unit_view(), self.unit_initializer())]
+
+    def state_views(self) -> list[WeightView]:
+        """What the layer keeps of each unit from one batch to the next."""
+        return []
 
     def unit_view(self) -> WeightView:
         """The incoming weights of each unit."""
@@ -92,6 +122,10 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
     def unit_initializer(self):
         """The initializer of the incoming weights."""
         return self.kernel_initializer
+
+    def unit_bias_initializer(self):
+        """The initializer of the bias."""
+        return self.bias_initializer
 
     def feature_initializer(self):
         """The initializer of the outgoing weights of the input features."""

@@ -19,6 +19,14 @@ _ATTENTION = {
     if plain in keras_compat.ATTENTION
 }
 
+# Layers of Keras that call those inside them as anybody would.
+_LOOKED_INTO = (
+    keras.Model,
+    keras.layers.Bidirectional,
+    keras.layers.InputLayer,
+    *keras_compat.ATTENTION,
+)
+
 
 def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     """Makes the weight layers of an existing model plastic, in place.
@@ -29,7 +37,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     `keras_plasticity.inspect(model)` shows which, and why.
 
     Sublayers are found at any depth, except inside layers of `keras.layers`
-    that call them in a special way (recurrent layers, `TimeDistributed`).
+    that call them in a special way (`RNN` of cells, `TimeDistributed`).
 
     A saved Functional or Sequential model is plastic when it is loaded. A
     subclassed model is loaded as its constructor builds it: call
@@ -130,8 +138,7 @@ def _find_layers(model, attentions):
             if _is_eligible(parent):
                 found[id(parent)] = parent
         elif isinstance(
-            parent,
-            (keras.Model, keras.layers.InputLayer, *keras_compat.ATTENTION),
+            parent, _LOOKED_INTO
         ) or not keras_compat.is_stock_layer(parent):
             stack += keras_compat.children(parent)
     return list(found.values())

@@ -93,15 +93,17 @@ class HiddenUnits:
             shape = tuple(variable.shape)
             return PartInitializer(initializer, shape, seed_generator)
 
-        self._unit_view = self.layer.unit_view()
-        self._draw_kernel = part_initializer(
-            self.layer.unit_initializer(), self._unit_view.variable
-        )
+        # Pairs of a `WeightView` and what draws its weights.
+        self._incoming = [
+            (view, part_initializer(initializer, view.variable))
+            for view, initializer in self.layer.incoming_weights()
+        ]
         self._bias_view = self.layer.bias_view()
         if self._bias_view is not None:
             self._draw_bias = part_initializer(
-                self.layer.bias_initializer, self._bias_view.variable
+                self.layer.unit_bias_initializer(), self._bias_view.variable
             )
+        self._state_views = self.layer.state_views()
         self._draws_outgoing = [
             part_initializer(
                 outgoing.consumer.feature_initializer(), outgoing.view.variable
@@ -128,7 +130,7 @@ class HiddenUnits:
         # `UnitResetOptimizer._make_room_for`.
         self._room = 0
         # What a replacement changes of the layer and of those who read it.
-        self._weights = [self._unit_view.variable]
+        self._weights = [view.variable for view, _ in self._incoming]
         if self._bias_view is not None:
             self._weights.append(self._bias_view.variable)
         self._weights += [outgoing.view.variable for outgoing in self.outgoing]
@@ -145,7 +147,7 @@ class HiddenUnits:
     def _find_gradient_weights(self, observed):
         weights = []
         if "gradient_magnitude" in observed or "gradient_norm" in observed:
-            weights.append(self._unit_view.variable)
+            weights += [view.variable for view, _ in self._incoming]
         if (
             "bias_gradient_magnitude" in observed
             and self._bias_view is not None
@@ -205,7 +207,7 @@ class HiddenUnits:
 
     def incoming_magnitude(self) -> Tensor:
         """Mean absolute incoming weight of each unit."""
-        return self._unit_view.mean_magnitude()
+        return self._mean_over_incoming(lambda view: view.mean_magnitude())
 
     def gradient_magnitude(self) -> Tensor:
         """Mean absolute gradient of each unit's incoming weights.
@@ -216,8 +218,10 @@ class HiddenUnits:
         zero for weights that the loss does not depend on.
         `"gradient_magnitude"` has to be observed.
         """
-        return self._unit_view.mean_magnitude(
-            self._gradient_of(self._unit_view, "gradient_magnitude")
+        return self._mean_over_incoming(
+            lambda view: view.mean_magnitude(
+                self._gradient_of(view, "gradient_magnitude")
+            )
         )
 
     def gradient_norm(self) -> Tensor:
@@ -225,11 +229,29 @@ class HiddenUnits:
 
         `"gradient_norm"` has to be observed; see `gradient_magnitude`.
         """
-        view = self._unit_view
-        gradient = self._gradient_of(view, "gradient_norm")
-        square = ops.square(ops.cast(gradient, "float32"))
-        return ops.sqrt(
-            math.prod(view.part_shape) * view.mean_magnitude(square)
+
+        def mean_square(view):
+            gradient = self._gradient_of(view, "gradient_norm")
+            square = ops.square(ops.cast(gradient, "float32"))
+            return view.mean_magnitude(square)
+
+        number = sum(math.prod(view.part_shape) for view, _ in self._incoming)
+        return ops.sqrt(number * self._mean_over_incoming(mean_square))
+
+    def _mean_over_incoming(self, function):
+        """Mean over all incoming weights of the means of each kernel.
+
+        Args:
+            function: Function of a `WeightView` that returns the mean over the
+                weights of each unit there.
+        """
+        views = [view for view, _ in self._incoming]
+        if len(views) == 1:
+            return function(views[0])
+        sizes = [math.prod(view.part_shape) for view in views]
+        total = sum(sizes)
+        return sum(
+            function(view) * (n / total) for view, n in zip(views, sizes)
         )
 
     def bias_gradient_magnitude(self) -> Tensor:
@@ -392,6 +414,7 @@ class HiddenUnits:
         weights += [view.variable for view, _, _ in self._parameters]
         variables = self.variables + weights
         variables += self._initial_values.values()
+        variables += [view.variable for view in self._state_views]
         for outgoing in self.outgoing:
             variables += outgoing.inputs.center_variables()
             variables += outgoing.consumer.fold_variables()
@@ -404,14 +427,16 @@ class HiddenUnits:
         """Gives one unit a new start.
 
         Its incoming weights, its bias and the parameters of normalization on
-        its way are drawn again by their initializers, its outgoing weights
+        its way are drawn again by their initializers, then its outgoing weights
         become zero (or are drawn, with `draws_outgoing` of the optimizer), and
-        its statistics begin anew.
+        its statistics and the state of a stateful layer begin anew. So a unit
+        that reads itself does not when it is new.
 
         Args:
             unit: Integer scalar tensor, the unit's index.
         """
-        self._draw("incoming", self._unit_view, unit, self._draw_kernel)
+        for view, draw in self._incoming:
+            self._draw("incoming", view, unit, draw)
         if self._bias_view is not None:
             self._draw("bias", self._bias_view, unit, self._draw_bias)
         for view, feature_map, draw in self._parameters:
@@ -430,6 +455,9 @@ class HiddenUnits:
                 center = WeightView.of(variable, 0)
                 for view, index in outgoing.feature_map.slices(center, unit):
                     view.assign(index, ops.zeros(view.part_shape))
+        for view in self._state_views:
+            zeros = ops.zeros(view.part_shape, view.variable.dtype)
+            view.assign(unit, zeros)
         for variable, initializer in self._restarting:
             view = WeightView.of(variable, 0)
             value = initializer(view.part_shape, dtype=variable.dtype)
@@ -457,8 +485,8 @@ class HiddenUnits:
 
         - incoming weights: `w <- (1 - share) * w + share * draw`, with a draw
             from the layer's initializer;
-        - outgoing weights: `w <- (1 - share) * w`, in all layers that read
-            the units;
+        - outgoing weights, after these: `w <- (1 - share) * w`, in all layers
+            that read the units;
         - biases, and gamma and beta of normalization on the way: `b <-
             (1 - share) * b + share * initial`, if the method has called
             `keep_initial_biases`, and else they stay as they are.
@@ -473,9 +501,10 @@ class HiddenUnits:
                 as Adam's second moment, towards the mean of the units whose
                 share is below a half. Defaults to `False`.
         """
-        view = self._unit_view
-        draw = self._draw_kernel.draw_whole(view.variable.dtype)
-        moves = [("incoming", view, share, draw)]
+        moves = [
+            ("incoming", view, share, draw.draw_whole(view.variable.dtype))
+            for view, draw in self._incoming
+        ]
         biases = []
         if self._bias_view is not None:
             biases.append((self._bias_view, share))

@@ -34,9 +34,9 @@ class PartInitializer:
     Keras initializer returns the same numbers at every call.
 
     A draw costs as much as the numbers of one unit, except for initializers
-    whose numbers depend on each other or on their position (orthogonal,
-    identity, an array, a function): these draw the whole weight, of which the
-    unit's own part is taken.
+    whose numbers depend on each other or on their position (identity, an
+    array, a function): these draw the whole weight, of which the unit's own
+    part is taken. Columns of an orthogonal matrix are drawn without the others.
 
     Args:
         initializer: A Keras initializer, or a function `(shape, dtype)`.
@@ -56,6 +56,7 @@ class PartInitializer:
         elif isinstance(initializer, keras.initializers.Initializer):
             initializer = _reseed(initializer, seed_generator)
         self._initializer = initializer
+        self._is_orthogonal = type(initializer) is keras.initializers.Orthogonal
 
     def __call__(self, view, index, dtype=None):
         """Draws the part of a weight that belongs to one index of a view.
@@ -69,9 +70,24 @@ class PartInitializer:
             Tensor of shape `view.part_shape`.
         """
         dtype = view.variable.dtype if dtype is None else dtype
+        if self._is_orthogonal and _counts_columns(view):
+            return self._draw_columns(view.part_shape, dtype)
         if self._draws_whole:
             return view.take_from(self.draw_whole(dtype), index)
         return self._initializer(view.part_shape, dtype=dtype)
+
+    def _draw_columns(self, shape, dtype):
+        """Columns of a random orthogonal matrix.
+
+        Any of them are distributed as the first ones. Of a matrix with fewer
+        rows than columns, whose rows are orthonormal, they are the upper part
+        of columns of a square one.
+        """
+        *sizes, columns = self._shape
+        rows = math.prod(sizes)
+        number = math.prod(shape) // rows
+        frame = self._initializer((max(rows, columns), number), dtype=dtype)
+        return keras.ops.reshape(frame[:rows], shape)
 
     def draw_whole(self, dtype):
         """Draws the whole weight.
@@ -84,6 +100,14 @@ class PartInitializer:
         """
         whole = self._initializer(self._shape, dtype=dtype)
         return keras.ops.convert_to_tensor(whole)
+
+
+def _counts_columns(view):
+    """Whether an index of a view has some columns of the weight to itself."""
+    last = len(view.variable.shape) - 1
+    return view.shape[:last] == tuple(view.variable.shape)[:last] and all(
+        axis >= last for axis in view.axes
+    )
 
 
 def independent_initializer(initializer, shape, seed_generator=None):

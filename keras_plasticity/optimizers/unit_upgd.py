@@ -246,12 +246,12 @@ class _LayerUnits:
 
     def __init__(self, connections, changed):
         layer = connections.layer
-        view, bias_view = layer.unit_view(), layer.bias_view()
-        self.size = view.size
+        bias_view = layer.bias_view()
+        self.size = layer.unit_view().size
         self.path = layer.path.replace("/", "_")
         self.utility = None
         identity = FeatureMap(np.arange(self.size), self.size)
-        owned = [(view, identity)]
+        owned = [(view, identity) for view, _ in layer.incoming_weights()]
         if bias_view is not None:
             owned.append((bias_view, identity))
         owned += [

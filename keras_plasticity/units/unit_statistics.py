@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import functional
+from keras_plasticity import keras_compat
 from keras_plasticity.units import backward_pass
 from keras_plasticity.units import counted_axes
 from keras_plasticity.units.backward_pass import UNIT
@@ -40,7 +41,9 @@ class UnitStatistics(keras.layers.Layer):
 
     These three are not among the `weights` of the model: an optimizer that
     keeps them lists them among its own, and on JAX a training step must not
-    be given them twice. They are saved with the layer.
+    be given them twice. They are saved with the layer. With `units=0` there
+    are none of them: a layer that has a second kernel, which reads other
+    features, observes these by a second object.
 
     Of the layer's input features, shape `(features,)`, sums over the batch of
     means over all positions, as each training step observes them:
@@ -67,7 +70,8 @@ class UnitStatistics(keras.layers.Layer):
 
     Args:
         owner: The plastic layer.
-        units: Integer, the number of the layer's units.
+        units: Integer, the number of the layer's units whose books are kept
+            here.
         features: Integer, the number of the layer's input features.
 
     Attributes:
@@ -96,7 +100,7 @@ class UnitStatistics(keras.layers.Layer):
         self.callers = weakref.WeakKeyDictionary()
 
     def build(self):
-        for name in _UNIT_STATISTICS:
+        for name in self._unit_statistics():
             variable = self.add_weight(
                 name=name,
                 shape=(self.units,),
@@ -134,9 +138,12 @@ class UnitStatistics(keras.layers.Layer):
     def weights(self):
         return self.carriers()
 
+    def _unit_statistics(self):
+        return _UNIT_STATISTICS if self.units else ()
+
     def unit_variables(self):
         """The variables that an optimizer keeps of the units."""
-        names = _UNIT_STATISTICS if self.built else ()
+        names = self._unit_statistics() if self.built else ()
         return [getattr(self, name) for name in names]
 
     def carriers(self):
@@ -182,30 +189,77 @@ class UnitStatistics(keras.layers.Layer):
             levels = np.where(is_unit, level, self.firing_level)
             self.firing_level = levels.astype("float32")
 
-    def observe(self, inputs, axes):
+    def observes_call(self):
+        """Whether the call that is being made is observed: a boolean."""
+        return self.observes_inference or not keras_compat.is_inference()
+
+    def observe(self, inputs, axes, weights=None):
         """Returns `inputs` unchanged; its backward pass yields the statistics.
 
         Args:
             inputs: Tensor.
             axes: Tuple of its axes that count the features, not negative, in
                 the order in which they count.
+            weights: Float tensor of shape `(batch_size, steps)` of ones and
+                zeros: which time steps count, where the second axis of
+                `inputs` counts steps. By default all do.
 
         Returns:
             `inputs`.
         """
-        names = [*_OBSERVATIONS.values(), *_CENTER]
-        values = [getattr(self, name).value for name in names]
 
         def backward(upstream, inputs, values):
-            center = dict(zip(names, values))
-            new = self._observations(inputs, axes, center)
-            # One tensor of zeros for all that is not observed.
-            zeros = ops.zeros_like(values[-1])
-            return (upstream, *[new.get(name, zeros) for name in names])
+            carried, positions = self._split(values)
+            new = self._new_values(inputs, axes, carried, *positions)
+            return (upstream, *new, *map(ops.zeros_like, positions))
 
+        values = self._values() + ([] if weights is None else [weights])
         return backend.identity(inputs, values, backward)
 
-    def _observations(self, inputs, axes, values):
+    def observe_beside(self, outputs, inputs, axes, weights=None):
+        """Returns `outputs` unchanged; its backward pass observes `inputs`.
+
+        For inputs that never leave the layer which reads them.
+
+        Args:
+            outputs: Tensor, an output of the layer.
+            inputs: See `observe`.
+            axes: See `observe`.
+            weights: See `observe`.
+
+        Returns:
+            `outputs`.
+        """
+
+        def backward(upstream, outputs, values):
+            carried, (inputs, *positions) = self._split(values)
+            new = self._new_values(inputs, axes, carried, *positions)
+            return (upstream, *new, *map(ops.zeros_like, values[len(new) :]))
+
+        values = self._values() + [ops.stop_gradient(inputs)]
+        if weights is not None:
+            values.append(weights)
+        return backend.identity(outputs, values, backward)
+
+    def _values(self):
+        """The values of the carriers."""
+        return [variable.value for variable in self.carriers()]
+
+    def _split(self, values):
+        """The values of the carriers, and what else there is."""
+        number = len(_OBSERVATIONS) + len(_CENTER)
+        return list(values[:number]), list(values[number:])
+
+    def _new_values(self, inputs, axes, values, weights=None):
+        """What the carriers hold after this batch, a list."""
+        names = [*_OBSERVATIONS.values(), *_CENTER]
+        carried = dict(zip(names, values))
+        new = self._observations(inputs, axes, carried, weights)
+        # One tensor of zeros for all that is not observed.
+        zeros = ops.zeros_like(values[-1])
+        return [new.get(name, zeros) for name in names]
+
+    def _observations(self, inputs, axes, values, weights):
         """What is observed of this batch: dict from name of weight to sum."""
         size = inputs.shape[0]
         if size is None:
@@ -216,9 +270,18 @@ class UnitStatistics(keras.layers.Layer):
             ops.cast(ops.convert_to_tensor(size), "float32"), (1,)
         )
         first = [num_examples]
+        if weights is not None:
+            first.append(ops.reshape(ops.sum(weights), (1,)))
         if "activation_mean" in self._observed:
-            first.append(sum_of_features(inputs, axes))
+            first.append(sum_of_features(inputs, axes, weights))
         num_examples, *first = backend.sum_over_replicas(first)
+        if weights is not None:
+            # The mean over all steps that count, in whichever example, for as
+            # many examples as there are. Without any such step, there is none.
+            num_steps, *first = first
+            factor = num_examples / ops.maximum(num_steps, 1.0)
+            num_examples = num_examples * ops.minimum(num_steps, 1.0)
+            first = [factor * total for total in first]
         count = ops.concatenate([num_examples, ops.ones_like(num_examples)])
         result = {"count": UNIT * count}
         if first:
@@ -240,9 +303,12 @@ class UnitStatistics(keras.layers.Layer):
             if not isinstance(level, float):
                 level = self._along(inputs, axes, ops.convert_to_tensor(level))
             rest["firing_sum"] = ops.cast(inputs > level, "float32")
-        sums = [UNIT * sum_of_features(x, axes) for x in rest.values()]
+        sums = [UNIT * sum_of_features(x, axes, weights) for x in rest.values()]
         if sums:
-            result.update(zip(rest, backend.sum_over_replicas(sums)))
+            sums = backend.sum_over_replicas(sums)
+            if weights is not None:
+                sums = [factor * each for each in sums]
+            result.update(zip(rest, sums))
         return result
 
     def _along(self, inputs, axes, values):
@@ -283,18 +349,26 @@ class UnitStatistics(keras.layers.Layer):
         super().load_own_variables(store)
 
 
-def sum_of_features(x, axes):
+def sum_of_features(x, axes, weights=None):
     """Sum over the batch of the mean over all positions.
 
     Args:
         x: Tensor whose first axis counts examples.
         axes: Tuple of the axes that count features, not negative, in the order
             in which they count.
+        weights: Tensor of the shape of the first two axes of `x`. With it,
+            over these two axes it is the sum of what has a weight above zero.
 
     Returns:
         Tensor of shape `(features,)`.
     """
     others = [i for i in range(len(x.shape)) if i not in axes]
+    if weights is not None:
+        shape = (*ops.shape(weights), *[1] * (len(x.shape) - 2))
+        # Not a product: what does not count may be no number.
+        x = ops.where(ops.reshape(weights, shape) > 0.0, x, 0.0)
+        total = ops.sum(x, axis=others) / _product_of_sizes(x, others[2:])
+        return counted_axes.flatten(total, axes) if len(axes) > 1 else total
     if all(x.shape[i] == 1 for i in others):
         # Online learning: one example.
         if len(axes) > 1:
@@ -306,14 +380,19 @@ def sum_of_features(x, axes):
         total = counted_axes.flatten(total, axes)
     if len(others) == 1:
         return total
-    sizes = [x.shape[i] for i in others[1:]]
+    return total / _product_of_sizes(x, others[1:])
+
+
+def _product_of_sizes(x, axes):
+    """The product of the sizes of some axes of a tensor."""
+    sizes = [x.shape[i] for i in axes]
     if None in sizes:
         shape = ops.shape(x)
-        sizes = [ops.cast(shape[i], "float32") for i in others[1:]]
-    positions = 1.0
+        sizes = [ops.cast(shape[i], "float32") for i in axes]
+    product = 1.0
     for size in sizes:
-        positions = positions * size
-    return total / positions
+        product = product * size
+    return product
 
 
 def _firing_level(activation):

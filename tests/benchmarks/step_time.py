@@ -31,6 +31,7 @@ TABLE = flags.DEFINE_multi_enum(
         "methods",
         "convolutions",
         "imagenet",
+        "recurrent",
         "width",
         "depth",
         "batch",
@@ -54,8 +55,15 @@ PROBLEMS = {
     "mnist 3x2000 batch 100": (784, [2000] * 3, 10, 100),
     "imagenet": (3072, [32, 64, 128, 128, 128], 2, 100),
     "resnet18": (3072, [64, 128, 256, 512], 10, 100),
+    # 20 time steps of 16 features.
+    "lstm": (320, [256], 1, 32),
 }
-RATES = {"regression": 1e-3, "mnist 3x100": 1e-4, "imagenet": 3e-4}
+RATES = {
+    "regression": 1e-3,
+    "mnist 3x100": 1e-4,
+    "imagenet": 3e-4,
+    "lstm": 1e-4,
+}
 MOMENTUM = {"imagenet": 0.9}
 METHODS = ("bp", "contribution", "overall")
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -132,6 +140,12 @@ def table_cells(table, backend):
             cell(problem, method, "fit")
             for problem in ("imagenet", "resnet18")
             for method in METHODS
+        ]
+    if table == "recurrent":
+        return [
+            cell("lstm", method, mode)
+            for method in METHODS
+            for mode in ("fit", "engine")
         ]
     if table == "imagenet":
         result = [
@@ -280,7 +294,22 @@ def resnet18(layers, spec):
     return keras.Model(inputs, layers.Dense(spec["outputs"])(x))
 
 
-NETWORKS = {"imagenet": imagenet_network, "resnet18": resnet18}
+def lstm(layers, spec):
+    """A forecaster, which says one number of a sequence."""
+    import keras
+
+    (units,) = spec["hidden"]
+    return keras.Sequential(
+        [
+            keras.Input((spec["inputs"],)),
+            keras.layers.Reshape((20, -1)),
+            layers.LSTM(units),
+            layers.Dense(spec["outputs"]),
+        ]
+    )
+
+
+NETWORKS = {"imagenet": imagenet_network, "lstm": lstm, "resnet18": resnet18}
 
 
 def build_model(spec):

@@ -102,7 +102,7 @@ def test_incoming_weights_move_to_the_draw(kind):
     shares = _shares(units.size)
     units.reset_partially(keras.ops.convert_to_tensor(shares))
     mixed = to_numpy(layer(x))
-    kernel = units._unit_view.variable
+    kernel = units._incoming[0][0].variable
     kernel.assign(np.full(kernel.shape, _DRAW))
     new = to_numpy(layer(x))
     assert np.any(np.abs(new - old) > 0.1)
