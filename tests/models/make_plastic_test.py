@@ -80,9 +80,9 @@ def _functional(layer):
     x = layer("EinsumDense", output_shape=(None, 5), name="up", **equation)(x)
     x = ops.gelu(x)
     x = layer("EinsumDense", output_shape=(None, 4), name="down", **equation)(x)
-    # Its units cannot be followed through the recurrent layer.
+    # Its units cannot be followed through the cell of the recurrent layer.
     x = layer("Dense", 4, name="before")(x)
-    x = keras.layers.SimpleRNN(5)(x)
+    x = keras.layers.RNN(keras.layers.SimpleRNNCell(5))(x)
     return keras.Model(inputs, layer("Dense", 3, name="last")(x))
 
 
