@@ -48,9 +48,11 @@ def define_flags(flag_values):
 
 def run(flag_values, folders):
     if not folders:
-        raise app.UsageError(
-            "Name the log folders of one or more runs, or tables.", exitcode=2
+        print(
+            "Name the log folders of one or more runs, or tables.",
+            file=sys.stderr,
         )
+        sys.exit(2)
     try:
         table = experiments.compare(
             [os.path.normpath(folder) for folder in folders],

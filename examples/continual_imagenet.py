@@ -54,6 +54,24 @@ PUBLISHED = {
     ("shrink_and_perturb", 0.01): [(50, 84.3), (2000, 87.9), (5000, 89.2)],
     ("cbp", 0.01): [(50, 84.5), (2000, 88.9), (5000, 90.45)],
 }
+# The best of those in the paper; Adam and what is not in it: those of
+# https://arxiv.org/abs/2308.11958.
+DEFAULTS = {
+    "learning_rate": LEARNING_RATES,
+    "momentum": 0.9,
+    "l2": {None: 1e-5, "l2": 3e-6},
+    "noise_stddev": 1e-5,
+    "shrink": {None: 0.9999, "shrink_and_perturb_tasks": 0.2},
+    "replacement_rate": 3e-4,
+    # As Kumar et al. found best: dead units, once a task.
+    "redo_threshold": 0.0,
+    "redo_score_updates": 3,
+    # Of the authors' code: the dense layers, by a dozen mini-batches.
+    "rank_learning_rate": 1e-4,
+    "rank_period": 12,
+    "rank_layers": 2,
+}
+ONCE_A_TASK = ("redo_period", "resets_threshold_period")
 
 
 def define_flags(flag_values):
@@ -83,7 +101,14 @@ def define_flags(flag_values):
     flags.DEFINE_string(
         "cache_dir", None, "For images sorted by class.", flag_values
     )
-    experiments.define_flags(flag_values, data_set="imagenet_resized/32x32")
+    experiments.define_flags(
+        flag_values,
+        data_set="imagenet_resized/32x32",
+        defaults=DEFAULTS
+        | dict.fromkeys(ONCE_A_TASK, "the updates of a task")
+        | {"rank_examples": "12 mini-batches", "num_learners": 1}
+        | {"method": "bp, cbp", "diagnostics": True},
+    )
 
 
 def build_model(image_shape, method, seed):
@@ -157,26 +182,9 @@ def make_problem(flag_values):
         tasks_per_bin=experiments.tasks_per_bin(50, flag_values.num_tasks),
         examples_per_task=examples,
         num_probe_examples=200,
-        # The best of those in the paper; Adam and what is not in it: those of
-        # https://arxiv.org/abs/2308.11958.
-        defaults={
-            "learning_rate": LEARNING_RATES,
-            "momentum": 0.9,
-            "l2": {None: 1e-5, "l2": 3e-6},
-            "noise_stddev": 1e-5,
-            "shrink": {None: 0.9999, "shrink_and_perturb_tasks": 0.2},
-            "replacement_rate": 3e-4,
-            # As Kumar et al. found best: dead units, once a task.
-            "redo_threshold": 0.0,
-            "redo_period": steps,
-            "redo_score_updates": 3,
-            "resets_threshold_period": steps,
-            # Of the authors' code: the dense layers, by a dozen mini-batches.
-            "rank_learning_rate": 1e-4,
-            "rank_period": 12,
-            "rank_examples": 12 * flag_values.batch_size,
-            "rank_layers": 2,
-        },
+        defaults=DEFAULTS
+        | dict.fromkeys(ONCE_A_TASK, steps)
+        | {"rank_examples": 12 * flag_values.batch_size},
         published=functools.partial(published, flag_values),
     )
 
@@ -204,7 +212,7 @@ def run(flag_values):
 
         image_shape = build_stream(0).image_shape
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(str(error))
     return experiments.run(
         flag_values,
         problem,

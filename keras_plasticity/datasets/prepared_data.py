@@ -1,5 +1,7 @@
 """Data sets that `tensorflow_datasets` has downloaded and prepared."""
 
+import contextlib
+import os
 import urllib.error
 import urllib.request
 
@@ -20,22 +22,51 @@ def import_tensorflow_datasets(title: str):
     Raises:
         ImportError: If it is missing, or TensorFlow, with which it reads.
     """
+    is_reader = keras.backend.backend() != "tensorflow"
     try:
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        # It says of devices what nobody asks a reader of files, and would say
+        # it right before an error that people are to read.
+        with _silent_stderr() if is_reader else contextlib.nullcontext():
+            import tensorflow as tf
+            import tensorflow_datasets as tfds
+
+            if is_reader:
+                _leave_the_gpu_to_others(tf)
     except ImportError as error:
         raise ImportError(
             f"{title} is read by `tensorflow_datasets`, which needs "
             "TensorFlow. Install both: pip install tensorflow "
             f"tensorflow-datasets importlib_resources. Received: {error}"
         ) from error
-    if keras.backend.backend() != "tensorflow":
-        try:
-            # It would reserve all of the GPU's memory just to read a file.
-            tf.config.set_visible_devices([], "GPU")
-        except RuntimeError:
-            pass  # TensorFlow is initialized: its devices cannot change.
     return tfds
+
+
+def _leave_the_gpu_to_others(tf):
+    # It would reserve all of the GPU's memory just to read a file. Once it is
+    # initialized, its devices cannot change.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """A context in which the process writes nothing to standard error.
+
+    That of the operating system: TensorFlow writes there from C++, and no
+    setting of it changes what it writes while it is imported.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # It is closed.
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def prepared_builder(

@@ -1,6 +1,7 @@
 """The flags that all trainers share, and how a trainer is started."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from keras_plasticity.experiments import trackers
 from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.methods import check_flag_values
 from keras_plasticity.experiments.methods import check_parts
+from keras_plasticity.experiments.methods import default_in_words
 from keras_plasticity.experiments.methods import find_parts
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
@@ -22,7 +24,6 @@ from keras_plasticity.experiments.parts import Part
 # Flags belong to the module that calls `define_flags`: its `--help` lists them.
 flags.disclaim_key_flags()
 
-_DEFAULT_TEXT = "Default: the problem's and method's, printed at the start."
 _DEFINE = {
     float: flags.DEFINE_float,
     int: flags.DEFINE_integer,
@@ -34,6 +35,7 @@ def define_flags(
     flag_values: flags.FlagValues = flags.FLAGS,
     data_set: str | None = None,
     parts: Sequence[Part] = PARTS,
+    defaults: Mapping[str, Any] | None = None,
 ):
     """Defines the flags that all trainers share.
 
@@ -46,6 +48,10 @@ def define_flags(
             `--data_dir`. Defaults to `None`: there is no such flag.
         parts: Sequence of `Part`s, of which a method is made. Defaults to
             `PARTS`.
+        defaults: Dict from the name of a flag to the problem's default, as
+            `Problem` has them; of `num_learners`, `method` and `diagnostics`
+            too. `--help` shows them. A string is words for what depends on
+            other flags. Defaults to `None`: `--help` shows those of methods.
 
     Example:
 
@@ -58,6 +64,8 @@ def define_flags(
     """
     check_flag_values(flag_values)
     check_parts(parts)
+    if defaults is not None:
+        validation.check_mapping("defaults", defaults)
     if data_set is not None:
         validation.check_string("data_set", data_set)
         flags.DEFINE_string(
@@ -67,11 +75,12 @@ def define_flags(
             "its own folder, to which the data are downloaded if need be.",
             flag_values=flag_values,
         )
-    _define_method_flags(flag_values, parts)
+    _define_method_flags(flag_values, parts, defaults)
     flags.DEFINE_integer(
         "num_learners",
         None,
-        "Independent learners of each method. Default: the problem's.",
+        "Independent learners of each method. "
+        + _problem_default("num_learners", defaults),
         lower_bound=1,
         flag_values=flag_values,
     )
@@ -131,7 +140,7 @@ def define_flags(
         "diagnostics",
         None,
         "Measure ranks, dead units and weights at the start of each task. "
-        "Default: the problem's.",
+        + _problem_default("diagnostics", defaults),
         flag_values=flag_values,
     )
     trackers.define_flags(flag_values)
@@ -218,6 +227,12 @@ def launch(
     app.run(main, flags_parser=parse)
 
 
+def _problem_default(name, defaults):
+    if defaults is None or name not in defaults:
+        return "Default: the problem's."
+    return f"Default: {defaults[name]}."
+
+
 class _ResumeParser(flags.BooleanParser):
     """Parses `--resume`, `--noresume`, and `--resume=auto`."""
 
@@ -227,12 +242,13 @@ class _ResumeParser(flags.BooleanParser):
         return "auto" if argument == "auto" else super().parse(argument)
 
 
-def _define_method_flags(flag_values, parts):
+def _define_method_flags(flag_values, parts, defaults):
     flags.DEFINE_multi_string(
         "method",
         None,
         "What to train with; repeat the flag for several. One or more, joined "
-        f"by commas, of {', '.join(part.name for part in parts)}.",
+        f"by commas, of {', '.join(part.name for part in parts)}. "
+        + _problem_default("method", defaults),
         flag_values=flag_values,
     )
 
@@ -246,14 +262,15 @@ def _define_method_flags(flag_values, parts):
 
     flags.register_validator("method", check_methods, flag_values=flag_values)
     for flag, needed_by in all_flags(parts).items():
-        _define_method_flag(flag, needed_by, flag_values)
+        text = default_in_words(flag, parts, defaults)
+        _define_method_flag(flag, needed_by, text, flag_values)
 
 
-def _define_method_flag(flag, needed_by, flag_values):
+def _define_method_flag(flag, needed_by, default, flag_values):
     text = f"{', '.join(needed_by)}: {flag.help}" if needed_by else flag.help
     if flag.interval is not None:
         text += f", in {flag.interval}"
-    text += f". {_DEFAULT_TEXT}"
+    text += f". {default}"
     # Without a default, to know whether it was given.
     if flag.choices:
         flags.DEFINE_enum(

@@ -1,6 +1,7 @@
 """Methods: one or more parts, with the values of the flags they need."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -255,10 +256,14 @@ def find_parts(name: str, parts: Sequence[Part] = PARTS) -> tuple[Part, ...]:
             contradict each other.
     """
     names = validation.check_string("name", name).split(",")
-    if not set(names) <= {part.name for part in parts}:
+    known = [part.name for part in parts]
+    unknown = [each for each in names if each not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            "A method is one or more of "
-            f"{', '.join(part.name for part in parts)}, joined by commas. "
+            f"There is no method {unknown[0]!r}. {hint}A method is one or more "
+            f"of {', '.join(known)}, joined by commas. "
             f"Received: --method={name}"
         )
     if len(set(names)) < len(names):
@@ -305,6 +310,37 @@ def all_flags(parts: Sequence[Part] = PARTS) -> dict[Flag, tuple[str, ...]]:
     return {
         flag: tuple(needed_by.get(name, ())) for name, flag in found.items()
     }
+
+
+def default_in_words(
+    flag: Flag,
+    parts: Sequence[Part] = PARTS,
+    problem_defaults: Mapping[str, Any] | None = None,
+) -> str:
+    """The default of a method's flag, for `--help`.
+
+    Args:
+        flag: `Flag`, as `all_flags` has it.
+        parts: Sequence of all `Part`s. Defaults to `PARTS`.
+        problem_defaults: See `choose_methods`. Defaults to `None`: it is not
+            known whether the problem has one of its own.
+
+    Returns:
+        String, a sentence.
+    """
+    by_part = {None: flag.default}
+    for part in parts:
+        for own in part.flags:
+            if own.name == flag.name and own.default != flag.default:
+                by_part[part.name] = own.default
+    default = (problem_defaults or {}).get(flag.name, by_part)
+    if not isinstance(default, Mapping):
+        default = {None: default}
+    others = [f"{value} with {name}" for name, value in default.items() if name]
+    words = "; ".join([str(default.get(None, flag.default)), *others])
+    if problem_defaults is None:
+        words += ", where the problem has no other one"
+    return f"Default: {words}."
 
 
 def choose_methods(

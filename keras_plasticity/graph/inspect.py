@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import keras
@@ -11,12 +12,126 @@ from keras_plasticity import validation
 from keras_plasticity.graph.connections import find_connections
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 
+# Where there is no terminal the table is as wide as it needs to be, but for
+# reasons, which may be several sentences.
+_LARGEST_WIDTH = 1000
+_REASON_WIDTH = 60
 
-def inspect(model: keras.Model, inputs=None, print_fn=None):
+
+@dataclasses.dataclass(frozen=True)
+class InspectedLayer:
+    """What `inspect` says of one plastic layer.
+
+    Args:
+        name: String, the layer's name; its path, where others have its name.
+        kind: String, the name of its class.
+        units: Integer, the number of its units.
+        consumers: Dict from the name of each layer that reads the units to the
+            number of its input features that belong to one unit.
+        through: Tuple of strings, the names of what lies between.
+        verdict: String, `"yes"` where the units can be replaced; else `"no: "`
+            and the reason why they are left alone, or `"refused: "` and the
+            error that an optimizer would raise.
+    """
+
+    name: str
+    kind: str
+    units: int
+    consumers: dict[str, int]
+    through: tuple[str, ...]
+    verdict: str
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether the units can be replaced."""
+        return self.verdict == "yes"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inspection:
+    """What `inspect` returns: the rows of its table, and their totals.
+
+    As a string it is the table; `repr` has the totals alone.
+
+    Args:
+        model: String, the model's name.
+        rows: Tuple of `InspectedLayer`s, in the order of the model.
+
+    Example:
+
+    ```python
+    inspection = keras_plasticity.inspect(model)
+    [row.name for row in inspection.rows if not row.is_replaceable]
+    ```
+    """
+
+    model: str
+    rows: tuple[InspectedLayer, ...]
+
+    @property
+    def totals(self) -> str:
+        """How many layers and units can be replaced, in words."""
+        chosen = [row for row in self.rows if row.is_replaceable]
+        units = sum(row.units for row in self.rows)
+        replaceable = sum(row.units for row in chosen)
+        return (
+            f"{len(chosen):,} of {len(self.rows):,} plastic layers, "
+            f"{replaceable:,} of {units:,} units replaceable"
+        )
+
+    def __repr__(self):
+        return f"<{self.totals}>"
+
+    def __str__(self):
+        return self.table(_LARGEST_WIDTH, _REASON_WIDTH)
+
+    def table(self, width: int, reason_width: int | None = None) -> str:
+        """The table as text. Names are folded where it is too wide, never cut.
+
+        Args:
+            width: Integer, the most characters of a line.
+            reason_width: Integer, the most characters of a line of the last
+                column. Defaults to `None`: as many as there is room for.
+        """
+        width = validation.check_positive_integer("width", width)
+        if reason_width is not None:
+            validation.check_positive_integer("reason_width", reason_width)
+        table = rich.table.Table(
+            title=rich.markup.escape(
+                f'Plastic layers of model: "{self.model}"'
+            ),
+            caption=self.totals,
+            box=rich.box.HEAVY_HEAD,
+            show_lines=True,
+        )
+        table.add_column("Layer (type)", overflow="fold")
+        table.add_column("Units", justify="right", no_wrap=True)
+        table.add_column("Read by", overflow="fold")
+        table.add_column("Through", overflow="fold")
+        table.add_column("Replaceable", overflow="fold", max_width=reason_width)
+        for row in self.rows:
+            cells = (
+                f"{row.name} ({row.kind})",
+                f"{row.units:,}",
+                "\n".join(map(_consumer, row.consumers.items())),
+                "\n".join(_first_ones(row.through)),
+                row.verdict,
+            )
+            table.add_row(*map(rich.markup.escape, cells))
+        console = rich.console.Console(
+            file=io.StringIO(), width=width, force_terminal=False
+        )
+        console.print(table)
+        lines = console.file.getvalue().splitlines()
+        return "\n".join(map(str.rstrip, lines))
+
+
+def inspect(model: keras.Model, inputs=None, print_fn=None) -> Inspection:
     """Prints which units of a model can be replaced, and what reads them.
 
     The table has a row for each plastic layer: its units, the layers that read
-    them, what lies between, and whether they are replaceable, or why not.
+    them, what lies between, and whether they are replaceable, or why not. On a
+    terminal it is as wide as the window, elsewhere as wide as it needs to be.
 
     Args:
         model: A built `keras.Model` with layers of `keras_plasticity.layers`.
@@ -25,6 +140,9 @@ def inspect(model: keras.Model, inputs=None, print_fn=None):
             shapes that it was built with.
         print_fn: Function that takes the table as a string. Defaults to
             `print`.
+
+    Returns:
+        `Inspection`, with the rows of the table.
 
     Raises:
         ValueError: If the model has no plastic layer, or cannot be traced.
@@ -51,52 +169,48 @@ def inspect(model: keras.Model, inputs=None, print_fn=None):
             "`keras_plasticity.models.make_plastic(model)`. "
             f"{validation.received('model', model)}"
         )
-    table = rich.table.Table(
-        title=f'Plastic layers of model: "{rich.markup.escape(model.name)}"',
-        box=rich.box.HEAVY_HEAD,
-        show_lines=True,
-    )
-    table.add_column("Layer (type)")
-    table.add_column("Units", justify="right")
-    table.add_column("Read by")
-    table.add_column("Through")
-    table.add_column("Replaceable")
     names = [layer.name for layer in layers]
-    for connections in find_connections(layers, model, inputs):
-        layer = connections.layer
-        name = layer.name if names.count(layer.name) == 1 else layer.path
-        table.add_row(
-            rich.markup.escape(f"{name} ({type(layer).__name__})"),
-            str(layer.unit_view().size),
-            rich.markup.escape(_consumers(connections)),
-            rich.markup.escape(_names(connections.through)),
-            rich.markup.escape(_verdict(connections)),
-        )
-    # Wide enough in a file, as wide as the window on a terminal.
-    terminal = rich.console.Console()
-    console = rich.console.Console(
-        file=io.StringIO(),
-        width=terminal.width if terminal.is_terminal else 110,
-        force_terminal=False,
+    inspection = Inspection(
+        model.name,
+        tuple(
+            _inspect_layer(connections, names)
+            for connections in find_connections(layers, model, inputs)
+        ),
     )
-    console.print(table)
-    (print_fn or print)(console.file.getvalue().rstrip())
+    terminal = rich.console.Console()
+    table = (
+        inspection.table(terminal.width)
+        if terminal.is_terminal and print_fn is None
+        else str(inspection)
+    )
+    (print_fn or print)(table)
+    return inspection
 
 
-def _consumers(connections):
-    lines = []
-    for consumer, feature_map in connections.consumers.items():
-        copies = feature_map.features_of_unit.shape[1]
-        times = f", {copies} features a unit" if copies > 1 else ""
-        lines.append(f"{consumer.name}{times}")
-    return "\n".join(lines)
+def _inspect_layer(connections, names):
+    layer = connections.layer
+    return InspectedLayer(
+        name=layer.name if names.count(layer.name) == 1 else layer.path,
+        kind=type(layer).__name__,
+        units=layer.unit_view().size,
+        consumers={
+            consumer.name: feature_map.features_of_unit.shape[1]
+            for consumer, feature_map in connections.consumers.items()
+        },
+        through=tuple(dict.fromkeys(each.name for each in connections.through)),
+        verdict=_verdict(connections),
+    )
 
 
-def _names(operations):
-    names = list(dict.fromkeys(operation.name for operation in operations))
+def _consumer(name_and_features):
+    name, features = name_and_features
+    return f"{name}, {features} features a unit" if features > 1 else name
+
+
+def _first_ones(names):
     if len(names) > 4:
-        names = [*names[:3], f"and {len(names) - 3} more"]
-    return "\n".join(names)
+        return [*names[:3], f"and {len(names) - 3} more"]
+    return names
 
 
 def _verdict(connections):

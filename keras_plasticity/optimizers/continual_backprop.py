@@ -56,7 +56,7 @@ def _check_maturity_threshold(name, value):
 
 
 def _check_utility(name, value):
-    _get_utility(value)
+    get_utility(value)
     return value
 
 
@@ -230,7 +230,7 @@ class ContinualBackprop(UnitResetOptimizer):
         self.decay_rate = decay_rate
         self.utility = utility
         self.transfer_mean = transfer_mean
-        self._utility_function, self._utility_arguments = _get_utility(utility)
+        self._utility_function, self._utility_arguments = get_utility(utility)
 
     @property
     def observed(self):
@@ -334,7 +334,7 @@ class ContinualBackprop(UnitResetOptimizer):
         return {**super().get_config(), **self.settings(*names)}
 
 
-def _get_utility(utility):
+def get_utility(utility):
     """The function of a utility, and the names of its arguments.
 
     The function is `None` for `"random"`, which is no mean of anything.

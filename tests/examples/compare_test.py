@@ -1,5 +1,4 @@
 import pytest
-from absl import app
 
 from tests.examples.trainers import load
 from tests.examples.trainers import parse
@@ -40,6 +39,9 @@ def test_a_folder_without_a_run(compare, tmp_path):
         compare.run(parse(compare), [str(tmp_path)])
 
 
-def test_without_any_folder(compare):
-    with pytest.raises(app.UsageError, match="Name the log folders"):
+def test_without_any_folder(compare, capsys):
+    with pytest.raises(SystemExit) as ended:
         compare.run(parse(compare), [])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Name the log folders")

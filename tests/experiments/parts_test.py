@@ -90,8 +90,8 @@ def test_its_flags_have_its_defaults_and_those_of_the_problem():
 def test_its_flags_have_help_texts_that_name_it():
     flag_values = parse()
     assert flag_values["period"].help == (
-        "recycle: updates, in [1, inf). Default: the problem's and method's, "
-        "printed at the start."
+        "recycle: updates, in [1, inf). Default: 1000, where the problem has "
+        "no other one."
     )
     assert ", recycle, concatenated." in flag_values["method"].help
 

@@ -9,19 +9,27 @@ from keras_plasticity.layers import Dense
 def _inspect(model, **kwargs):
     """The rows of the table: from a layer's name to its other cells."""
     texts = []
-    assert (
-        keras_plasticity.inspect(model, print_fn=texts.append, **kwargs) is None
+    inspection = keras_plasticity.inspect(
+        model, print_fn=texts.append, **kwargs
     )
     (text,) = texts
-    assert f'"{model.name}"' in text.splitlines()[0]
+    assert text == str(inspection)
+    title, *_, totals = text.splitlines()
+    assert f'"{model.name}"' in title
+    assert totals.strip() == inspection.totals
     rows = []
     for line in text.splitlines()[1:]:
-        if line[0] in "├┡":
+        if line.startswith(("├", "┡")):
             rows.append([])
-        elif line[0] == "│":
+        elif line.startswith("│"):
             rows[-1].append([cell.strip() for cell in line[1:-1].split("│")])
     # A long cell takes several lines.
     cells = [[" ".join(filter(None, c)) for c in zip(*row)] for row in rows]
+    assert len(cells) == len(inspection.rows)
+    for cell, row in zip(cells, inspection.rows):
+        assert cell[0].startswith(f"{row.name} (")
+        assert cell[1] == str(row.units)
+        assert row.is_replaceable == (cell[-1] == "yes")
     return {row[0]: row[1:] for row in cells}
 
 
@@ -47,6 +55,46 @@ def test_table():
         "hidden (Dense)": ["6", "last", "", "yes"],
         "last (Dense)": ["3", "", "", "no: outputs of the model"],
     }
+
+
+def test_rows_and_totals():
+    inspection = keras_plasticity.inspect(_image_model(), print_fn=str)
+    first, second, *_ = inspection.rows
+    assert (first.name, first.kind, first.units) == ("first", "Conv2D", 4)
+    assert first.through == ("norm", "relu")
+    assert second.consumers == {"hidden": 16}
+    assert [row.is_replaceable for row in inspection.rows] == [True] * 3 + [
+        False
+    ]
+    totals = "3 of 4 plastic layers, 15 of 18 units replaceable"
+    assert inspection.totals == totals
+    assert repr(inspection) == f"<{totals}>"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_names_are_folded_and_not_cut(width):
+    name = "a_name_of_more_characters_than_there_is_room_for_in_a_column"
+    model = keras.Sequential(
+        [keras.Input((4,)), Dense(5, name=name), Dense(3, name=f"{name}_2")]
+    )
+    inspection = keras_plasticity.inspect(model, print_fn=str)
+    lines = inspection.table(width).splitlines()
+    assert max(map(len, lines)) <= width
+    cells = [line[1:-1].split("│") for line in lines if line[:1] == "│"]
+    text = "".join(cell[0].strip() for cell in cells)
+    assert text.replace(" ", "") == f"{name}(Dense){name}_2(Dense)"
+    assert "…" not in "".join(lines)
+    # Where there is no terminal, there is room.
+    assert f"{name}_2 (Dense)" in str(inspection)
+
+
+def test_as_wide_as_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "50")
+    keras_plasticity.inspect(_image_model())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) == 50
+    assert "\x1b" not in printed
 
 
 def test_table_of_a_model_that_trains_in_part():
