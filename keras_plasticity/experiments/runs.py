@@ -186,8 +186,8 @@ def rows(summary, runs):
                 "learners": str(run["num_learners"]),
                 "tasks": str(len(run["per_task"])),
                 "first": cell(0),
-                "best": cell(best_bin(summary, values)),
                 "last": cell(-1),
+                "best": cell(best_bin(summary, values)),
                 "published": ", ".join(f"{y:g} at {x:,}" for x, y in marks)
                 or "-",
                 "seconds": f"{seconds:.1f}",
