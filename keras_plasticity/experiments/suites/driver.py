@@ -142,7 +142,6 @@ def suite(
         "size": size,
         "problems": problems,
         "methods": methods,
-        "method_file": method_file,
         "backend": keras.backend.backend(),
     }
     with contextlib.ExitStack() as stack:
