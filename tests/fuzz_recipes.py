@@ -1556,6 +1556,7 @@ RECIPES |= {
             "log_dir": _new_folder,
             "method_file": _is(None),
             "against": _is(None),
+            "data_dir": _is(None),
             "trainers": _is(None),
             "processes": _is(1),
             "resume": _is(False),

@@ -137,6 +137,7 @@ def _add_suite(commands):
         metavar="reference|RESULTS",
         help="tell what differs from these results by more than chance",
     )
+    add("--data_dir", help="folder of tensorflow_datasets with the data")
     add("--trainers", help="folder of the trainers; default: the examples")
     add(
         "--processes",
@@ -164,6 +165,7 @@ def _suite(known, rest):
         known.log_dir,
         known.method_file,
         known.against,
+        known.data_dir,
         known.trainers,
         known.processes,
         known.resume,

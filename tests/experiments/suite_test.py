@@ -293,6 +293,23 @@ def test_a_method_of_ones_own(executor, tmp_path):
     assert f"--method_file={path}" in executor.checked[-1]
 
 
+def test_the_folder_of_data_is_of_trainers_that_read_some(executor, tmp_path):
+    run_suite(
+        tmp_path / "a",
+        methods=["bp"],
+        problems=[_REGRESSION, _MNIST],
+        data_dir=str(tmp_path),
+    )
+    told = {
+        ("data_dir" in flags_of(job), "num_examples" in flags_of(job))
+        for job in executor.done
+    }
+    assert told == {(True, False), (False, True)}
+    # It is none of what results depend on.
+    results = result_files.read_results(str(tmp_path / "a" / "results.json"))
+    assert "data_dir" not in results["problems"][_MNIST]["flags"]
+
+
 def test_what_differs_from_other_results(executor, tmp_path, capsys):
     results = run_suite(tmp_path / "a")
     path = str(tmp_path / "a" / "results.json")

@@ -32,6 +32,7 @@ class Cell:
         size: String.
         own: `MethodFile`.
         method_file: String, its path, or `None`.
+        data_dir: String, the folder of the data, or `None`.
         trainers: String, the folder of the trainers, or `None`.
 
     Attributes:
@@ -47,7 +48,9 @@ class Cell:
         ValueError: If there is no such method or trainer.
     """
 
-    def __init__(self, problem, method, size, own, method_file, trainers):
+    def __init__(
+        self, problem, method, size, own, method_file, data_dir, trainers
+    ):
         parts = find_parts(method, (*PARTS, *own.parts))
         self.name = problem
         self.problem = PROBLEMS[problem]
@@ -63,6 +66,8 @@ class Cell:
         }
         if any(part in own.parts for part in parts):
             self.flags[method_files.NAME] = method_file
+        if self.problem.reads_data and data_dir is not None:
+            self.flags["data_dir"] = data_dir
         self._tuning = Plan(
             self.trainer,
             search.space_of(parts, self.problem, own.search),

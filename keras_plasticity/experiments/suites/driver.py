@@ -46,6 +46,7 @@ def suite(
     log_dir: str | None = None,
     method_file: str | None = None,
     against: str | None = None,
+    data_dir: str | None = None,
     trainers: str | None = None,
     processes: int = 1,
     resume: bool = False,
@@ -83,6 +84,9 @@ def suite(
         against: `"reference"`, the results that this package has of a size, or
             the path of a `results.json`: what differs from it by more than
             chance is told. Defaults to `None`: nothing is compared.
+        data_dir: String, the folder of `tensorflow_datasets` that the trainers
+            read. Defaults to `None`: its own folder, to which data are
+            downloaded if need be.
         trainers: String, the folder of the trainers. Defaults to `None`: the
             examples of the checkout that this package is in.
         processes: Integer, how many runs are trained at a time. Defaults to
@@ -124,8 +128,11 @@ def suite(
     resume = validation.check_boolean("resume", resume)
     if method_file is not None:
         method_file = os.path.abspath(method_file)
+    if data_dir is not None:
+        data_dir = validation.check_path("data_dir", data_dir)
+        data_dir = os.path.abspath(data_dir)
     cells = [
-        Cell(problem, method, size, own, method_file, trainers)
+        Cell(problem, method, size, own, method_file, data_dir, trainers)
         for problem in problems
         for method in methods
     ]

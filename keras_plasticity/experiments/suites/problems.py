@@ -40,6 +40,7 @@ class SuiteProblem:
         adam_learning_rate: `Range` of Adam's.
         flags: Dict, the flags of all sizes.
         sizes: Dict from the name of a size to a `Size`.
+        reads_data: Boolean, whether the trainer has `--data_dir`.
     """
 
     title: str
@@ -48,6 +49,7 @@ class SuiteProblem:
     adam_learning_rate: Range
     flags: Mapping[str, str]
     sizes: Mapping[str, Size]
+    reads_data: bool = True
 
 
 def _mnist_sizes(published_tasks):
@@ -92,6 +94,7 @@ PROBLEMS = {
             # 3 million examples, one bit flipped at a time.
             "published": Size({"flip_one": "true"}, 16, 10, 100),
         },
+        reads_data=False,
     ),
     "online_permuted_mnist": SuiteProblem(
         "Online Permuted MNIST",
