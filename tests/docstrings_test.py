@@ -30,6 +30,7 @@ _NOT_RUN = {
     "experiments.compare.compare": "needs finished runs",
     "experiments.device.configure_backend": "needs a trainer's flags",
     "experiments.experiment.run": "takes hours",
+    "experiments.suites.driver.suite": "takes minutes",
     "experiments.sweeps.driver.sweep": "takes minutes",
     "graph.connections.connect": "needs a subclassed model",
     "optimizers.optimizer_wrapper.OptimizerWrapper": "run by its tests",

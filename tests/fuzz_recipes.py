@@ -1324,6 +1324,8 @@ def _run(flag_values, **arguments):
 class _NoProcesses:
     """In place of the processes of a sweep: every run is done, of no result."""
 
+    at_a_time = 1
+
     def __init__(self, trainer, processes):
         pass
 
@@ -1351,6 +1353,14 @@ def _sweep(**arguments):
         try:
             return experiments.sweep(**arguments)
         except SystemExit:  # As all runs have failed.
+            return None
+
+
+def _suite(**arguments):
+    with mock.patch.object(sweep_driver, "LocalProcesses", _NoProcesses):
+        try:
+            return experiments.suite(**arguments)
+        except SystemExit:
             return None
 
 
@@ -1539,6 +1549,31 @@ RECIPES |= {
             "overwrite": _is(False),
         },
         raises=(OSError,),
+    ),
+    "experiments.suite": Recipe(
+        call=_suite,
+        arguments={
+            "size": _is("minutes"),
+            "methods": lambda: ["bp"],
+            "problems": lambda: ["slowly_changing_regression"],
+            "log_dir": _new_folder,
+            "method_file": _is(None),
+            "against": _is(None),
+            "data_dir": _is(None),
+            "trainers": _is(None),
+            "processes": _is(1),
+            "resume": _is(False),
+        },
+        raises=(OSError,),
+        weight=0.3,
+    ),
+    "experiments.unpaired_difference": Recipe(
+        call=experiments.unpaired_difference,
+        arguments={
+            "scores": lambda: [0.5, 0.7],
+            "others": lambda: [0.4, 0.3, 0.6],
+            **_BOOTSTRAP,
+        },
     ),
     "experiments.sweep": Recipe(
         call=_sweep,

@@ -54,6 +54,10 @@ from keras_plasticity.experiments.statistics import (
 from keras_plasticity.experiments.statistics import (
     probability_of_improvement as probability_of_improvement,
 )
+from keras_plasticity.experiments.statistics import (
+    unpaired_difference as unpaired_difference,
+)
+from keras_plasticity.experiments.suites import suite as suite
 from keras_plasticity.experiments.sweeps import Range as Range
 from keras_plasticity.experiments.sweeps import sweep as sweep
 
@@ -83,6 +87,8 @@ __all__ = [
     "run",
     "save_results",
     "separate_seeds",
+    "suite",
     "sweep",
     "tasks_per_bin",
+    "unpaired_difference",
 ]

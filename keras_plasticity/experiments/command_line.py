@@ -1,5 +1,7 @@
 """The flags that all trainers share, and how a trainer is started."""
 
+import contextlib
+import sys
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from absl import logging
 from keras_plasticity import validation
 from keras_plasticity.experiments import device
 from keras_plasticity.experiments import exit_status
+from keras_plasticity.experiments import method_file
+from keras_plasticity.experiments import side_by_side
 from keras_plasticity.experiments import trackers
 from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.methods import check_flag_values
@@ -66,6 +70,7 @@ def define_flags(
     check_parts(parts)
     if defaults is not None:
         validation.check_mapping("defaults", defaults)
+    parts = method_file.known(parts)
     if data_set is not None:
         validation.check_string("data_set", data_set)
         flags.DEFINE_string(
@@ -144,6 +149,8 @@ def define_flags(
         flag_values=flag_values,
     )
     trackers.define_flags(flag_values)
+    side_by_side.define_flags(flag_values)
+    method_file.define_flags(flag_values)
 
 
 def has_defaults(flag_values: flags.FlagValues, names: Sequence[str]) -> bool:
@@ -223,8 +230,13 @@ def launch(
         except flags.Error as error:
             exit_status.end(str(error), exit_status.WRONG_FLAGS)
 
-    define_flags(flags.FLAGS)
-    app.run(main, flags_parser=parse)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(method_file.using(sys.argv[1:]))
+        except ValueError as error:
+            exit_status.end(str(error), exit_status.WRONG_FLAGS)
+        define_flags(flags.FLAGS)
+        app.run(main, flags_parser=parse)
 
 
 def _problem_default(name, defaults):

@@ -16,10 +16,12 @@ from keras_plasticity import validation
 from keras_plasticity.experiments import device
 from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import figures
+from keras_plasticity.experiments import method_file
 from keras_plasticity.experiments import method_run
 from keras_plasticity.experiments import report
 from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import run_settings
+from keras_plasticity.experiments import side_by_side
 from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.experiments import terminal
 from keras_plasticity.experiments import trackers
@@ -90,6 +92,7 @@ def run(
     """
     check_flag_values(flag_values, defined=("method",))
     check_parts(parts)
+    parts = method_file.known(parts)
     validation.check_type("problem", problem, Problem, "a `Problem`")
     validation.check_function("build_model", build_model)
     validation.check_function("build_stream", build_stream)
@@ -105,13 +108,16 @@ def run(
     # Before an optimizer makes its first variable.
     used_device = device.configure_backend(flag_values, problem)
     try:
-        chosen = choose_methods(
-            flag_values, problem.defaults, problem.methods, parts
-        )
+        # Of each setting the methods; most runs have one setting.
+        variants = [
+            choose_methods(each, problem.defaults, problem.methods, parts)
+            for each in side_by_side.read(flag_values, parts)
+        ]
+        all_methods = [method for chosen in variants for method in chosen]
         run_settings.check_batch_size(
-            chosen, batch_size, problem.examples_per_task
+            all_methods, batch_size, problem.examples_per_task
         )
-        for method in chosen:
+        for method in all_methods:
             # What does not fit together is said now, not by a later method.
             method.optimizer(flag_values.seed, "he_uniform")
     except ValueError as error:
@@ -123,6 +129,7 @@ def run(
         exit_status.end(str(error), exit_status.FAILED)
     if flag_values.dry_run:
         return {}
+    chosen = variants[0]
     settings = run_settings.settings_of(flag_values, problem, chosen)
     with terminal.lasting_output(), catch_signals(raises=False) as caught:
         try:
@@ -131,7 +138,7 @@ def run(
                 problem.name,
                 f"{'+'.join(method.name for method in chosen)}-"
                 f"seed{flag_values.seed}",
-                run_settings.all_that_matters(settings, chosen, parts),
+                run_settings.all_that_matters(settings, variants, parts),
                 problem.may_grow,
                 flag_values.resume,
                 flag_values.overwrite,
@@ -167,19 +174,21 @@ def run(
                 unwritten=Unwritten(),
                 caught=caught,
             )
-            records = _train_all(plan, chosen)
+            records = _train_all(plan, variants)
             summary = _report(plan, chosen, records, used_device)
             _end(plan, records)
     return summary
 
 
-def _train_all(plan, chosen):
+def _train_all(plan, variants):
     """Trains one method after the other; returns their records."""
     records = []
-    for method in chosen:
-        records.append(method_run.train(plan, method))
+    num_methods = len(variants[0])
+    for number in range(num_methods):
+        records += method_run.train(plan, [each[number] for each in variants])
         # Not to be compiled before it sees that it has to stop.
-        is_over = plan.caught.signal is not None and method is not chosen[-1]
+        is_last = number == num_methods - 1
+        is_over = plan.caught.signal is not None and not is_last
         if is_over or records[-1]["interrupted"]:
             records[-1]["interrupted"] = True
             break
@@ -192,7 +201,7 @@ def _report(plan, chosen, records, used_device):
     """Writes and prints what was measured; returns the summary."""
     problem, folder = plan.problem, plan.folder
     # With one method, whatever there is to say is about it.
-    about_all = dict(records[0]) if len(chosen) == 1 else {}
+    about_all = dict(records[0]) if len(records) == 1 else {}
     about_all.pop("settings", None)
     summary = summary_file.make_summary(
         plan.settings,
@@ -212,6 +221,9 @@ def _report(plan, chosen, records, used_device):
         runs=records,
     )
     _write_summary(plan, summary)
+    if "side_by_side" in records[0]:
+        print(f"Results of all settings: {folder.path}/{run_folder.SUMMARY}")
+        return summary
     report.report(problem, summary, folder.path, plan.unwritten)
     # A figure takes a while, in which somebody may remove the folder.
     _write_summary(plan, summary)

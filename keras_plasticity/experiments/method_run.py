@@ -1,5 +1,6 @@
 """Trains the learners of one method on all tasks."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_plasticity import training
 from keras_plasticity import utils
@@ -14,6 +16,7 @@ from keras_plasticity.callbacks import PlasticityMonitor
 from keras_plasticity.experiments import activations
 from keras_plasticity.experiments import report
 from keras_plasticity.experiments import run_folder
+from keras_plasticity.experiments import side_by_side
 from keras_plasticity.experiments import terminal
 from keras_plasticity.experiments import trackers
 from keras_plasticity.experiments.epoch_recorder import EpochRecorder
@@ -72,87 +75,62 @@ class Plan:
     caught: Interruption
 
 
-def train(plan, method):
+def train(plan, variants):
     """Trains all learners of a method on all tasks.
 
+    Args:
+        plan: `Plan`.
+        variants: List of one `Method`, or of several that differ in their
+            settings only: their learners train side by side.
+
     Returns:
-        Dict, what was measured: an entry of `summary.json`.
+        List of dicts, what was measured of each: an entry of `summary.json`.
     """
     problem, seeds = plan.problem, plan.seeds
-    terminal.print_settings(f"{method.name}: ", method.settings)
+    name = variants[0].name
+    learners = [(method, seed) for method in variants for seed in seeds]
     trainer = training.OnlineTrainer(
-        lambda learner: plan.build_model(method, seeds[learner]), len(seeds)
+        lambda learner: plan.build_model(*learners[learner]), len(learners)
     )
-    log_dir = os.path.join(plan.folder.path, method.name)
+    log_dir = os.path.join(plan.folder.path, name)
     checkpoint = os.path.join(log_dir, "checkpoint.npz")
-    with plan.unwritten.attempt(f"The folder {log_dir}"):
-        os.makedirs(log_dir, exist_ok=True)
     first_task = 0
     if plan.folder.is_resumed:
         try:
             first_task = num_tasks_begun(checkpoint)
         except training.CheckpointError:
             first_task = NO_STEP  # `fit` will say so.
-    writer = LastingWriter(log_dir, first_task, plan.unwritten)
-    settings = plan.settings | method.settings | {"method": method.name}
-    writer.text(
-        "flags",
-        utils.markdown_table(("flag", "value"), list(settings.items())),
-    )
-    # TensorBoard shows the run before its first task is done.
-    writer.flush()
-    # The problem has the last word: a head that it zeroes is zero.
-    callbacks = [
-        *method.task_callbacks(plan.build_model, seeds),
-        *plan.task_callbacks,
-    ]
-    monitor = None
-    if plan.settings["diagnostics"]:
-        is_bounded = method.settings.get("activation") in activations.BOUNDED
-        monitor = PlasticityMonitor(
-            problem.num_probe_examples,
-            log_dir=writer,
-            measures=MEASURES + ("saturated_units",) * is_bounded,
-        )
-        callbacks.append(monitor)
-    steps_per_epoch = math.ceil(problem.examples_per_task / plan.batch_size)
-    steps_per_task = plan.epochs * steps_per_epoch
-    epochs = None
-    if plan.epochs > 1:
-        epochs = EpochRecorder(problem, (0, plan.num_tasks - 1))
-        callbacks.append(epochs)
-    recorder = Recorder(problem, steps_per_task, writer, monitor, epochs)
-
-    other_trackers = [
-        trackers.RecordTracker(
-            name,
-            trackers.make_tracker(
-                name, problem.name, method.name, settings, plan.folder.path
-            ),
-            recorder,
-            plan.unwritten,
-        )
-        for name in plan.settings.get("tracker", ())
-    ]
+    parts = []
+    for number, method in enumerate(variants):
+        of_learners = None
+        folder = log_dir
+        if len(variants) > 1:
+            first = number * len(seeds)
+            of_learners = range(first, first + len(seeds))
+            folder = os.path.join(log_dir, f"{number:04d}")
+        parts.append(_Variant(plan, method, folder, first_task, of_learners))
 
     def figure(results):
         return report.format_mean(problem, results[problem.result])
 
     failure = None
-    with (
-        writer,
-        terminal.TaskProgress(method.name, plan.num_tasks, figure) as progress,
-    ):
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.writer)
+        progress = terminal.TaskProgress(name, plan.num_tasks, figure)
+        stack.enter_context(progress)
         try:
             trainer.fit(
-                lambda learner: plan.build_stream(seeds[learner]),
+                lambda learner: plan.build_stream(learners[learner][1]),
                 batch_size=plan.batch_size,
                 epochs=plan.epochs,
                 num_tasks=plan.num_tasks,
                 callbacks=[
-                    *callbacks,
-                    recorder,
-                    *other_trackers,
+                    *(each for part in parts for each in part.acting),
+                    # The problem has the last word: a head that it zeroes is
+                    # zero.
+                    *plan.task_callbacks,
+                    *(each for part in parts for each in part.measuring),
                     progress,
                     _FolderKeeper(plan.folder, log_dir, plan.unwritten),
                 ],
@@ -161,9 +139,9 @@ def train(plan, method):
                 resume=plan.folder.is_resumed,
             )
         except FloatingPointError as error:
-            failure = f"{method.name}: {error} Here: --on_nan=continue."
+            failure = f"{name}: {error} Here: --on_nan=continue."
         except (MemoryError, training.CheckpointError) as error:
-            failure = f"{method.name}: {error}"
+            failure = f"{name}: {error}"
     if trainer.checkpoint_error is not None:
         plan.unwritten.add(
             f"The checkpoint {checkpoint}",
@@ -171,32 +149,134 @@ def train(plan, method):
             is_told=True,
         )
     if trainer.resumed_from is not None:
-        print(f"{method.name}: resumed from task {trainer.resumed_from}.")
-    tasks = len(recorder.records)
-    steps = tasks * steps_per_task
+        print(f"{name}: resumed from task {trainer.resumed_from}.")
+    return [
+        _record(plan, part, trainer, number, len(parts), failure)
+        for number, part in enumerate(parts)
+    ]
+
+
+class _Variant:
+    """One setting of a method, with what records its learners' results.
+
+    Args:
+        plan: `Plan`.
+        method: `Method`.
+        folder: String, for TensorBoard's logs.
+        first_task: Integer, see `LastingWriter`.
+        learners: Range of its learners; `None` if all are.
+
+    Attributes:
+        method: `Method`.
+        writer: `LastingWriter`.
+        recorder: `Recorder`.
+        acting: List of callbacks, those of the method.
+        measuring: List of the other callbacks.
+    """
+
+    def __init__(self, plan, method, folder, first_task, learners):
+        problem = plan.problem
+        self.method = method
+        terminal.print_settings(f"{method.name}: ", method.settings)
+        with plan.unwritten.attempt(f"The folder {folder}"):
+            os.makedirs(folder, exist_ok=True)
+        self.writer = LastingWriter(folder, first_task, plan.unwritten)
+        settings = plan.settings | method.settings | {"method": method.name}
+        self.writer.text(
+            "flags",
+            utils.markdown_table(("flag", "value"), list(settings.items())),
+        )
+        # TensorBoard shows the run before its first task is done.
+        self.writer.flush()
+        self.acting = method.task_callbacks(plan.build_model, plan.seeds)
+        self.measuring = []
+        monitor = epochs = None
+        if learners is None and plan.settings["diagnostics"]:
+            monitor = _make_monitor(problem, method, self.writer)
+            self.measuring.append(monitor)
+        if learners is None and plan.epochs > 1:
+            epochs = EpochRecorder(problem, (0, plan.num_tasks - 1))
+            self.measuring.append(epochs)
+        self.recorder = Recorder(
+            problem, _steps_per_task(plan), self.writer, monitor, epochs
+        )
+        self.measuring.append(self.recorder)
+        for name in plan.settings.get("tracker", ()):
+            tracker = trackers.make_tracker(
+                name, problem.name, method.name, settings, plan.folder.path
+            )
+            self.measuring.append(
+                trackers.RecordTracker(
+                    name, tracker, self.recorder, plan.unwritten
+                )
+            )
+        if learners is not None:
+            self.acting, self.measuring = (
+                [side_by_side.OfLearners(each, learners) for each in part]
+                for part in (self.acting, self.measuring)
+            )
+
+
+def _make_monitor(problem, method, writer):
+    is_bounded = method.settings.get("activation") in activations.BOUNDED
+    return PlasticityMonitor(
+        problem.num_probe_examples,
+        log_dir=writer,
+        measures=MEASURES + ("saturated_units",) * is_bounded,
+    )
+
+
+def _steps_per_task(plan):
+    return plan.epochs * math.ceil(
+        plan.problem.examples_per_task / plan.batch_size
+    )
+
+
+def _record(plan, part, trainer, number, num_parts, failure):
+    """What was measured of one of the settings that a trainer has trained."""
+    seeds, method = plan.seeds, part.method
+    tasks = len(part.recorder.records)
+    steps = tasks * _steps_per_task(plan)
     record = {
         "method": method.name,
         "settings": method.settings,
         "num_learners": len(seeds),
         "seeds": seeds,
         "steps_per_learner": steps,
-        "train_seconds": trainer.train_seconds,
-        "compile_seconds": trainer.compile_seconds,
+        # Of several settings side by side it is the share of one.
+        "train_seconds": trainer.train_seconds / num_parts,
+        "compile_seconds": trainer.compile_seconds / num_parts,
         "learner_steps_per_second": (
-            steps * len(seeds) / max(trainer.train_seconds, 1e-9)
+            num_parts * steps * len(seeds) / max(trainer.train_seconds, 1e-9)
         ),
         "interrupted": trainer.interrupted,
         "failure": failure,
-        "published": problem.published(method),
-        "per_task": recorder.records,
+        "published": plan.problem.published(method),
+        "per_task": part.recorder.records,
     }
-    # Optimizers that replace units know how many.
-    if tasks and hasattr(trainer.model(0).optimizer, "num_replaced"):
-        record["units_replaced_per_learner"] = [
-            sum(trainer.model(learner).optimizer.num_replaced().values())
-            for learner in range(len(seeds))
-        ]
+    if num_parts > 1:
+        record["side_by_side"] = number
+    if tasks:
+        first = number * len(seeds)
+        learners = range(first, first + len(seeds))
+        model = trainer.model(first)
+        record["state_bytes_per_learner"] = _state_bytes(model)
+        # Optimizers that replace units know how many.
+        if hasattr(model.optimizer, "num_replaced"):
+            record["units_replaced_per_learner"] = [
+                sum(trainer.model(learner).optimizer.num_replaced().values())
+                for learner in learners
+            ]
     return record
+
+
+def _state_bytes(model):
+    """The bytes of a learner's weights, statistics and optimizer."""
+    variables = model.variables + model.optimizer.variables
+    return sum(
+        math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+        for variable in variables
+    )
 
 
 class _FolderKeeper(training.TaskCallback):

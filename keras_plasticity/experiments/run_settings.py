@@ -19,6 +19,8 @@ _NOT_SETTINGS = (
     "on_nan",
     "data_dir",
     "cache_dir",
+    # What the file says is told of each method.
+    "side_by_side",
     # Results differ by rounding at most; not so by `--matmul_precision`.
     "device",
 )
@@ -53,8 +55,18 @@ def settings_of(flag_values, problem, chosen):
     return settings
 
 
-def all_that_matters(settings, chosen, parts):
-    """All that the results depend on: what two runs may differ in."""
+def all_that_matters(settings, variants, parts):
+    """All that the results depend on: what two runs may differ in.
+
+    Args:
+        settings: Dict, see `settings_of`.
+        variants: List of lists of `Method`s, one for each setting that is
+            trained side by side.
+        parts: Sequence of all `Part`s.
+
+    Returns:
+        Dict from name to value.
+    """
     # A flag of methods is told for each of them, given or not.
     of_methods = {flag.name for flag in all_flags(parts)}
     result = {
@@ -63,9 +75,11 @@ def all_that_matters(settings, chosen, parts):
         if name not in of_methods
     }
     result["backend"] = keras.backend.backend()
-    for method in chosen:
-        for name, value in method.settings.items():
-            result[f"{method.name}: {name}"] = value
+    for number, chosen in enumerate(variants):
+        which = f"{number}, " if len(variants) > 1 else ""
+        for method in chosen:
+            for name, value in method.settings.items():
+                result[f"{which}{method.name}: {name}"] = value
     return result
 
 

@@ -110,7 +110,8 @@ def bins_label(summary, labeled_runs):
 
 def finite_mean(values):
     """Mean over the learners whose value is finite; `None` without any."""
-    values = np.asarray(values)
+    # Of float32 that is about to diverge the sum would be infinite.
+    values = np.asarray(values, "float64")
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else None
 
@@ -124,6 +125,7 @@ def standard_error(values):
     Returns:
         Float, 0 for less than two values.
     """
+    values = np.asarray(values, "float64")
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return 0.0
@@ -186,8 +188,8 @@ def rows(summary, runs):
                 "learners": str(run["num_learners"]),
                 "tasks": str(len(run["per_task"])),
                 "first": cell(0),
-                "best": cell(best_bin(summary, values)),
                 "last": cell(-1),
+                "best": cell(best_bin(summary, values)),
                 "published": ", ".join(f"{y:g} at {x:,}" for x, y in marks)
                 or "-",
                 "seconds": f"{seconds:.1f}",

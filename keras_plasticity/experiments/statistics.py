@@ -219,6 +219,66 @@ def paired_difference(
     )
 
 
+def unpaired_difference(
+    scores: Any,
+    others: Any,
+    statistic: str = "mean",
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    small_sample: bool = True,
+    seed: int = 0,
+) -> Estimate:
+    """Estimates by how much scores are above others of other seeds.
+
+    Seeds of the two are drawn apart. Where they have the same seeds,
+    `paired_difference` tells more.
+
+    Args:
+        scores: As of `estimate`.
+        others: Likewise, of the same problems.
+        statistic: As of `estimate`.
+        confidence: As of `estimate`.
+        num_resamples: As of `estimate`.
+        small_sample: As of `estimate`.
+        seed: As of `estimate`.
+
+    Returns:
+        `Estimate`, of which `n` is the number of scores of the method that has
+        fewer of them. If it `meets_zero`, the seeds do not tell which of the
+        two is above.
+
+    Raises:
+        ValueError: If an argument is not as described, or if the two have not
+            the same problems.
+
+    Example:
+
+    ```python
+    difference = keras_plasticity.experiments.unpaired_difference(
+        [0.91, 0.93, 0.92, 0.95], [0.90, 0.91, 0.91]
+    )
+    difference.meets_zero
+    ```
+    """
+    first, second = _strata("scores", scores), _strata("others", others)
+    if list(first) != list(second):
+        raise _other_problems(first, second)
+    compute = STATISTICS[_check_statistic(statistic)]
+    half = len(first)
+
+    def difference(*samples, axis=-1):
+        return compute(*samples[:half], axis=axis) - compute(
+            *samples[half:], axis=axis
+        )
+
+    samples = [*first.values(), *second.values()]
+    result = _estimate(
+        difference, samples, confidence, num_resamples, small_sample, seed
+    )
+    n = min(sum(map(len, samples[:half])), sum(map(len, samples[half:])))
+    return dataclasses.replace(result, n=n)
+
+
 def probability_of_improvement(
     scores: Any,
     others: Any,
@@ -270,10 +330,7 @@ def probability_of_improvement(
     first = _strata("scores", scores, may_be_nan=True)
     second = _strata("others", others, may_be_nan=True)
     if list(first) != list(second):
-        raise ValueError(
-            "`others` must be of the same problems as `scores`. Received: "
-            f"scores of {list(first)}, others of {list(second)}"
-        )
+        raise _other_problems(first, second)
     sign = -1.0 if lower_is_better else 1.0
     samples = [
         np.where(np.isnan(each), -np.inf, sign * each)
@@ -365,6 +422,13 @@ def _interval(
         scipy.stats.t.ppf(upper, freedom) / scipy.stats.norm.ppf(upper)
     )
     return value + stretch * (low - value), value + stretch * (high - value)
+
+
+def _other_problems(first, second):
+    return ValueError(
+        "`others` must be of the same problems as `scores`. Received: "
+        f"scores of {list(first)}, others of {list(second)}"
+    )
 
 
 def _share_above(mine, theirs):

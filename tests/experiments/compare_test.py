@@ -70,7 +70,7 @@ def test_figure_and_table_of_several_runs(tmp_path):
     assert table[0] == (
         "Online Permuted MNIST: online accuracy (%), ± standard error"
     )
-    assert table[2].startswith("| method | learners | tasks | first | best |")
+    assert table[2].startswith("| method | learners | tasks | first | last |")
     rows = {line.split(" | ")[0]: line for line in table[4:7]}
     assert list(rows) == ["| bp", "| cbp", "| l2"]
     last = "80.00 (1 of 2 learners)"

@@ -140,3 +140,9 @@ def test_epochs_of_a_task():
     assert runs.epochs_of_task(run, 0) == {}
     [values] = runs.epochs_of_task(run, -1).values()
     np.testing.assert_array_equal(values, [[1, 2], [3, math.nan], [5, 6]])
+
+
+def test_means_of_what_is_about_to_diverge():
+    values = np.array([3e38, 3e38, np.inf], "float32")
+    assert runs.finite_mean(values) == pytest.approx(3e38)
+    assert runs.standard_error(values * [1, 0.5, 1]) == pytest.approx(7.5e37)

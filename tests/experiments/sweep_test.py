@@ -13,11 +13,12 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util import tensor_util
 
 from keras_plasticity import experiments
+from keras_plasticity.experiments import command
 from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import run_folder
-from keras_plasticity.experiments.sweeps import command
 from keras_plasticity.experiments.sweeps import driver
 from keras_plasticity.experiments.sweeps import jobs
+from keras_plasticity.experiments.sweeps import plan
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.experiments.table import read_table
 
@@ -49,6 +50,8 @@ class FakeProcesses:
 
     do = staticmethod(lambda job: None)
     refused = None
+    # So many that each is a run of its own.
+    at_a_time = 1000
 
     def __init__(self, trainer, processes):
         del trainer, processes
@@ -185,6 +188,58 @@ def test_a_worker_that_dies_is_replaced(trainer, do, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "Run 1: the worker process ended: SIGKILL. It is tried" in told
     assert "Run 4: something sent it SIGTERM. It is tried again." in told
+
+
+def make_groups(monkeypatch, executor):
+    """Has jobs done side by side, as on JAX."""
+    monkeypatch.setattr(executor, "at_a_time", 1)
+    monkeypatch.setattr(
+        plan.Plan, "_varied_side_by_side", lambda self: ["rate"]
+    )
+
+
+def whole_group(group):
+    rows = [row for job in group.jobs for row in whole(job).rows]
+    return jobs.Outcome(0, "", rows)
+
+
+def test_side_by_side_the_table_is_the_same(trainer, do, tmp_path, monkeypatch):
+    do()
+    rows = run_sweep(trainer, tmp_path / "a")
+    done = []
+
+    def work(group):
+        done.append([job.run for job in group.jobs])
+        return whole_group(group)
+
+    make_groups(monkeypatch, do(work))
+    assert run_sweep(trainer, tmp_path / "b") == rows
+    assert done == [[0, 2, 4], [1, 3, 5]]
+    assert len(list((tmp_path / "b" / "tensorboard").iterdir())) == 6
+
+
+def test_what_cannot_be_side_by_side(
+    trainer, do, tmp_path, monkeypatch, capsys
+):
+    """Each on its own, so that one that fails is told by its setting."""
+    do()
+    rows = run_sweep(trainer, tmp_path / "a")
+
+    def work(job):
+        if len(job.jobs) > 1:
+            return jobs.Outcome(1, "they differ", [])
+        if job.run == 3:
+            return jobs.Outcome(1, "too large", [])
+
+    make_groups(monkeypatch, do(work))
+    with pytest.raises(SystemExit, match="1 of 6 runs failed.*too large"):
+        run_sweep(trainer, tmp_path / "b")
+    told = capsys.readouterr().out
+    assert "Runs 0 to 4 cannot be trained side by side: they differ" in told
+    left = read_table(str(tmp_path / "b" / "table.csv"))
+    assert left == [row for row in rows if row["run"] != 3]
+    failures = (tmp_path / "b" / "failures.csv").read_text()
+    assert failures.count("too large") == 1
 
 
 def test_runs_that_fail_are_told_and_redone(trainer, do, tmp_path, capsys):

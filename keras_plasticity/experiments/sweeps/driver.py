@@ -157,11 +157,53 @@ def sweep(
     with contextlib.ExitStack() as stack:
         stack.enter_context(terminal.lasting_output())
         caught = stack.enter_context(catch_signals(raises=False))
+        return run_plan(
+            plan,
+            log_dir,
+            lambda: open_executor(plan.trainer, processes, ray_address, caught),
+            caught,
+            retries,
+            table_format,
+            report_seeds,
+            resume,
+            f"the same command with --resume --log_dir={log_dir}",
+        )
+
+
+def run_plan(
+    plan,
+    log_dir,
+    open_executor,
+    caught,
+    retries=3,
+    table_format="csv",
+    report_seeds=None,
+    resume=True,
+    to_resume="the same command",
+):
+    """Does a sweep.
+
+    Args:
+        plan: `Plan`.
+        log_dir: String, the folder.
+        open_executor: Function that returns a context with an executor. It is
+            called after the folder is known to be right.
+        caught: `Interruption`.
+        retries: See `sweep`, as the next ones.
+        table_format: String.
+        report_seeds: Integer or `None`.
+        resume: Boolean.
+        to_resume: String, what resumes it after a signal.
+
+    Returns:
+        List of dicts, the rows of the table.
+    """
+    with contextlib.ExitStack() as stack:
         log = SweepLog(log_dir, plan, table_format, resume)
         stack.callback(log.close)
         driver = _Driver(plan, log, retries, caught)
         try:
-            with _executor(plan, processes, ray_address) as executor:
+            with open_executor() as executor:
                 driver.check(executor)
                 log.begin()
                 driver.train(executor)
@@ -169,21 +211,28 @@ def sweep(
                     driver.report(executor, report_seeds)
         except _Interrupted:
             pass
-        driver.end()
+        driver.end(to_resume)
     return log.table.rows
 
 
 @contextlib.contextmanager
-def _executor(plan, processes, ray_address):
+def open_executor(trainer, processes, ray_address, caught):
+    """A context with an executor.
+
+    Args:
+        trainer: String, the trainer's file.
+        processes: Integer, where there is no cluster.
+        ray_address: String or `None`, see `sweep`.
+        caught: `Interruption`, after which jobs have time to end in order.
+    """
     if ray_address is None:
-        executor = LocalProcesses(plan.trainer, processes)
+        executor = LocalProcesses(trainer, processes)
     else:
-        executor = RayCluster(plan.trainer, ray_address)
+        executor = RayCluster(trainer, ray_address)
     try:
         yield executor
-    except BaseException as error:
-        # Those of an interruption have been told to end in order.
-        executor.close(at_once=not isinstance(error, _Interrupted))
+    except BaseException:
+        executor.close(at_once=caught.signal is None)
         raise
     executor.close()
 
@@ -256,8 +305,11 @@ class _Driver:
                     self._plan.job(first + index, setting, self._log.path)
                     for index, setting in enumerate(settings)
                 ]
-                waiting = [job for job in found if not self._log.table.has(job)]
-                progress.found(len(found) - len(waiting))
+                waiting = self._plan.side_by_side(
+                    found, executor.at_a_time, self._log.table.has
+                )
+                num_waiting = sum(len(each.jobs) for each in waiting)
+                progress.found(len(found) - num_waiting)
                 self._do(executor, waiting, progress, self._log.add)
 
     def report(self, executor, num_seeds):
@@ -276,18 +328,17 @@ class _Driver:
                 executor,
                 waiting,
                 progress,
-                lambda job, rows: table.add(job.run, rows),
+                lambda job, rows: table.add(rows),
             )
 
-    def end(self):
+    def end(self, to_resume):
         """Prints what there is to say; ends the process unless all is done."""
         done = len({row["run"] for row in self._log.table.rows})
         self._log.print_results()
         if self._caught.signal is not None:
             exit_status.end(
                 f"Interrupted by {self._caught.signal.name} after {done} runs. "
-                "To resume the sweep: the same command with --resume "
-                f"--log_dir={self._log.path}",
+                f"To resume the sweep: {to_resume}",
                 exit_status.INTERRUPTED + self._caught.signal,
             )
         if self._failures:
@@ -316,11 +367,18 @@ class _Driver:
                 else:
                     if outcome.status == 0:
                         keep(job, outcome.rows)
-                        progress.done(self._log.result(outcome.rows))
+                        for each in job.jobs:
+                            rows = [
+                                row
+                                for row in outcome.rows
+                                if row["run"] == each.run
+                            ]
+                            progress.done(self._log.result(rows))
                         continue
                     if outcome.status < exit_status.INTERRUPTED:
-                        self._fail(job, outcome.message)
-                        progress.done("failed")
+                        del attempts[job.run]
+                        again = self._fail(job, outcome.message, progress)
+                        running |= {executor.submit(j): j for j in again}
                         continue
                     number = outcome.status - exit_status.INTERRUPTED
                     reason = f"something sent it {signal.Signals(number).name}"
@@ -328,13 +386,23 @@ class _Driver:
                     print(f"Run {job.run}: {reason}. It is tried again.")
                     running[executor.submit(job)] = job
                 else:
-                    self._fail(job, f"{reason}, {attempts[job.run]} times")
-                    progress.done("failed")
+                    reason = f"{reason}, {attempts.pop(job.run)} times"
+                    again = self._fail(job, reason, progress)
+                    running |= {executor.submit(j): j for j in again}
 
-    def _fail(self, job, message):
+    def _fail(self, job, message, progress):
+        """Keeps why a job has failed; returns what is to be done instead."""
+        if len(job.jobs) > 1:
+            print(
+                f"Runs {job.run} to {job.jobs[-1].run} cannot be trained side "
+                f"by side: {message}\nThey are trained one after another."
+            )
+            return job.jobs
         self._failures[job.run] = message
         self._log.add_failure(job, message)
         print(f"Run {job.run} failed: {message}")
+        progress.done("failed")
+        return []
 
     def _wait(self, futures, executor):
         """The futures that are done; raises `_Interrupted` after a signal."""

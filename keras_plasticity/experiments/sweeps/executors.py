@@ -1,8 +1,9 @@
 """Where the jobs of a sweep are done: here, or on a cluster of Ray.
 
-An executor has `submit`, which returns a `concurrent.futures.Future` of an
-`Outcome`; `stop`, after which jobs end as soon as they can in order; and
-`close`. Whatever a future raises, its job was not done and can be tried again.
+An executor has `at_a_time`, the number of jobs that it does at a time;
+`submit`, which returns a `concurrent.futures.Future` of an `Outcome`; `stop`,
+after which jobs end as soon as they can in order; and `close`. Whatever a
+future raises, its job was not done and can be tried again.
 """
 
 import concurrent.futures
@@ -14,6 +15,7 @@ import threading
 
 import keras
 
+from keras_plasticity.experiments.sweeps.jobs import Group
 from keras_plasticity.experiments.sweeps.jobs import Job
 from keras_plasticity.experiments.sweeps.jobs import do_job
 from keras_plasticity.experiments.sweeps.worker_process import WorkerProcess
@@ -30,6 +32,7 @@ class LocalProcesses:
     """
 
     def __init__(self, trainer: str, processes: int):
+        self.at_a_time = processes
         self._trainer = trainer
         self._threads = None
         if processes > 1:
@@ -40,7 +43,7 @@ class LocalProcesses:
         self._is_stopped = False
         self._lock = threading.Lock()
 
-    def submit(self, job: Job) -> concurrent.futures.Future:
+    def submit(self, job: Job | Group) -> concurrent.futures.Future:
         return self._pool.submit(self._with_worker, do_job, job)
 
     def check(self, arguments: list[list[str]]) -> concurrent.futures.Future:
@@ -129,12 +132,14 @@ class RayCluster:
     def __init__(self, trainer: str, address: str):
         self._ray = _import_ray()
         _connect(self._ray, address)
+        cpus = self._ray.cluster_resources().get("CPU", 1)
+        self.at_a_time = max(1, int(cpus))
         self._trainer = trainer
         self._references = []
         # The driver tries again, for whatever reason a job was not done.
         self._task = self._ray.remote(max_retries=0)(_do_job_on_node)
 
-    def submit(self, job: Job) -> concurrent.futures.Future:
+    def submit(self, job: Job | Group) -> concurrent.futures.Future:
         reference = self._task.remote(
             self._trainer, keras.backend.backend(), job
         )

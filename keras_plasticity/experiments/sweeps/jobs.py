@@ -6,9 +6,11 @@ import os
 import filelock
 
 from keras_plasticity import validation
+from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import measures
 from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments import scores
+from keras_plasticity.experiments import side_by_side
 from keras_plasticity.experiments import summary as summary_file
 from keras_plasticity.experiments import table
 from keras_plasticity.experiments.sweeps.worker_process import WorkerProcess
@@ -28,12 +30,39 @@ class Job:
             value, a string.
         arguments: List of strings, all flags but the folder's.
         log_dir: String, the folder.
+        jobs: List of the jobs that are done by it: itself.
     """
 
     run: int
     setting: dict[str, str]
     arguments: list[str]
     log_dir: str
+
+    @property
+    def jobs(self):
+        return [self]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """One run of a trainer that does several jobs, side by side.
+
+    Attributes:
+        jobs: List of `Job`s, which differ in flags of methods only.
+        varied: List of the names of these flags.
+        arguments: List of strings, the flags that all have.
+        log_dir: String, the folder.
+    """
+
+    jobs: list[Job]
+    varied: list[str]
+    arguments: list[str]
+    log_dir: str
+
+    @property
+    def run(self):
+        """The number of its first run."""
+        return self.jobs[0].run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,26 +97,54 @@ def arguments_of(flags, setting):
     ]
 
 
-def do_job(worker: WorkerProcess, job: Job) -> Outcome:
+def do_job(worker: WorkerProcess, job: Job | Group) -> Outcome:
     """Runs a trainer, or resumes its run, and reads its results."""
     os.makedirs(job.log_dir, exist_ok=True)
     _wait_for_folder(job.log_dir)
-    status, message = worker.run(
-        [*job.arguments, f"--log_dir={job.log_dir}", "--resume=auto"],
-        os.path.join(job.log_dir, LOG),
-    )
+    arguments = [*job.arguments, f"--log_dir={job.log_dir}", "--resume=auto"]
+    if isinstance(job, Group):
+        path = os.path.join(job.log_dir, f"{side_by_side.NAME}.json")
+        settings = [
+            {name: each.setting[name] for name in job.varied}
+            for each in job.jobs
+        ]
+        run_folder.write_json(path, settings)
+        arguments.append(f"--{side_by_side.NAME}={path}")
+    status, message = worker.run(arguments, os.path.join(job.log_dir, LOG))
     rows = []
     if status == 0:
         rows = rows_of(summary_file.read_summary(job.log_dir), job)
+        if {row["run"] for row in rows} != {each.run for each in job.jobs}:
+            # One that does not call `experiments.run`.
+            status = exit_status.FAILED
+            message = "the trainer has no results of all settings."
     return Outcome(status, message, rows)
 
 
 def rows_of(summary, job):
-    """The rows of a run in the table of a sweep: one for each learner."""
+    """The rows of a job in the table of a sweep: one for each learner."""
+    if isinstance(job, Group):
+        return [
+            row
+            for number, each in enumerate(job.jobs)
+            for row in _rows_of_runs(
+                summary,
+                [
+                    run
+                    for run in summary["runs"]
+                    if run.get(side_by_side.NAME) == number
+                ],
+                each,
+            )
+        ]
+    return _rows_of_runs(summary, summary["runs"], job)
+
+
+def _rows_of_runs(summary, runs, job):
     metric = summary["metric"]
     flags = {f"{table.FLAG}{name}": v for name, v in job.setting.items()}
     rows = []
-    for run in summary["runs"]:
+    for run in runs:
         curves = scores.curves(summary, run)
         found = {
             name: measure(curves) for name, measure in measures.MEASURES.items()

@@ -78,9 +78,10 @@ class SweepLog:
         run_folder.unlock_folder(self.path, self._lock)
 
     def add(self, job, rows):
-        """Adds the rows of a run to the table, and to TensorBoard."""
-        self.table.add(job.run, rows)
-        self._write_hparams(job, rows)
+        """Adds the rows of a job to the table, and to TensorBoard."""
+        self.table.add(rows)
+        for each in job.jobs:
+            self._write_hparams(each, self.table.of(each.run))
 
     def add_failure(self, job, message):
         """Keeps why a run has failed."""

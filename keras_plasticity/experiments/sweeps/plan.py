@@ -1,5 +1,7 @@
 """What a sweep is to train."""
 
+import hashlib
+import json
 import math
 import os
 from typing import Any
@@ -9,12 +11,19 @@ import numpy as np
 
 from keras_plasticity import validation
 from keras_plasticity.experiments import measures
+from keras_plasticity.experiments import method_file
 from keras_plasticity.experiments import selection
 from keras_plasticity.experiments import table
+from keras_plasticity.experiments.methods import all_flags
 from keras_plasticity.experiments.sweeps import space as spaces
+from keras_plasticity.experiments.sweeps.jobs import Group
 from keras_plasticity.experiments.sweeps.jobs import Job
 from keras_plasticity.experiments.sweeps.jobs import arguments_of
 
+# Flags with which each setting is a run of its own.
+_FOR_ONE_SETTING = {"diagnostics", "tracker", "side_by_side"}
+# More learners wait for one another long enough.
+_MOST_SIDE_BY_SIDE = 64
 # Flags of a trainer that are the sweep's own business.
 _OWN_FLAGS = ("log_dir", "resume", "overwrite", "dry_run")
 
@@ -81,6 +90,7 @@ class Plan:
         self._check_number(num_settings)
         if self.sampler == "optuna":
             spaces.check_optuna()
+        self._method_file = self.flags.get(method_file.NAME)
         self._drawn = self._draw()
 
     @property
@@ -141,6 +151,78 @@ class Plan:
             setting,
             arguments_of(self.flags, setting),
             os.path.join(log_dir, "runs", f"{run:04d}"),
+        )
+
+    def side_by_side(self, found, at_a_time: int, is_done) -> list:
+        """What is left to do, in `Group`s of jobs that share a program of JAX.
+
+        Other backends train learners one after another, and each job on its
+        own is as fast.
+
+        Args:
+            found: List of all `Job`s, done or not: which ones make a group
+                does not depend on what is done, so that a group that was
+                interrupted is resumed.
+            at_a_time: Integer, how many are done at a time: there are as many
+                groups, if there can be.
+            is_done: Function of a `Job`.
+
+        Returns:
+            List of `Job`s and `Group`s, in the order of their first runs.
+        """
+        varied = self._varied_side_by_side()
+        alike = {}
+        for job in found:
+            # What Keras leaves out at zero is another program.
+            key = (
+                job.run
+                if not varied
+                else tuple(
+                    float(value) == 0 if name in varied else value
+                    for name, value in job.setting.items()
+                )
+            )
+            alike.setdefault(key, []).append(job)
+        size = min(_MOST_SIDE_BY_SIDE, math.ceil(len(found) / at_a_time))
+        result = []
+        for each in alike.values():
+            for start in range(0, len(each), size):
+                part = each[start : start + size]
+                left = [job for job in part if not is_done(job)]
+                if left:
+                    result.append(self._group(left, varied))
+        return sorted(result, key=lambda each: each.run)
+
+    def _varied_side_by_side(self):
+        """The flags in which settings of one program may differ."""
+        asked_for = {*self.flags, *self.space}
+        if keras.backend.backend() != "jax" or asked_for & _FOR_ONE_SETTING:
+            return []
+        numbers = {
+            flag.name
+            for flag in all_flags(method_file.all_parts(self._method_file))
+            if not flag.choices and flag.type is not bool
+        }
+        return [name for name in self.space if name in numbers]
+
+    def _group(self, found, varied):
+        if len(found) == 1:
+            return found[0]
+        setting = {
+            name: value
+            for name, value in found[0].setting.items()
+            if name not in varied
+        }
+        # With others in it, or in another order, it is another run.
+        content = json.dumps([[job.run, job.setting] for job in found])
+        digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+        first, last = found[0], found[-1]
+        name = f"{first.run:04d}-to-{last.run:04d}-{digest}"
+        return Group(
+            found,
+            varied,
+            arguments_of(self.flags, setting),
+            os.path.join(os.path.dirname(first.log_dir), name),
         )
 
     def report_jobs(self, rows, num_seeds: int, log_dir: str) -> list[Job]:

@@ -56,9 +56,10 @@ class ResultTable:
             )
         return bool(rows)
 
-    def add(self, run, rows):
-        """Adds the rows of a run, and writes the file."""
-        others = [row for row in self.rows if row["run"] != run]
+    def add(self, rows):
+        """Adds all rows of one or more runs, and writes the file."""
+        new = {row["run"] for row in rows}
+        others = [row for row in self.rows if row["run"] not in new]
         self._write(sorted(others + rows, key=_order))
 
     def keep(self, found, num_seeds):

@@ -25,6 +25,7 @@ from keras_plasticity import datasets
 from keras_plasticity import experiments
 from keras_plasticity.experiments import command_line
 from keras_plasticity.experiments import exit_status
+from keras_plasticity.experiments import method_file
 
 
 class _Loaded(BaseException):
@@ -85,9 +86,18 @@ def run_trainer(define_flags, run, path, arguments):
     # Layers are named as in a fresh process, which a checkpoint compares.
     keras.utils.clear_session()
     flag_values = flags.FlagValues()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(method_file.using(arguments))
+        except ValueError as error:
+            return exit_status.WRONG_FLAGS, str(error)
+        return _run(define_flags, run, flag_values, [path, *arguments])
+
+
+def _run(define_flags, run, flag_values, arguments):
     try:
         define_flags(flag_values)
-        rest = flag_values([path, *arguments])
+        rest = flag_values(arguments)
         if len(rest) > 1:
             raise flags.Error(f"All arguments are flags. Received: {rest[1:]}")
         run(flag_values)

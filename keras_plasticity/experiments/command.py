@@ -1,9 +1,13 @@
-"""The command line of sweeps."""
+"""The command line of sweeps and suites."""
 
 import argparse
 
 from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import measures
+from keras_plasticity.experiments.suites.driver import METHODS
+from keras_plasticity.experiments.suites.driver import suite
+from keras_plasticity.experiments.suites.problems import PROBLEMS
+from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.sweeps import space as spaces
 from keras_plasticity.experiments.sweeps.driver import sweep
 
@@ -14,6 +18,13 @@ All other flags are the trainer's, the same in all runs:
       examples/slowly_changing_regression.py --processes=2 --log_dir=logs/l2 \\
       --grid=learning_rate=0.003,0.01 --grid=l2=1e-3,1e-2 \\
       --method=l2 --num_examples=100000
+"""
+_SUITE_EXAMPLES = """\
+All methods and all problems are in README. Two of them:
+
+  python -m keras_plasticity.experiments suite --size=minutes \\
+      --methods=bp,cbp,l2 --problems=slowly_changing_regression \\
+      --log_dir=logs/suite
 """
 
 
@@ -97,7 +108,73 @@ def make_parser():
         help="resume the sweep in --log_dir, if there is one",
     )
     command.set_defaults(run=_sweep)
+    _add_suite(commands)
     return parser
+
+
+def _add_suite(commands):
+    command = commands.add_parser(
+        "suite",
+        help="tune methods on problems, and compare them on fresh seeds",
+        description="Tunes methods on problems with equal budgets, and "
+        "compares them on fresh seeds. " + exit_status.ABOUT,
+        epilog=_SUITE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = command.add_argument
+    add("--size", required=True, choices=SIZES)
+    add(
+        "--methods",
+        help="between commas; or between spaces, where they hold commas; "
+        f"default: {','.join(METHODS)}",
+    )
+    add("--problems", help=f"between commas; default: {','.join(PROBLEMS)}")
+    add("--log_dir", help="default: logs/suites/<size>-<time>")
+    add("--method_file", help="a file with methods of your own")
+    add(
+        "--against",
+        metavar="reference|RESULTS",
+        help="tell what differs from these results by more than chance",
+    )
+    add("--data_dir", help="folder of tensorflow_datasets with the data")
+    add("--trainers", help="folder of the trainers; default: the examples")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        help="runs at a time on this machine; default: 1",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="resume the suite in --log_dir, if there is one",
+    )
+    command.set_defaults(run=_suite)
+
+
+def _suite(known, rest):
+    if rest:
+        raise ValueError(
+            f"A suite has no such flag; --help shows them. Received: {rest[0]}"
+        )
+    return suite(
+        known.size,
+        METHODS if known.methods is None else _names(known.methods),
+        tuple(PROBLEMS) if known.problems is None else _names(known.problems),
+        known.log_dir,
+        known.method_file,
+        known.against,
+        known.data_dir,
+        known.trainers,
+        known.processes,
+        known.resume,
+    )
+
+
+def _names(text):
+    """Names between spaces, if there are any, or between commas."""
+    return text.split() if " " in text else text.split(",")
 
 
 def main(arguments=None):

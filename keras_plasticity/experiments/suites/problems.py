@@ -1,0 +1,172 @@
+"""The problems of a suite, and how much of each a size has."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import keras_plasticity
+from keras_plasticity.experiments.sweeps.space import Range
+
+SIZES = ("minutes", "hours", "published")
+# Those that settings are chosen by are none that anybody reports on.
+FIRST_TUNING_SEED = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of a problem is trained.
+
+    Attributes:
+        flags: Dict from the name of a flag of the trainer to its value.
+        num_settings: Integer, how many settings of each method are tried.
+        tuning_seeds: Integer, on how many seeds.
+        report_seeds: Integer, on how many others the best one is reported.
+    """
+
+    flags: Mapping[str, str]
+    num_settings: int
+    tuning_seeds: int
+    report_seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteProblem:
+    """A problem of a suite.
+
+    Attributes:
+        title: String.
+        trainer: String, the trainer's file among the examples.
+        learning_rate: `Range` of SGD's step sizes.
+        adam_learning_rate: `Range` of Adam's.
+        flags: Dict, the flags of all sizes.
+        sizes: Dict from the name of a size to a `Size`.
+        reads_data: Boolean, whether the trainer has `--data_dir`.
+    """
+
+    title: str
+    trainer: str
+    learning_rate: Range
+    adam_learning_rate: Range
+    flags: Mapping[str, str]
+    sizes: Mapping[str, Size]
+    reads_data: bool = True
+
+
+def _mnist_sizes(published_tasks):
+    return {
+        "minutes": Size(
+            {
+                "num_tasks": "20",
+                "examples_per_task": "3000",
+                "hidden_units": "100",
+            },
+            num_settings=8,
+            # Seeds differ little here, as the authors say.
+            tuning_seeds=1,
+            report_seeds=10,
+        ),
+        "hours": Size(
+            {"num_tasks": "10", "hidden_units": "100"},
+            num_settings=12,
+            tuning_seeds=2,
+            report_seeds=10,
+        ),
+        "published": Size(
+            {"num_tasks": str(published_tasks)},
+            num_settings=12,
+            tuning_seeds=2,
+            report_seeds=10,
+        ),
+    }
+
+
+PROBLEMS = {
+    "slowly_changing_regression": SuiteProblem(
+        "Slowly-Changing Regression",
+        "slowly_changing_regression.py",
+        # Around the authors' 0.001 to 0.01.
+        Range(5e-4, 3e-2, log=True),
+        Range(3e-4, 1e-2, log=True),
+        {},
+        {
+            "minutes": Size({"num_examples": "500000"}, 8, 5, 30),
+            "hours": Size({"num_examples": "1000000"}, 16, 5, 30),
+            # 3 million examples, one bit flipped at a time.
+            "published": Size({"flip_one": "true"}, 16, 10, 100),
+        },
+        reads_data=False,
+    ),
+    "online_permuted_mnist": SuiteProblem(
+        "Online Permuted MNIST",
+        "online_permuted_mnist.py",
+        # Around the authors' 0.001 to 0.01, and 3e-5 to 1e-4.
+        Range(5e-4, 3e-2, log=True),
+        Range(3e-5, 3e-3, log=True),
+        {"nodiagnostics": "true"},
+        _mnist_sizes(800),
+    ),
+    "label_permuted_mnist": SuiteProblem(
+        "Label-permuted MNIST",
+        "online_permuted_mnist.py",
+        Range(5e-4, 3e-2, log=True),
+        Range(3e-5, 3e-3, log=True),
+        {"nodiagnostics": "true", "permute": "labels"},
+        _mnist_sizes(800),
+    ),
+    "continual_imagenet": SuiteProblem(
+        "Continual ImageNet",
+        "continual_imagenet.py",
+        # Around the authors' 0.003 to 0.1.
+        Range(3e-3, 1e-1, log=True),
+        Range(1e-4, 3e-3, log=True),
+        {"nodiagnostics": "true"},
+        {
+            "minutes": Size(
+                {
+                    "num_tasks": "5",
+                    "epochs": "20",
+                    "train_images_per_class": "400",
+                },
+                4,
+                1,
+                3,
+            ),
+            "hours": Size(
+                {
+                    "num_tasks": "50",
+                    "epochs": "50",
+                    "train_images_per_class": "400",
+                },
+                6,
+                1,
+                5,
+            ),
+            "published": Size({}, 10, 2, 30),
+        },
+    ),
+}
+
+
+def trainer_path(problem: SuiteProblem, folder: str | None = None) -> str:
+    """The file of a problem's trainer.
+
+    Args:
+        problem: `SuiteProblem`.
+        folder: String, where the trainers are. Defaults to `None`: among the
+            examples of the checkout that this package is in.
+
+    Returns:
+        String.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    package = pathlib.Path(keras_plasticity.__file__).parent
+    path = pathlib.Path(folder or package.parent / "examples") / problem.trainer
+    if not path.is_file():
+        raise ValueError(
+            "A suite needs the trainers, the folder `examples` of the "
+            "repository: run it in a checkout, or give --trainers. Received: "
+            f"no file {path}"
+        )
+    return str(path)
