@@ -1,0 +1,71 @@
+"""The code in the pages of the site runs."""
+
+import keras
+import matplotlib
+import pytest
+
+from tests.site import pages
+
+_TITLES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+_BACKEND = _TITLES[keras.backend.backend()]
+# Pages that are for one backend alone.
+_OF_A_BACKEND = {
+    "guides/loop-jax.md": "JAX",
+    "guides/loop-pytorch.md": "PyTorch",
+    "guides/loop-tensorflow.md": "TensorFlow",
+}
+_WRITTEN = pages.written()
+
+
+def _python(path):
+    return [
+        block
+        for block in pages.blocks(_WRITTEN[path])
+        if block.language == "python"
+        and block.title in (None, _BACKEND)
+        and _OF_A_BACKEND.get(path, _BACKEND) == _BACKEND
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """What a page sets for the process does not last."""
+    matplotlib.use("agg")
+    if _BACKEND == "JAX":
+        import jax
+
+        precision = jax.config.jax_default_matmul_precision
+        yield
+        jax.config.update("jax_default_matmul_precision", precision)
+    elif _BACKEND == "PyTorch":
+        import torch
+
+        backends = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = [each.allow_tf32 for each in backends]
+        yield
+        for each, value in zip(backends, before):
+            each.allow_tf32 = value
+    else:
+        import tensorflow as tf
+
+        execution = tf.config.experimental
+        before = execution.tensor_float_32_execution_enabled()
+        yield
+        execution.enable_tensor_float_32_execution(before)
+    keras.distribution.set_distribution(None)
+
+
+def test_there_is_code():
+    found = [path for path in _WRITTEN if _python(path)]
+    assert "getting-started.md" in found
+    assert len(found) >= 9
+
+
+@pytest.mark.parametrize("path", [path for path in _WRITTEN if _python(path)])
+def test_code_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for block in _python(path):
+        # So that a failure names the line of the page.
+        code = "\n" * (block.line - 1) + block.code
+        exec(compile(code, path, "exec"), names)
