@@ -19,7 +19,7 @@ from tests.helpers import make_model
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 # Modules of one backend.
-_OF_A_BACKEND = re.compile(r"\.(jax|tensorflow|torch)(_loop)?$")
+_OF_A_BACKEND = re.compile(r"\.(jax|optax|tensorflow|torch)(_loop)?$")
 # Examples that are not run, and why.
 _NOT_RUN = {
     "callbacks.mlflow_tracker.MLflowTracker": "needs mlflow",
@@ -50,7 +50,8 @@ def _documented():
     modules = [package.__name__]
     for info in pkgutil.walk_packages(package.__path__, "keras_plasticity."):
         of_a_backend = _OF_A_BACKEND.search(info.name)
-        if not of_a_backend or of_a_backend[1] == keras.backend.backend():
+        backend = of_a_backend and of_a_backend[1].replace("optax", "jax")
+        if backend in (None, keras.backend.backend()):
             modules.append(info.name)
     finder = doctest.DocTestFinder(exclude_empty=False)
     found = {}
