@@ -93,6 +93,18 @@ class Skip(Exception):
     """The units can be followed, but none can be replaced alone: a reason."""
 
 
+# The names that attention layers give to their projections.
+_PROJECTIONS = ("attention_output", "gate", "key", "query", "value")
+
+
+def name_of(layer):
+    """The name of a layer; of a projection, with that of its attention."""
+    parts = layer.path.split("/")
+    if layer.name in _PROJECTIONS and len(parts) > 1:
+        return "/".join(parts[-2:])
+    return layer.name
+
+
 def describe(operation):
     kind = type(operation).__name__
     return f"'{operation.name}' (`{kind}`)"
