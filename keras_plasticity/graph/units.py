@@ -9,6 +9,10 @@ import numpy as np
 class Units:
     """Where the units of a layer lie in a tensor.
 
+    For rules of `keras_plasticity.graph.register_rule`. Of a tensor of shape
+    `(batch, time, 4)` whose last axis counts four units the axes are `(2,)`
+    and the array is `[0, 1, 2, 3]`.
+
     Attributes:
         axes: Tuple of integers, not negative, in ascending order.
         unit: Integer array of the shape of these axes: the unit of each
