@@ -608,7 +608,10 @@ def _call_layer(shape):
             if "training" in (inspect.signature(layer.call).parameters)
             else {}
         )
-        layer(np.ones(shape, "float32"), **training)
+        inputs = [np.ones(shape, "float32")]
+        if isinstance(layer, layers.attention.PlasticAttention):
+            inputs *= 2  # Query and value.
+        layer(*inputs, **training)
 
     return use
 
@@ -629,6 +632,14 @@ def _layer(name, shape, **arguments):
 
 _layer("Dense", (2, 3), units=4)
 _layer("EinsumDense", (2, 5, 3), equation="abc,cd->abd", output_shape=(5, 4))
+_layer("MultiHeadAttention", (2, 5, 3), num_heads=2, key_dim=2)
+_layer(
+    "GroupQueryAttention",
+    (2, 5, 3),
+    head_dim=2,
+    num_query_heads=2,
+    num_key_value_heads=1,
+)
 for _rank in (1, 2, 3):
     _shape = (1, *(4,) * _rank, 2)
     _layer(f"Conv{_rank}D", _shape, filters=3, kernel_size=2)

@@ -12,6 +12,7 @@ from keras_plasticity import validation
 from keras_plasticity.graph import rules
 from keras_plasticity.graph import trace
 from keras_plasticity.graph.trace import callers_of
+from keras_plasticity.graph.units import name_of
 from keras_plasticity.layers.plastic_layer import PlasticLayer
 from keras_plasticity.units.feature_map import FeatureMap
 
@@ -62,6 +63,8 @@ class Connections:
         error: String, why they could not be followed; `None` if they could.
         possible_consumers: List of layers of other models that may read what
             is taken for outputs.
+        is_shared: Boolean, whether the error is that it, or one of the
+            consumers, is called more than once.
     """
 
     layer: PlasticLayer
@@ -71,6 +74,7 @@ class Connections:
     skip_reason: str | None = None
     error: str | None = None
     possible_consumers: list = dataclasses.field(default_factory=list)
+    is_shared: bool = False
 
 
 def find_connections(
@@ -435,8 +439,10 @@ def _judge(connections, num_calls, is_stated):
     layer = connections.layer
     shared = _shared_layer(connections, num_calls)
     if shared is not None and not is_stated:
+        connections.is_shared = True
         connections.error = (
-            f"plastic layer '{shared.name}' is called {num_calls[id(shared)]} "
+            f"plastic layer '{name_of(shared)}' is called "
+            f"{num_calls[id(shared)]} "
             "times in the model. Which of its calls a statistic stems from "
             "could not be told"
         )
@@ -488,16 +494,15 @@ def check(found):
             continue
         if connections.error is not None:
             raise ValueError(
-                f"The units of plastic layer '{layer.name}' cannot be followed "
-                f"to the layers that read them: {connections.error}. Use "
-                f"`keras.layers.{type(layer).__name__}` for '{layer.name}', or "
-                "give it `replaceable=False` to leave its units alone. "
-                "`keras_plasticity.inspect(model)` shows all layers."
+                f"The units of plastic layer '{name_of(layer)}' cannot be "
+                "followed to the layers that read them: "
+                f"{connections.error}. {_remedy(layer)} to leave its units "
+                "alone. `keras_plasticity.inspect(model)` shows all layers."
             )
         if connections.possible_consumers:
             _warn_of_possible_consumers(connections)
         if connections.skip_reason not in (None, _OUTPUTS, _UNREAD):
-            skipped.append(f"'{layer.name}': {connections.skip_reason}")
+            skipped.append(f"'{name_of(layer)}': {connections.skip_reason}")
     if skipped:
         more = len(skipped) - 3
         shown = skipped[:3] + ([f"and {more} more"] if more > 0 else [])
@@ -506,6 +511,16 @@ def check(found):
             f"replaced ({'; '.join(shown)}). `keras_plasticity.inspect(model)` "
             "shows all; `replaceable=False` says it is meant."
         )
+
+
+def _remedy(layer):
+    attention, _, projection = name_of(layer).rpartition("/")
+    if attention:
+        return f"Give '{attention}' `replaceable=False`"
+    return (
+        f"Use `keras.layers.{type(layer).__name__}` for '{layer.name}', or "
+        "give it `replaceable=False`"
+    )
 
 
 def _warn_of_possible_consumers(connections):

@@ -9,6 +9,10 @@ import numpy as np
 class Units:
     """Where the units of a layer lie in a tensor.
 
+    For rules of `keras_plasticity.graph.register_rule`. Of a tensor of shape
+    `(batch, time, 4)` whose last axis counts four units the axes are `(2,)`
+    and the array is `[0, 1, 2, 3]`.
+
     Attributes:
         axes: Tuple of integers, not negative, in ascending order.
         unit: Integer array of the shape of these axes: the unit of each
@@ -91,6 +95,18 @@ class Refusal(Exception):
 
 class Skip(Exception):
     """The units can be followed, but none can be replaced alone: a reason."""
+
+
+# The names that attention layers give to their projections.
+_PROJECTIONS = ("attention_output", "gate", "key", "query", "value")
+
+
+def name_of(layer):
+    """The name of a layer; of a projection, with that of its attention."""
+    parts = layer.path.split("/")
+    if layer.name in _PROJECTIONS and len(parts) > 1:
+        return "/".join(parts[-2:])
+    return layer.name
 
 
 def describe(operation):

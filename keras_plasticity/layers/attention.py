@@ -53,7 +53,7 @@ class PlasticAttention:
 
 def _check_replaceable(value):
     if isinstance(value, (list, tuple)):
-        if set(value) <= set(_REPLACEABLE):
+        if all(each in _REPLACEABLE for each in value):
             return list(value)
     elif value is True or value is False:
         return value

@@ -1,9 +1,12 @@
+import warnings
+
 import keras
 
 from keras_plasticity import graph
 from keras_plasticity import keras_compat
 from keras_plasticity import layers
 from keras_plasticity import validation
+from keras_plasticity.graph.units import name_of
 from keras_plasticity.layers import in_place
 from keras_plasticity.layers.einsum_dense import find_labels
 
@@ -145,9 +148,7 @@ def _find_layers(model, attentions):
 
 
 def _is_eligible(layer):
-    if not layer.built or getattr(layer, "quantization_mode", None):
-        return False
-    if getattr(layer, "lora_enabled", False):
+    if not layer.built or _changed_kernel(layer) is not None:
         return False
     if isinstance(layer, keras.layers.EinsumDense):
         try:
@@ -155,6 +156,43 @@ def _is_eligible(layer):
         except ValueError:
             return False
     return True
+
+
+def _changed_kernel(layer):
+    """What has become of a layer's kernel, whose columns are its units."""
+    if getattr(layer, "quantization_mode", None):
+        return "it is quantized, so that its units cannot be replaced"
+    if getattr(layer, "lora_enabled", False):
+        return (
+            "LoRA adapts it and freezes the kernel whose columns are to be "
+            "replaced"
+        )
+    return None
+
+
+def _warn_of_what_stays(model, found):
+    """Warns of layers that only a change of the model would make plastic.
+
+    Args:
+        model: The `keras.Model`.
+        found: List of `Connections`.
+    """
+    reasons = {
+        layer: _changed_kernel(layer)
+        for layer in keras_compat.sublayers(model)
+        if type(layer) in _PLASTIC_CLASSES and _changed_kernel(layer)
+    }
+    reasons.update((x.layer, x.error) for x in found if x.is_shared)
+    if reasons:
+        shown = [f"'{name_of(x)}': {why}" for x, why in reasons.items()]
+        more = [f"and {len(shown) - 3} more"] if len(shown) > 3 else []
+        warnings.warn(
+            f"`make_plastic` leaves {len(shown)} layers of model "
+            f"'{model.name}' as they are ({'; '.join(shown[:3] + more)}). Make "
+            "the model plastic before it is quantized or adapted, and give "
+            "each call of a shared layer a layer of its own.",
+            stacklevel=3,
+        )
 
 
 def _add_projections(attention, wanted):
@@ -186,6 +224,7 @@ def _choose(model, inputs, candidates):
         Dict from the id of a layer to whether its units are replaceable.
     """
     found = graph.find_connections(candidates, model, inputs)
+    _warn_of_what_stays(model, found)
     wanted = {}
     for connections in found:
         if connections.error is None and connections.skip_reason is None:

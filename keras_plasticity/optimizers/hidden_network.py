@@ -26,6 +26,7 @@ class HiddenNetwork:
         self.hidden = []
         self._model = None
         self._connections = []
+        self._layers = []
         self._inputs = {}
         self._trained = None
         self._accumulates = False
@@ -52,6 +53,7 @@ class HiddenNetwork:
                 "`keras_plasticity.layers`, or use the inner optimizer alone. "
                 f"Received the variables: {[v.path for v in variables]}"
             )
+        self._layers = layers
         self._model = graph.find_model(layers, variables, optimizer)
         try:
             self._connections = graph.find_connections(
@@ -91,6 +93,7 @@ class HiddenNetwork:
         # The optimizer shall not keep the model alive.
         self._model = None
         self._connections = []
+        self._layers = []
         return connections
 
     def build(self, optimizer, slot_table):
@@ -100,12 +103,17 @@ class HiddenNetwork:
             optimizer: The `UnitResetOptimizer`.
             slot_table: `SlotTable`; `None` if slots are not reset.
         """
+        layers = self._layers
         found = self.take_connections()
         consumers = each_once(
             consumer
             for connections in found
             for consumer in connections.consumers
         )
+        for layer in layers:
+            if layer not in consumers:
+                # It reads no units that may be replaced.
+                layer.statistics.observe_only(())
         self._inputs = {
             id(consumer): ConsumerInputs(consumer, optimizer)
             for consumer in consumers

@@ -444,7 +444,9 @@ def test_what_cannot_be_plastic_stays_as_it_is():
     model = keras.Model(inputs, x)
     adapted.enable_lora(2)
     quantized.quantize("int8")
-    make_plastic(model)
+    message = "leaves 2 layers.*'adapted': LoRA adapts it.*'quantized': it is q"
+    with pytest.warns(UserWarning, match=message):
+        make_plastic(model)
     assert _found(model) == {"good": True, "last": False}
 
 
