@@ -443,6 +443,27 @@ def call_directions_alone(has_to_be_called):
     kind._can_attempt_fused_gru = wrap(kind._can_attempt_fused_gru)
 
 
+def around_time_steps(prepare):
+    """Lets all calls of `TimeDistributed` be made in a context.
+
+    It goes past `__call__` of the layer that it wraps, and on some backends
+    calls it for all time steps at once, in a transformation in which a backward
+    pass of the layer's own is lost (tested with Keras 3.15.1).
+
+    Args:
+        prepare: Function of the layer that is wrapped and of the inputs, which
+            returns a context with new inputs.
+    """
+    call = keras.layers.TimeDistributed.call
+
+    @functools.wraps(call)
+    def call_in_context(wrapper, inputs, *args, **kwargs):
+        with prepare(wrapper.layer, inputs) as inputs:
+            return call(wrapper, inputs, *args, **kwargs)
+
+    keras.layers.TimeDistributed.call = call_in_context
+
+
 def after_compile(note):
     """Lets a function see all models after they are compiled.
 

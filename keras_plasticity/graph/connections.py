@@ -10,6 +10,7 @@ import numpy as np
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.graph import rules
+from keras_plasticity.graph import time_steps
 from keras_plasticity.graph import trace
 from keras_plasticity.graph.trace import callers_of
 from keras_plasticity.graph.units import name_of
@@ -317,10 +318,12 @@ class _UnitFollower:
         """Notes the layers inside one that cannot be looked into."""
         if call.error is not None:
             reason = f"cannot be traced: {call.error}"
-        elif isinstance(call.operation, keras.layers.TimeDistributed):
-            reason = "calls it once for each time step"
-        else:
+        elif not isinstance(call.operation, keras.layers.TimeDistributed):
             return
+        elif time_steps.applied_layer(call) is not None:
+            return
+        else:
+            reason = "calls it once for each time step"
         outer = rules.describe(call.operation)
         for part in keras_compat.sublayers(call.operation):
             connections = self._found.get(id(part))
@@ -339,7 +342,7 @@ class _UnitFollower:
         """Notes what a call makes of the units of one layer."""
         connections = self._found[key]
         try:
-            if isinstance(call.operation, PlasticLayer):
+            if time_steps.applied_layer(call) is not None:
                 _add_consumer(connections, call, units)
                 return
             outputs = rules.propagate(call, units)
@@ -377,7 +380,8 @@ class _UnitFollower:
 
     def _add_units_of(self, call):
         """Counts the call of a plastic layer; its output shows its units."""
-        layer, key = call.operation, id(call.operation)
+        layer = time_steps.applied_layer(call)
+        key = id(layer)
         if key not in self._found:
             return
         self._num_calls[key] = self._num_calls.get(key, 0) + 1
@@ -385,15 +389,17 @@ class _UnitFollower:
             return
         for output in call.outputs:  # A recurrent layer may return states.
             self._units.setdefault(output, {})[key] = rules.Units.of_outputs(
-                layer.unit_axes(output), output.shape, layer.unit_view().size
+                time_steps.axes_of_call(call, layer.unit_axes, output),
+                output.shape,
+                layer.unit_view().size,
             )
 
 
 def _add_consumer(connections, call, units):
-    consumer = call.operation
+    consumer = time_steps.applied_layer(call)
     rules.check_arguments(call, units)
     (value,) = units
-    axes = consumer.feature_axes(value)
+    axes = time_steps.axes_of_call(call, consumer.feature_axes, value)
     read = units[value].over(axes, value.shape)
     if read is None:
         raise rules.Refusal(

@@ -607,6 +607,12 @@ def _time_distributed(call, units):
     inner = call.operation.layer
     rule = _find_rule(inner)
     (value,) = units
+    plastic_name = _PLASTIC_NAMES.get(type(inner))
+    if plastic_name is not None:
+        raise Refusal(
+            f"the layer in {describe(call.operation)} is not plastic. Put "
+            f"`keras_plasticity.layers.{plastic_name}` into it"
+        )
     if rule not in (_elementwise, _activation, _normalization):
         raise Refusal(
             f"{describe(call.operation)} of a `{type(inner).__name__}` is not "

@@ -1,5 +1,8 @@
 """The base class of plastic layers."""
 
+import contextlib
+import types
+
 import keras
 
 from keras_plasticity import keras_compat
@@ -30,6 +33,8 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
     # For layers whose class `make_plastic` changes: they never go through this
     # constructor.
     replaceable = True
+    # Whether what calls the layer has seen to it that its inputs are observed.
+    _is_observed = False
 
     def __init__(self, *args, replaceable=True, **kwargs):
         super().__init__(*args, **kwargs)
@@ -65,15 +70,23 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
     def call(self, inputs, *args, **kwargs):
         return super().call(self._observe(inputs), *args, **kwargs)
 
-    def _observe(self, inputs, weights=None):
-        """Returns the inputs, which a training step observes."""
+    def _observe(self, inputs, axes=None, weights=None):
+        """Returns the inputs, which a training step observes.
+
+        Args:
+            inputs: Tensor.
+            axes: Tuple of integers. Defaults to `feature_axes(inputs)`.
+            weights: See `UnitStatistics.observe`.
+        """
         statistics = getattr(self, "statistics", None)
         if statistics is None:  # `make_plastic` traces.
             return inputs
         keras_compat.note_caller(self, statistics.callers)
-        if not statistics.observes_call():
+        if self._is_observed or not statistics.observes_call():
             return inputs
-        return statistics.observe(inputs, self.feature_axes(inputs), weights)
+        if axes is None:
+            axes = self.feature_axes(inputs)
+        return statistics.observe(inputs, axes, weights)
 
     def compute_output_spec(self, *args, **kwargs):
         statistics = getattr(self, "statistics", None)
@@ -227,6 +240,43 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
                 "Call it on data, or `build()` the model first."
             )
         return self.statistics
+
+
+def axes_with_steps(find_axes, tensor):
+    """Axes of a tensor that has a time step beside the batch.
+
+    Args:
+        find_axes: Function from a tensor of one time step to its axes.
+        tensor: Tensor, or anything with a shape.
+
+    Returns:
+        Tuple of integers.
+    """
+    batch_size, _, *sizes = tensor.shape
+    step = types.SimpleNamespace(shape=(batch_size, *sizes))
+    return tuple(axis + 1 for axis in find_axes(step))
+
+
+@contextlib.contextmanager
+def _observed_in_all_steps(layer, inputs):
+    """Context in which `TimeDistributed` calls a layer for each time step.
+
+    Yields:
+        The inputs of all steps, which are observed at once: the centre of
+        deviations contains the whole batch.
+    """
+    if not isinstance(layer, PlasticLayer) or layer.own_readers():
+        yield inputs
+        return
+    inputs = layer._observe(inputs, axes_with_steps(layer.feature_axes, inputs))
+    layer._is_observed = True
+    try:
+        yield inputs
+    finally:
+        layer._is_observed = False
+
+
+keras_compat.around_time_steps(_observed_in_all_steps)
 
 
 def _keras_name(layer):

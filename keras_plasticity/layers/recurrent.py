@@ -46,7 +46,7 @@ class _Recurrent(PlasticLayer):
             steps = _which_steps(mask)
         # Not that of `PlasticLayer`, which knows no masks.
         return super(PlasticLayer, self).call(
-            self._observe(sequences, steps),
+            self._observe(sequences, weights=steps),
             initial_state=initial_state,
             mask=mask,
             training=training,

@@ -27,6 +27,7 @@ _LOOKED_INTO = (
     keras.Model,
     keras.layers.Bidirectional,
     keras.layers.InputLayer,
+    keras.layers.TimeDistributed,
     *keras_compat.ATTENTION,
 )
 
@@ -40,7 +41,7 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     `keras_plasticity.inspect(model)` shows which, and why.
 
     Sublayers are found at any depth, except inside layers of `keras.layers`
-    that call them in a special way (`RNN` of cells, `TimeDistributed`).
+    that call them in a special way (`RNN` of cells).
 
     A saved Functional or Sequential model is plastic when it is loaded. A
     subclassed model is loaded as its constructor builds it: call

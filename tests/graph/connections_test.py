@@ -493,11 +493,16 @@ def test_layer_that_is_skipped_is_reported():
 
 def test_plastic_layer_inside_time_distributed():
     layer = Dense(4, name="inner")
+    wrapper = keras.layers.TimeDistributed(layer)
+    last = Dense(2, name="last")
+    model = keras.Sequential([keras.Input((3, 5)), wrapper, last])
+    assert _find(model, called=True) == {"inner": ["last"], "last": []}
+    block = keras.Sequential([keras.Input((5,)), Dense(4, name="within")])
     model = keras.Sequential(
-        [keras.Input((3, 5)), keras.layers.TimeDistributed(layer), Dense(2)]
+        [keras.Input((3, 5)), keras.layers.TimeDistributed(block), last]
     )
     with pytest.raises(
-        ValueError, match="'inner' cannot.*calls it once for each time step"
+        ValueError, match="'within' cannot.*calls it once for each time step"
     ):
         _find(model, called=True)
 

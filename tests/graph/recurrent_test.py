@@ -9,6 +9,7 @@ import keras_plasticity
 from keras_plasticity import graph
 from keras_plasticity import layers
 from keras_plasticity.layers import PlasticLayer
+from tests.helpers import observed_means
 from tests.helpers import to_numpy
 
 _STEPS = 4
@@ -76,6 +77,35 @@ def test_sequences_behind_which_others_stand():
         "dense": 5,
         "flat": _STEPS * 5,
     }
+
+
+@pytest.mark.parametrize("steps", [None, _STEPS])
+def test_time_distributed(steps):
+    inputs = keras.Input((steps, 3))
+    x = layers.GRU(5, return_sequences=True, name="gru")(inputs)
+    hidden = layers.Dense(4, activation="tanh", name="hidden")
+    x = keras.layers.TimeDistributed(hidden)(x)
+    head = layers.Dense(2, name="head")
+    model = keras.Model(inputs, keras.layers.TimeDistributed(head)(x))
+    assert _readers(model) == {
+        "gru": ["gru (recurrent)", "hidden"],
+        "hidden": ["head"],
+    }
+    # As without the wrapper, which calls a layer for each step.
+    results = []
+    gru = model.get_layer("gru")
+    for outputs in (model.output, head(hidden(gru.output))):
+        each = keras.Model(inputs, outputs)
+        each.compile(keras.optimizers.SGD(0.0), "mse")
+        rng = np.random.default_rng(0)
+        x = rng.normal(0, 1, (6, _STEPS, 3)).astype("float32")
+        each.train_on_batch(x, np.ones((6, _STEPS, 2)))
+        results.append([*observed_means(hidden).values()])
+        count = to_numpy(hidden.statistics.count)
+        assert count[0] / count[1] == 6
+    for actual, expected in zip(*results, strict=True):
+        assert np.any(actual)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
@@ -247,13 +277,16 @@ def test_refused_readers(make, message):
 
 _OTHERS = {
     "twice": (_twice, "layer 'twice' is called 2 times"),
-    "time_distributed": (
-        _in_time(layers.Dense(2)),
-        "'in_time' .`TimeDistributed`. of a `Dense`",
-    ),
     "plain_time_distributed": (
         _in_time(keras.layers.Dense(2)),
-        "'in_time' .`TimeDistributed`. of a `Dense`",
+        "the layer in 'in_time' .`TimeDistributed`. is not plastic. Put "
+        "`keras_plasticity.layers.Dense` into it",
+    ),
+    "recurrent_in_time": (
+        lambda x: keras.layers.TimeDistributed(layers.GRU(2, name="inner"))(
+            keras.layers.Reshape((2, 2, 3))(x)
+        ),
+        "'inner' cannot.* calls it once for each time step",
     ),
     "mixing_gate": (
         lambda x: layers.Dense(2)(
