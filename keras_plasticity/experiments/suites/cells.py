@@ -95,9 +95,11 @@ class Cell:
     @property
     def about(self):
         """What there is to do, in words."""
+        seeds = self.size.tuning_seeds
         return (
-            f"{self.size.num_settings} settings x {self.size.tuning_seeds} "
-            f"seeds, the best one x {self.size.report_seeds} others"
+            f"{self.size.num_settings} settings x {seeds} seed"
+            f"{'s' * (seeds > 1)}, the best one x {self.size.report_seeds} "
+            "others"
         )
 
     def to_check(self):

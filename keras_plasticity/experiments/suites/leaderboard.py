@@ -26,7 +26,7 @@ def join(all_results):
         all_results: List of dicts, see `results.read_results`.
 
     Returns:
-        Dict, with the problems and methods of all.
+        Dict, with the problems of all and the methods that are done.
 
     Raises:
         ValueError: If they are of different sizes, versions or tasks, or if
@@ -45,8 +45,13 @@ def join(all_results):
             there = joined["problems"].setdefault(
                 name, {**problem, "methods": {}}
             )
-            methods = {**there["methods"], **problem["methods"]}
-            size = len(there["methods"]) + len(problem["methods"])
+            done = {
+                method: entry
+                for method, entry in problem["methods"].items()
+                if entry["status"] != "not done"
+            }
+            methods = {**there["methods"], **done}
+            size = len(there["methods"]) + len(done)
             if len(methods) < size or there != {
                 **problem,
                 "methods": there["methods"],

@@ -46,11 +46,12 @@ def write(results, log_dir):
 def title(problem):
     """What the table and the figure of a problem say of it."""
     n = len(problem["report_seeds"])
+    tuning = len(problem["tuning_seeds"])
     metric = problem.get("metric", "the metric").replace("_", " ")
     return (
         f"{problem['title']}: {metric}, mean and 95 % interval over {n} fresh "
         f"seeds, each method tuned with {problem['num_settings']} settings x "
-        f"{len(problem['tuning_seeds'])} other seeds"
+        f"{tuning} other seed{'s' * (tuning > 1)}"
     )
 
 

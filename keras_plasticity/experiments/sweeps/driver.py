@@ -48,6 +48,12 @@ def sweep(
     """Trains many settings of a trainer, and keeps their results in a table.
 
     Each setting is a run of the trainer, in `log_dir/runs`, with a checkpoint.
+    On JAX, up to 64 settings that differ in numbers of the methods only share
+    a run, whose learners train side by side in one program: their results are
+    those of runs of their own, up to rounding. (Not where `flags` ask for
+    `diagnostics` or a `tracker`, which are of one setting, and not where a
+    number decides what is computed, as a momentum of zero does.)
+
     The table, `log_dir/table.csv`, has a row for each setting, method and
     seed; it is replaced whole whenever a run ends. In
     `tensorboard --logdir=log_dir/tensorboard`, "HParams" has a row for each
