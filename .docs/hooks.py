@@ -65,7 +65,7 @@ def on_files(files, config):
 
 
 def on_page_content(content, page, config, files):
-    """Links the names of the library to their pages."""
+    """Links the names of the library to their pages, and more of the kind."""
     page_of = reference.page_of_each_name()
 
     def link(match):
@@ -80,4 +80,5 @@ def on_page_content(content, page, config, files):
             f'<a href="{utils.get_relative_url(url, page.url)}">{match[0]}</a>'
         )
 
-    return _LINKABLE.sub(link, content)
+    # A number stays with its error.
+    return _LINKABLE.sub(link, content).replace(" ± ", "&nbsp;±&nbsp;")

@@ -40,7 +40,7 @@ def sgd(seed):
 
 
 def l2(seed):
-    return optimizers.L2(sgd(seed), strength=1e-2)
+    return optimizers.L2(sgd(seed), l2=1e-2)
 
 
 def cbp(seed):

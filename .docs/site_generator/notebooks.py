@@ -8,7 +8,7 @@ import nbclient
 import nbconvert
 
 # Seconds that a cell may take.
-_TIMEOUT = 300
+_TIMEOUT = 600
 
 
 def convert(path: pathlib.Path, execute: bool) -> tuple[str, dict[str, bytes]]:
