@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from keras_plasticity import experiments
-from keras_plasticity.experiments.sweeps import command
+from keras_plasticity.experiments import command
 from tests.examples import trainers
 from tests.site import pages
 
