@@ -11,6 +11,7 @@ from mkdocs import utils  # noqa: E402
 from mkdocs.structure.files import File  # noqa: E402
 from site_generator import method_pages  # noqa: E402
 from site_generator import notebooks  # noqa: E402
+from site_generator import readme  # noqa: E402
 from site_generator import reference  # noqa: E402
 
 _HERE = pathlib.Path(__file__).parent
@@ -46,7 +47,7 @@ def on_config(config):
 
 def on_files(files, config):
     """Adds the pages, and the pictures that README has, too."""
-    pages = {**method_pages.pages(), **reference.pages()}
+    pages = {**method_pages.pages(), **readme.pages(), **reference.pages()}
     for name in _NOTEBOOKS:
         text, pictures = notebooks.convert(
             _HERE / "notebooks" / f"{name}.py",

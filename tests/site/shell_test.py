@@ -1,5 +1,6 @@
 """The commands in the pages of the site are understood by what they call."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 
 from keras_plasticity import experiments
 from keras_plasticity.experiments import command
+from keras_plasticity.experiments import method_file
+from keras_plasticity.experiments.suites.problems import PROBLEMS
 from tests.examples import trainers
 from tests.site import pages
 
@@ -63,16 +66,21 @@ def test_trainers_take_the_flags(calls):
     assert count > 100
 
 
-def test_sweeps_take_the_flags(calls):
-    count = 0
+def test_sweeps_and_suites_take_the_flags(calls):
+    seen = set()
     for program, *arguments in calls:
-        if arguments[:2] == ["-m", "keras_plasticity.experiments"]:
-            count += 1
-            known, flags = command.make_parser().parse_known_args(arguments[2:])
+        if arguments[:2] != ["-m", "keras_plasticity.experiments"]:
+            continue
+        seen.add(arguments[2])
+        known, flags = command.make_parser().parse_known_args(arguments[2:])
+        if arguments[2] == "sweep":
             for pair in known.grid:
                 flags.append(f"--{pair.split(',')[0]}")
             _parse(known.trainer, *flags)
-    assert count > 0
+        else:
+            assert flags == []
+            assert set(known.problems.split(",")) <= set(PROBLEMS)
+    assert seen == {"suite", "sweep"}
 
 
 def test_extras_can_be_installed(calls):
@@ -99,7 +107,9 @@ def test_other_calls_are_known(calls):
 def _parse(script, *arguments):
     name = os.path.basename(script).removesuffix(".py")
     trainer = trainers.load(name)
-    flag_values = trainers.parse(trainer, *arguments)
-    if name != "compare":
-        # It refuses flags that no chosen method needs.
-        experiments.choose_methods(flag_values, {}, ["bp", "cbp"])
+    with contextlib.chdir(pages.ROOT), method_file.using(arguments):
+        flag_values = trainers.parse(trainer, *arguments)
+        if name != "compare":
+            # It refuses flags that no chosen method needs.
+            parts = method_file.known(experiments.PARTS)
+            experiments.choose_methods(flag_values, {}, ["bp", "cbp"], parts)
