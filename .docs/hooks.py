@@ -22,6 +22,8 @@ _NOTEBOOKS = {
     "drifting_data": "A Keras application on drifting data",
     "comparison": "Comparing methods with intervals",
 }
+# Pages where the name of a method means the method.
+_NAMING_METHODS = ("guides/choosing", "guides/when-not", "methods/")
 # A name in the text, or what has none that is to be linked.
 _LINKABLE = re.compile(
     r"<a\b.*?</a>|<pre\b.*?</pre>|<h\d\b.*?</h\d>|<code>([\w.]+)</code>",
@@ -68,6 +70,8 @@ def on_files(files, config):
 def on_page_content(content, page, config, files):
     """Links the names of the library to their pages, and more of the kind."""
     page_of = reference.page_of_each_name()
+    if page.file.src_uri.startswith(_NAMING_METHODS):
+        page_of |= method_pages.page_of_each_name()
 
     def link(match):
         name = match[1]

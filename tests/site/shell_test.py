@@ -85,13 +85,20 @@ def test_sweeps_and_suites_take_the_flags(calls):
 
 def test_extras_can_be_installed(calls):
     text = (pages.ROOT / "pyproject.toml").read_text()
-    extras = tomllib.loads(text)["project"]["optional-dependencies"]
-    asked = set()
+    project = tomllib.loads(text)["project"]
+    asked, packages = set(), set()
     for program, *arguments in calls:
         if program == "pip":
-            assert arguments[:2] == ["install", "-e"]
-            asked |= set(re.findall(r"\w+", arguments[2]))
-    assert asked and asked <= set(extras)
+            assert arguments.pop(0) == "install"
+            if arguments[0] == "-e":
+                asked |= set(re.findall(r"\w+", arguments[1]))
+            elif arguments != ["--no-deps", "-e", "."]:
+                packages |= set(arguments)
+    assert asked and asked <= set(project["optional-dependencies"])
+    # Those without TensorFlow and what reads data sets by it.
+    needed = {re.split("[<>=]", each)[0] for each in project["dependencies"]}
+    needed -= {"importlib_resources", "tensorflow", "tensorflow-datasets"}
+    assert packages == needed | {"jax", "matplotlib"}
 
 
 def test_other_calls_are_known(calls):
