@@ -11,6 +11,7 @@ from mkdocs import utils  # noqa: E402
 from mkdocs.structure.files import File  # noqa: E402
 from site_generator import method_pages  # noqa: E402
 from site_generator import notebooks  # noqa: E402
+from site_generator import readme  # noqa: E402
 from site_generator import reference  # noqa: E402
 
 _HERE = pathlib.Path(__file__).parent
@@ -21,6 +22,8 @@ _NOTEBOOKS = {
     "drifting_data": "A Keras application on drifting data",
     "comparison": "Comparing methods with intervals",
 }
+# Pages where the name of a method means the method.
+_NAMING_METHODS = ("guides/choosing", "guides/when-not", "methods/")
 # A name in the text, or what has none that is to be linked.
 _LINKABLE = re.compile(
     r"<a\b.*?</a>|<pre\b.*?</pre>|<h\d\b.*?</h\d>|<code>([\w.]+)</code>",
@@ -46,7 +49,7 @@ def on_config(config):
 
 def on_files(files, config):
     """Adds the pages, and the pictures that README has, too."""
-    pages = {**method_pages.pages(), **reference.pages()}
+    pages = {**method_pages.pages(), **readme.pages(), **reference.pages()}
     for name in _NOTEBOOKS:
         text, pictures = notebooks.convert(
             _HERE / "notebooks" / f"{name}.py",
@@ -65,8 +68,10 @@ def on_files(files, config):
 
 
 def on_page_content(content, page, config, files):
-    """Links the names of the library to their pages."""
+    """Links the names of the library to their pages, and more of the kind."""
     page_of = reference.page_of_each_name()
+    if page.file.src_uri.startswith(_NAMING_METHODS):
+        page_of |= method_pages.page_of_each_name()
 
     def link(match):
         name = match[1]
@@ -80,4 +85,5 @@ def on_page_content(content, page, config, files):
             f'<a href="{utils.get_relative_url(url, page.url)}">{match[0]}</a>'
         )
 
-    return _LINKABLE.sub(link, content)
+    # A number stays with its error.
+    return _LINKABLE.sub(link, content).replace(" ± ", "&nbsp;±&nbsp;")

@@ -2,6 +2,7 @@
 # jupyter:
 #   jupytext:
 #     text_representation:
+#       extension: .py
 #       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
@@ -40,7 +41,7 @@ def sgd(seed):
 
 
 def l2(seed):
-    return optimizers.L2(sgd(seed), strength=1e-2)
+    return optimizers.L2(sgd(seed), l2=1e-2)
 
 
 def cbp(seed):

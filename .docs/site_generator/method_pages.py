@@ -107,6 +107,11 @@ def pages() -> dict[str, str]:
     return result
 
 
+def page_of_each_name() -> dict[str, str]:
+    """From the name of a method to the path of its page."""
+    return {p.name: f"methods/{p.name}.md" for p in experiments.PARTS}
+
+
 def navigation() -> list:
     """The part of the site's navigation, as `mkdocs.yml` has it."""
     return [
@@ -214,8 +219,7 @@ def _choices(part):
         function = getattr(functional, name, None)
         about = "a number drawn at random"
         if function is not None:
-            # What may be a formula with bars, which a table has, too.
-            about = inspect.getdoc(function).split("\n")[0].replace("|", "\\|")
+            about = inspect.getdoc(function).split("\n")[0]
             name = f"functional.{name}"
         lines.append(f"| `{name}` | {about} |")
     lines += [

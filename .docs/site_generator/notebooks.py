@@ -8,7 +8,7 @@ import nbclient
 import nbconvert
 
 # Seconds that a cell may take.
-_TIMEOUT = 300
+_TIMEOUT = 600
 
 
 def convert(path: pathlib.Path, execute: bool) -> tuple[str, dict[str, bytes]]:
@@ -23,8 +23,9 @@ def convert(path: pathlib.Path, execute: bool) -> tuple[str, dict[str, bytes]]:
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
+        RuntimeError: If a cell warns of something.
     """
-    notebook = jupytext.read(path)
+    notebook = jupytext.read(path, fmt="py:percent")
     if execute:
         client = nbclient.NotebookClient(
             notebook,
@@ -33,6 +34,7 @@ def convert(path: pathlib.Path, execute: bool) -> tuple[str, dict[str, bytes]]:
             resources={"metadata": {"path": str(path.parent)}},
         )
         client.execute(env=_environment())
+        _drop_log_lines(notebook)
     exporter = nbconvert.MarkdownExporter()
     text, resources = exporter.from_notebook_node(
         notebook, {"unique_key": path.stem, "output_files_dir": path.stem}
@@ -42,6 +44,20 @@ def convert(path: pathlib.Path, execute: bool) -> tuple[str, dict[str, bytes]]:
         for name, data in resources["outputs"].items()
     }
     return text, pictures
+
+
+def _drop_log_lines(notebook):
+    """Leaves out what backends write to the standard error."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stderr" and "Warning: " in output.text:
+                raise RuntimeError(f"A notebook warns: {output.text}")
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr"
+            ]
 
 
 def _environment():

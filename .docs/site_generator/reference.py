@@ -1,12 +1,19 @@
 """Pages of the API reference: one for each public name."""
 
+import ast
 import importlib
 import inspect
+import pathlib
 import pkgutil
 
 import keras_plasticity
 
 _ROOT = keras_plasticity.__name__
+# Modules that only one backend can import, and what is public in them.
+_OF_A_BACKEND = {
+    "native.optax": ("ContinualBackpropState", "continual_backprop"),
+    "native.torch": ("ContinualBackprop",),
+}
 # What a public name stands for that is neither a class nor a function.
 _VALUES = {
     "experiments.PARTS": "All parts that methods are made of, a tuple of "
@@ -53,6 +60,9 @@ def page_of_each_name() -> dict[str, str]:
             value = getattr(module, name)
             page = seen.setdefault(id(value), f"{folder}/{name}.md")
             found[short_name(module, name)] = page
+    for path, names in _OF_A_BACKEND.items():
+        for name in names:
+            found[f"{path}.{name}"] = f"api/{path}/{name}.md"
     return found
 
 
@@ -67,6 +77,11 @@ def pages() -> dict[str, str]:
             path = f"{_folder(module)}/{name}.md"
             if page_of[short_name(module, name)] == path:
                 result[path] = _page(module, name)
+    for path, names in _OF_A_BACKEND.items():
+        result[f"api/{path}/index.md"] = _index_of_a_backend(path, names)
+        for name in names:
+            text = f"::: {_ROOT}.{path}.{name}\n"
+            result[f"api/{path}/{name}.md"] = text
     return result
 
 
@@ -86,6 +101,9 @@ def navigation() -> list:
         else:
             title = module.__name__.removeprefix(f"{_ROOT}.")
             result.append({title: [f"{folder}/index.md", *entries]})
+    for path, names in _OF_A_BACKEND.items():
+        entries = [{name: f"api/{path}/{name}.md"} for name in names]
+        result.append({path: [f"api/{path}/index.md", *entries]})
     return result
 
 
@@ -123,6 +141,30 @@ def _contents():
         lines.append(
             f"| [`{title}`]({title}/index.md) | {_first_line(module)} |"
         )
+    for path in _OF_A_BACKEND:
+        about = ast.get_docstring(_source(path)).split("\n")[0]
+        lines.append(f"| [`{path}`]({path}/index.md) | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def _source(path):
+    """The syntax of a module that may not be imported."""
+    folder = pathlib.Path(keras_plasticity.__file__).parent
+    file = folder.joinpath(*path.split(".")).with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _index_of_a_backend(path, names):
+    source = _source(path)
+    lines = [f"# `{_ROOT}.{path}`", "", ast.get_docstring(source), ""]
+    lines += ["| name | what it is |", "| --- | --- |"]
+    for node in source.body:
+        if getattr(node, "name", None) in names:
+            about = ast.get_docstring(node).split("\n\n")[0]
+            lines.append(
+                f"| [`{node.name}`]({node.name}.md) | "
+                f"{about.replace(chr(10), ' ')} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -59,7 +59,7 @@ KINDS = (
         "x = keras.layers.LayerNormalization()(x)\n"
         "x = keras.layers.Activation(activation)(x)\n"
         "optimizer = keras_plasticity.optimizers.L2(\n"
-        "    optimizer, strength=1e-4\n"
+        "    optimizer, l2=1e-4\n"
         ")",
     ),
     Kind(
@@ -67,7 +67,7 @@ KINDS = (
         {"effective_rank": 0.7, "stable_rank": 0.5},
         "the penalty on low effective ranks together with L2 (L2-ER)",
         "optimizer = keras_plasticity.optimizers.EffectiveRank(\n"
-        "    keras_plasticity.optimizers.L2(optimizer, strength=1e-3)\n"
+        "    keras_plasticity.optimizers.L2(optimizer, l2=1e-3)\n"
         ")",
     ),
     Kind(

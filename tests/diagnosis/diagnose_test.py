@@ -16,6 +16,19 @@ from tests.helpers import to_numpy
 DIMS = (4, 6, 5, 1)
 
 
+@pytest.mark.parametrize(
+    "kind", [*verdict.KINDS, verdict.UNKNOWN], ids=lambda kind: kind.name
+)
+def test_code_of_a_remedy_runs(kind):
+    names = {"keras": keras, "keras_plasticity": keras_plasticity}
+    names |= {"model": make_model(DIMS, layer=keras.layers.Dense)}
+    names |= {"optimizer": keras.optimizers.SGD(0.05)}
+    names |= {"x": keras.Input((4,)), "units": 3, "activation": "tanh"}
+    exec(kind.code, names)
+    wrapper = names["optimizer"]
+    assert isinstance(wrapper, keras_plasticity.optimizers.OptimizerWrapper)
+
+
 def data(num=96, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(num, 4)).astype("float32")

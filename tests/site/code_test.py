@@ -1,5 +1,7 @@
 """The code in the pages of the site runs."""
 
+import importlib.util
+
 import keras
 import matplotlib
 import pytest
@@ -14,7 +16,16 @@ _OF_A_BACKEND = {
     "guides/loop-pytorch.md": "PyTorch",
     "guides/loop-tensorflow.md": "TensorFlow",
 }
+# Blocks that need another package, and that package's backend.
+_OF_A_PACKAGE = {"Optax": ("JAX", "optax")}
 _WRITTEN = pages.written()
+
+
+def _can_run(title):
+    backend, package = _OF_A_PACKAGE.get(title, (title, None))
+    if package is not None and importlib.util.find_spec(package) is None:
+        return False
+    return backend in (None, _BACKEND)
 
 
 def _python(path):
@@ -22,7 +33,7 @@ def _python(path):
         block
         for block in pages.blocks(_WRITTEN[path])
         if block.language == "python"
-        and block.title in (None, _BACKEND)
+        and _can_run(block.title)
         and _OF_A_BACKEND.get(path, _BACKEND) == _BACKEND
     ]
 

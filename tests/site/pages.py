@@ -13,6 +13,7 @@ SITE = ROOT / ".docs"
 sys.path.insert(0, str(SITE))
 
 from site_generator import method_pages  # noqa: E402
+from site_generator import readme  # noqa: E402
 from site_generator import reference  # noqa: E402
 
 _FENCE = re.compile(
@@ -50,7 +51,7 @@ def written():
 
 def generated():
     """The same of the pages that are generated, but for notebooks."""
-    return {**method_pages.pages(), **reference.pages()}
+    return {**method_pages.pages(), **readme.pages(), **reference.pages()}
 
 
 def blocks(text):

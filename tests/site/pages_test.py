@@ -1,7 +1,9 @@
 """Every public name and every method has its page, and can be found."""
 
+import importlib
 import re
 
+import keras
 import pytest
 
 from keras_plasticity import experiments
@@ -30,6 +32,27 @@ def test_every_public_name_has_its_page():
             continue
         text = _PAGES[page_of[pages.reference.short_name(module, name)]]
         assert name in text.splitlines()[0]
+
+
+def test_names_of_a_backend_are_those_of_its_module():
+    backend = {"jax": "optax", "torch": "torch"}.get(keras.backend.backend())
+    if backend is None:
+        pytest.skip("TensorFlow has none")
+    if backend == "optax":
+        pytest.importorskip("optax")
+    module = importlib.import_module(f"keras_plasticity.native.{backend}")
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+    }
+    names = pages.reference.page_of_each_name()
+    prefix = f"native.{backend}."
+    found = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+    assert found == public
+    for name in found:
+        assert _PAGES[f"api/native.{backend}/{name}.md"]
 
 
 def test_every_method_has_its_page():

@@ -1,5 +1,6 @@
 """The commands in the pages of the site are understood by what they call."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -8,7 +9,9 @@ import tomllib
 import pytest
 
 from keras_plasticity import experiments
-from keras_plasticity.experiments.sweeps import command
+from keras_plasticity.experiments import command
+from keras_plasticity.experiments import method_file
+from keras_plasticity.experiments.suites.problems import PROBLEMS
 from tests.examples import trainers
 from tests.site import pages
 
@@ -63,27 +66,39 @@ def test_trainers_take_the_flags(calls):
     assert count > 100
 
 
-def test_sweeps_take_the_flags(calls):
-    count = 0
+def test_sweeps_and_suites_take_the_flags(calls):
+    seen = set()
     for program, *arguments in calls:
-        if arguments[:2] == ["-m", "keras_plasticity.experiments"]:
-            count += 1
-            known, flags = command.make_parser().parse_known_args(arguments[2:])
+        if arguments[:2] != ["-m", "keras_plasticity.experiments"]:
+            continue
+        seen.add(arguments[2])
+        known, flags = command.make_parser().parse_known_args(arguments[2:])
+        if arguments[2] == "sweep":
             for pair in known.grid:
                 flags.append(f"--{pair.split(',')[0]}")
             _parse(known.trainer, *flags)
-    assert count > 0
+        else:
+            assert flags == []
+            assert set(known.problems.split(",")) <= set(PROBLEMS)
+    assert seen == {"suite", "sweep"}
 
 
 def test_extras_can_be_installed(calls):
     text = (pages.ROOT / "pyproject.toml").read_text()
-    extras = tomllib.loads(text)["project"]["optional-dependencies"]
-    asked = set()
+    project = tomllib.loads(text)["project"]
+    asked, packages = set(), set()
     for program, *arguments in calls:
         if program == "pip":
-            assert arguments[:2] == ["install", "-e"]
-            asked |= set(re.findall(r"\w+", arguments[2]))
-    assert asked and asked <= set(extras)
+            assert arguments.pop(0) == "install"
+            if arguments[0] == "-e":
+                asked |= set(re.findall(r"\w+", arguments[1]))
+            elif arguments != ["--no-deps", "-e", "."]:
+                packages |= set(arguments)
+    assert asked and asked <= set(project["optional-dependencies"])
+    # Those without TensorFlow and what reads data sets by it.
+    needed = {re.split("[<>=]", each)[0] for each in project["dependencies"]}
+    needed -= {"importlib_resources", "tensorflow", "tensorflow-datasets"}
+    assert packages == needed | {"jax", "matplotlib"}
 
 
 def test_other_calls_are_known(calls):
@@ -99,7 +114,9 @@ def test_other_calls_are_known(calls):
 def _parse(script, *arguments):
     name = os.path.basename(script).removesuffix(".py")
     trainer = trainers.load(name)
-    flag_values = trainers.parse(trainer, *arguments)
-    if name != "compare":
-        # It refuses flags that no chosen method needs.
-        experiments.choose_methods(flag_values, {}, ["bp", "cbp"])
+    with contextlib.chdir(pages.ROOT), method_file.using(arguments):
+        flag_values = trainers.parse(trainer, *arguments)
+        if name != "compare":
+            # It refuses flags that no chosen method needs.
+            parts = method_file.known(experiments.PARTS)
+            experiments.choose_methods(flag_values, {}, ["bp", "cbp"], parts)
