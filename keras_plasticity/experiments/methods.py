@@ -328,7 +328,7 @@ def default_in_words(
     Returns:
         String, a sentence.
     """
-    by_part = {None: flag.default}
+    by_part: dict[str | None, Any] = {None: flag.default}
     for part in parts:
         for own in part.flags:
             if own.name == flag.name and own.default != flag.default:

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from typing import Any
 
 import keras
 import rich.box
@@ -118,11 +119,12 @@ class Inspection:
                 row.verdict,
             )
             table.add_row(*map(rich.markup.escape, cells))
+        text = io.StringIO()
         console = rich.console.Console(
-            file=io.StringIO(), width=width, force_terminal=False
+            file=text, width=width, force_terminal=False
         )
         console.print(table)
-        lines = console.file.getvalue().splitlines()
+        lines = text.getvalue().splitlines()
         return "\n".join(map(str.rstrip, lines))
 
 
@@ -188,9 +190,10 @@ def inspect(model: keras.Model, inputs=None, print_fn=None) -> Inspection:
 
 
 def _inspect_layer(connections, names):
-    layer = connections.layer
+    layer: Any = connections.layer
+    name = layer.name if names.count(layer.name) == 1 else layer.path
     return InspectedLayer(
-        name=layer.name if names.count(layer.name) == 1 else layer.path,
+        name=name,
         kind=type(layer).__name__,
         units=layer.unit_view().size,
         consumers={

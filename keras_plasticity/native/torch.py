@@ -127,8 +127,8 @@ class ContinualBackprop:
             replacement_rate, maturity_threshold, decay_rate, utility
         )
         self._optimizer = optimizer
-        self._initialize = initialize or (lambda each: each.reset_parameters())
-        self.skipped = {}
+        self._initialize = initialize or _reset_parameters
+        self.skipped: dict[str, str] = {}
         if connections is None:
             found = self._find(model)
         else:
@@ -383,3 +383,7 @@ def _flattens(node, module, name):
         return isinstance(module, nn.Flatten) and module.start_dim == 1
     start = node.kwargs.get("start_dim", (*node.args, None, None)[1])
     return name == "flatten" and start == 1
+
+
+def _reset_parameters(layer):
+    layer.reset_parameters()

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -69,6 +71,12 @@ class HiddenUnits:
         gradient_weights: List of the layer's own weights whose gradients are
             observed.
     """
+
+    if TYPE_CHECKING:  # A method keeps variables of its own as attributes.
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __init__(self, optimizer, connections, inputs_of, slots):
         statistics = connections.layer.statistics

@@ -6,6 +6,7 @@ them, in the constructor or later.
 
 import functools
 from fractions import Fraction
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ from keras_plasticity.functional.running_mean import decay_constants
 from keras_plasticity.optimizers.inner_optimizers import counts
 from keras_plasticity.validation import check_in_interval
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
+Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 
 class Setting:

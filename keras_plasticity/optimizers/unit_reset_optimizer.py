@@ -123,7 +123,7 @@ class UnitResetOptimizer(OptimizerWrapper):
     decay_rate = 0.99
     replaces_last_layer_first = False
     draws_outgoing = False
-    slots_to_reset = ("incoming", "bias", "outgoing")
+    slots_to_reset: tuple[str, ...] = ("incoming", "bias", "outgoing")
 
     # Whether the units of a layer are replaced before the statistics of the
     # next layer are updated.
@@ -131,7 +131,7 @@ class UnitResetOptimizer(OptimizerWrapper):
 
     # Hyper-parameters that `choose` reads: a loop on JAX carries what it reads,
     # and is faster the less it is.
-    _chosen_by = ()
+    _chosen_by: tuple[str, ...] = ()
 
     reset_optimizer_state = Setting(check_boolean)
     seed = Setting(check_seed)

@@ -110,14 +110,15 @@ class ProgressBar(progress.Progress):
         # Only where a notebook runs is it sure to be there.
         from IPython import display
 
+        text = io.StringIO()
         console = consoles.Console(
-            file=io.StringIO(),
+            file=text,
             width=_WIDTH_IN_A_NOTEBOOK,
             force_jupyter=False,
             force_terminal=False,
         )
         console.print(self.get_renderable())
-        data = {"text/plain": console.file.getvalue().rstrip()}
+        data = {"text/plain": text.getvalue().rstrip()}
         if self._cell is None:
             self._cell = display.display(data, raw=True, display_id=True)
         else:
