@@ -62,7 +62,7 @@ DEFAULTS = {
     "dropout_rate": 0.03,
     "replacement_rate": 1e-6,
     # Of this the paper has no results: the best of those tried with 100 units
-    # (BUILD_NOTES.md). 0.999 leaves a network at chance.
+    # (.docs/pages/results). 0.999 leaves a network at chance.
     "shrink": {None: 0.99999, "shrink_and_perturb_tasks": 0.2},
     "perturb": {None: 1e-3, "shrink_and_perturb_tasks": 0.8},
     # As Kumar et al. found best: dead units, once a task.

@@ -47,7 +47,7 @@ PUBLISHED_FLIP_ONE = {
     "swish": {0.01: (0.60, 1.05), 0.003: (0.55, 0.75), 0.001: (0.60, 0.75)},
 }
 # Of these the paper has no results; they were the best of those tried with ReLU
-# and a step size of 0.01 (BUILD_NOTES.md).
+# and a step size of 0.01 (.docs/pages/results).
 DEFAULTS = {
     "learning_rate": {None: 0.01, "adam": 0.003},
     "replacement_rate": 1e-3,
