@@ -632,6 +632,7 @@ def _layer(name, shape, **arguments):
 
 _layer("Dense", (2, 3), units=4)
 _layer("EinsumDense", (2, 5, 3), equation="abc,cd->abd", output_shape=(5, 4))
+_layer("Embedding", (2, 5), input_dim=3, output_dim=2)
 _layer("MultiHeadAttention", (2, 5, 3), num_heads=2, key_dim=2)
 _layer(
     "GroupQueryAttention",

@@ -12,6 +12,7 @@ from keras_plasticity import validation
 from keras_plasticity.graph import rules
 from keras_plasticity.graph import time_steps
 from keras_plasticity.graph import trace
+from keras_plasticity.graph.tied_weights import TiedWeights
 from keras_plasticity.graph.trace import callers_of
 from keras_plasticity.graph.units import name_of
 from keras_plasticity.layers.plastic_layer import PlasticLayer
@@ -169,6 +170,11 @@ def connect(layer, consumer, unit_of_feature=None):
                 f"`keras_plasticity.layers`. {validation.received(name, each)}"
             )
     units = layer.unit_view().size
+    if consumer.feature_view() is None:
+        raise ValueError(
+            "`consumer` must be a layer that reads features. "
+            f"{validation.received('consumer', consumer)}"
+        )
     features = consumer.feature_view().size
     rule = f"an array of integers from -1 to {units - 1}"
     if unit_of_feature is None:
@@ -281,6 +287,7 @@ class _UnitFollower:
         self._lost = {}
         # How often each plastic layer is called, in the order of first calls.
         self._num_calls = {}
+        self._tied = TiedWeights([each.layer for each in found.values()])
 
     def follow(self, traced):
         """Fills in the connections of all layers.
@@ -293,6 +300,7 @@ class _UnitFollower:
         """
         for call in traced.calls:
             self._note_hidden_layers(call)
+            self._tied.note_uses(call)
             for key, units in self._arriving(call).items():
                 self._pass_through(call, key, units)
             for key, reason in self._lost_before(call):
@@ -311,6 +319,9 @@ class _UnitFollower:
             if key not in self._stated and key not in self._num_calls:
                 if key not in self._connected and connections.error is None:
                     connections.error = self.reason_if_not_called
+            tied = self._tied.use_of(connections.layer, connections.consumers)
+            if tied is not None and connections.skip_reason is None:
+                connections.error = connections.error or tied
             _judge(connections, self._num_calls, key in self._stated)
         return list(self._num_calls)
 
@@ -397,6 +408,8 @@ class _UnitFollower:
 
 def _add_consumer(connections, call, units):
     consumer = time_steps.applied_layer(call)
+    if consumer.feature_view() is None:
+        raise rules.Refusal(f"{rules.describe(consumer)} takes indices")
     rules.check_arguments(call, units)
     (value,) = units
     axes = time_steps.axes_of_call(call, consumer.feature_axes, value)

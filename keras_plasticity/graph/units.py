@@ -46,6 +46,7 @@ class Units:
         return cls(tuple(sorted(axes)), unit)
 
     def same_as(self, other):
+        """Whether other units, or `None`, lie in the same way."""
         return (
             other is not None
             and self.axes == other.axes

@@ -40,6 +40,7 @@ from keras_plasticity.layers.convolutional import (
 )
 from keras_plasticity.layers.dense import Dense as Dense
 from keras_plasticity.layers.einsum_dense import EinsumDense as EinsumDense
+from keras_plasticity.layers.embedding import Embedding as Embedding
 from keras_plasticity.layers.injectable import Injectable as Injectable
 from keras_plasticity.layers.input_normalization import (
     InputNormalization as InputNormalization,
@@ -74,6 +75,7 @@ __all__ = [
     "DepthwiseConv1D",
     "DepthwiseConv2D",
     "EinsumDense",
+    "Embedding",
     "GRU",
     "GroupQueryAttention",
     "Injectable",

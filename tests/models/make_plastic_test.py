@@ -472,7 +472,7 @@ def test_inputs_can_be_given():
         make_plastic(model)
     assert not _found(model)
     make_plastic(model, inputs=keras.KerasTensor((2, 6), "int32"))
-    assert _found(model) == {"hidden": True, "last": False}
+    assert _found(model) == {"embedding": True, "hidden": True, "last": False}
 
 
 class TestErrors:
