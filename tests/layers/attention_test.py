@@ -195,7 +195,9 @@ class _Blocks(keras.Model):
 
     def __init__(self, **kwargs):
         super().__init__()
-        self.embedding = keras.layers.Embedding(9, 6, mask_zero=True)
+        self.embedding = keras.layers.Embedding(
+            9, 6, mask_zero=True, name="embedding"
+        )
         self.hidden = keras.layers.Dense(8, activation="relu", name="hidden")
         self.attention = keras.layers.MultiHeadAttention(2, 3, **kwargs)
         self.last = keras.layers.Dense(3, name="last")
@@ -212,6 +214,8 @@ class _Blocks(keras.Model):
     ids=["plain", "dropout", "value_dim", "flash"],
 )
 def test_make_plastic_in_a_model_of_ones_own(kwargs):
+    if _BACKEND == "jax" and "value_dim" in kwargs:
+        pytest.skip("Keras 3.15.1 cannot compute it on JAX")
     flash = "flash_attention" in kwargs
     model = _Blocks(**({} if flash else kwargs))
     tokens = np.random.default_rng(0).integers(0, 9, (4, 7))
@@ -229,6 +233,7 @@ def test_make_plastic_in_a_model_of_ones_own(kwargs):
         if isinstance(layer, layers.PlasticLayer)
     }
     assert found == {
+        "embedding": True,
         "hidden": True,
         "query": False,
         "key": False,
