@@ -32,6 +32,7 @@ TABLE = flags.DEFINE_multi_enum(
         "convolutions",
         "imagenet",
         "recurrent",
+        "gpt",
         "width",
         "depth",
         "batch",
@@ -57,6 +58,8 @@ PROBLEMS = {
     "resnet18": (3072, [64, 128, 256, 512], 10, 100),
     # 20 time steps of 16 features.
     "lstm": (320, [256], 1, 32),
+    # 10 million weights, texts of 128 tokens, of 8,000 that there are.
+    "gpt": (128, [256] * 8, 8000, 8),
 }
 RATES = {
     "regression": 1e-3,
@@ -147,6 +150,8 @@ def table_cells(table, backend):
             for method in METHODS
             for mode in ("fit", "engine")
         ]
+    if table == "gpt":
+        return [cell("gpt", method, "fit") for method in METHODS]
     if table == "imagenet":
         result = [
             cell("imagenet", method, "engine", data_format=data_format)
@@ -197,6 +202,10 @@ def make_data(spec, steps):
 
     rng = np.random.default_rng(0)
     shape = (spec["learners"], steps * spec["batch"])
+    if spec["problem"] == "gpt":
+        tokens = (*shape, spec["inputs"] + 1)
+        tokens = rng.integers(0, spec["outputs"], tokens, dtype="int32")
+        return tokens[..., :-1], tokens[..., 1:]
     x = rng.random((*shape, spec["inputs"]), dtype="float32")
     if spec["outputs"] == 1:
         return x, rng.random((*shape, 1), dtype="float32")
@@ -309,7 +318,33 @@ def lstm(layers, spec):
     )
 
 
-NETWORKS = {"imagenet": imagenet_network, "lstm": lstm, "resnet18": resnet18}
+def gpt(layers, spec):
+    """A language model: blocks of causal attention and two dense layers."""
+    import keras
+
+    width = spec["hidden"][0]
+    x = inputs = keras.Input((spec["inputs"],), dtype="int32")
+    x = keras.layers.Embedding(spec["outputs"], width)(x)
+    ones = keras.ops.ones_like(inputs)
+    positions = keras.ops.cumsum(ones, axis=1) - 1
+    x = x + keras.layers.Embedding(spec["inputs"], width)(positions)
+    for _ in spec["hidden"]:
+        y = keras.layers.LayerNormalization()(x)
+        attention = layers.MultiHeadAttention(4, width // 4)
+        x = x + attention(y, y, use_causal_mask=True)
+        y = keras.layers.LayerNormalization()(x)
+        y = layers.Dense(4 * width, activation="gelu")(y)
+        x = x + layers.Dense(width)(y)
+    x = keras.layers.LayerNormalization()(x)
+    return keras.Model(inputs, keras.layers.Dense(spec["outputs"])(x))
+
+
+NETWORKS = {
+    "gpt": gpt,
+    "imagenet": imagenet_network,
+    "lstm": lstm,
+    "resnet18": resnet18,
+}
 
 
 def build_model(spec):
