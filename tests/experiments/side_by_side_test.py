@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from keras_plasticity import experiments
+from keras_plasticity import training
 from keras_plasticity.experiments import scores
 from keras_plasticity.experiments import side_by_side
 from keras_plasticity.experiments.sweeps import jobs
@@ -88,6 +89,61 @@ def test_results_are_those_of_runs_of_their_own(tmp_path, method, settings):
         [str(tmp_path / "together")], str(tmp_path / "compared")
     )
     assert f"{method}, " in table
+
+
+class Probe(training.TaskCallback):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_task_begin(self, task, x, y):
+        self.told.append((task, x["a"].tolist(), y.tolist()))
+
+    def on_progress(self, task, done):
+        self.told.append((task, done))
+
+    def on_task_end(self, task, results):
+        self.told.append((task, results["loss"].tolist()))
+
+    def on_train_end(self, logs=None):
+        self.told.append("end")
+
+    def get_state(self):
+        return self.told
+
+    def set_state(self, state):
+        self.told = state
+
+
+class Learners:
+    """In place of an `OnlineTrainer`."""
+
+    num_learners = 5
+
+    def model(self, learner):
+        return f"model {learner}"
+
+    def edit(self, learner):
+        return f"edit {learner}"
+
+
+def test_a_callback_knows_of_its_learners_only():
+    probe = Probe()
+    callback = side_by_side.OfLearners(probe, range(2, 4))
+    callback.trainer = Learners()
+    assert probe.trainer.num_learners == 2
+    assert [probe.trainer.model(i) for i in (0, 1)] == ["model 2", "model 3"]
+    assert probe.trainer.edit(1) == "edit 3"
+    x, y = {"a": np.arange(10).reshape(5, 2)}, np.arange(5)
+    callback.on_task_begin(7, x, y)
+    callback.on_progress(7, 0.5)
+    callback.on_task_end(7, {"loss": np.arange(5.0)})
+    callback.on_train_end()
+    told = [(7, [[4, 5], [6, 7]], [2, 3]), (7, 0.5), (7, [2.0, 3.0]), "end"]
+    assert callback.get_state() == told
+    callback.set_state([])
+    assert probe.told == [] and callback.get_config() == {}
 
 
 @pytest.mark.parametrize(

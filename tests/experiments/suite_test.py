@@ -20,6 +20,7 @@ from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.sweeps import driver
 from keras_plasticity.experiments.sweeps import jobs
+from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _REGRESSION = "slowly_changing_regression"
@@ -267,6 +268,43 @@ def test_interrupted_it_resumes(executor, tmp_path, capsys, at):
     del executor.done[:]
     assert run_suite(tmp_path / "a", resume=True) == expected
     assert executor.done == []
+
+
+def test_of_learners_that_diverge_nothing_is_told(executor, tmp_path):
+    """One is the report's: its tuning went well."""
+
+    def diverge(job):
+        summary = make_summary(job)
+        if flags_of(job)["method"] != "cbp" or flags_of(job)["seed"] != "0":
+            return None
+        for task in summary["runs"][0]["per_task"]:
+            task["squared_error_per_learner"][3] = None
+        pathlib.Path(job.log_dir).mkdir(parents=True)
+        run_folder.write_json(f"{job.log_dir}/summary.json", summary)
+        return jobs.Outcome(0, "", jobs.rows_of(summary, job))
+
+    executor.act = staticmethod(diverge)
+    results = run_suite(tmp_path / "a")
+    row = rows_of(tmp_path / "a")[-1]
+    assert (row["method"], row["n"], row["diverged"]) == ("cbp", "29", "1")
+    assert row["told_from_best"] == row["told_from_bp"] == ""
+    text = (tmp_path / "a" / "results.md").read_text()
+    assert "n=29), 1 diverged | - | - |" in text
+    rows = against.differences(results, results)
+    told = {r["difference"] for r in rows if r["method"] == "cbp"}
+    assert told == {"here: 1 of 30 diverged"}
+
+
+def test_a_trainer_that_cannot_be_run(executor, tmp_path, monkeypatch):
+    def die(self, arguments):
+        return self._pool.submit(raise_it)
+
+    def raise_it():
+        raise WorkerDied("SIGKILL")
+
+    monkeypatch.setattr(executor, "check", die)
+    with pytest.raises(ValueError, match="cannot be run, .*: SIGKILL"):
+        run_suite(tmp_path / "a")
 
 
 def test_methods_can_be_added(executor, tmp_path):

@@ -22,6 +22,7 @@ from keras_plasticity.experiments.suites.cells import Cell
 from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.sweeps import driver as sweep_driver
+from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.training.interruption import catch_signals
 
 _SUITE = "suite.json"
@@ -206,7 +207,12 @@ class _Suite:
                 if cell.trainer == trainer
                 for each in cell.to_check()
             ]
-            refused = executor.check(arguments).result()
+            try:
+                refused = executor.check(arguments).result()
+            except WorkerDied as error:
+                raise ValueError(
+                    f"{trainer} cannot be run, and nothing was trained: {error}"
+                ) from error
             if refused is not None:
                 index, error = refused
                 raise ValueError(

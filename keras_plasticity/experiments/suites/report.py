@@ -119,7 +119,8 @@ def _draw_problem(axes, problem, rows):
     places = range(len(rows))
     axes.errorbar(values, places, xerr=lengths, fmt="o", capsize=3)
     axes.set_yticks(places, [_label(row) for row in rows])
-    axes.invert_yaxis()
+    # The best one on top.
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     axes.set_title(
         f"{problem['title']} (n={len(problem['report_seeds'])} seeds)"

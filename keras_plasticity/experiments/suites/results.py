@@ -154,19 +154,14 @@ def difference(first, second):
         second: Likewise.
 
     Returns:
-        `Estimate` of the seeds in which both are finite; `None` without any.
+        `Estimate` of the seeds that both have; `None` without any, or if a
+        learner has diverged.
     """
-    shared = [
-        seed
-        for seed in first
-        if math.isfinite(first[seed])
-        and math.isfinite(second.get(seed, math.nan))
-    ]
-    if not shared:
+    shared = [seed for seed in first if seed in second]
+    pairs = [(first[seed], second[seed]) for seed in shared]
+    if not pairs or not all(math.isfinite(v) for pair in pairs for v in pair):
         return None
-    return statistics.paired_difference(
-        [first[seed] for seed in shared], [second[seed] for seed in shared]
-    )
+    return statistics.paired_difference(*map(list, zip(*pairs)))
 
 
 def _measured(rows, run):
