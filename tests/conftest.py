@@ -51,6 +51,8 @@ _ON_ALL = (
     "tests/optimizers/continual_backprop_oracle_test.py",
     "tests/optimizers/unit_resets_oracle_test.py",
     "tests/optimizers/without_branches_test.py",
+    # One for each backend.
+    "tests/site/code_test.py::test_code_runs[guides/loop-",
     "tests/training/compiled_steps_test.py",
     "tests/training/interruption_test.py",
 )
@@ -63,6 +65,7 @@ _ON_ONE = (
     "tests/mutants_test.py",
     "tests/quantization_test.py",
     "tests/signatures_test.py",
+    "tests/site/",
     "tests/soak_test.py",
     "tests/streams/",
     "tests/training/saver_test.py",

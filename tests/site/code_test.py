@@ -8,6 +8,8 @@ import pytest
 
 from tests.site import pages
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 _TITLES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 _BACKEND = _TITLES[keras.backend.backend()]
 # Pages that are for one backend alone.
@@ -25,14 +27,15 @@ def _can_run(title):
     backend, package = _OF_A_PACKAGE.get(title, (title, None))
     if package is not None and importlib.util.find_spec(package) is None:
         return False
-    return backend in (None, _BACKEND)
+    return backend in (None, "Printed", _BACKEND)
 
 
-def _python(path):
+def _code(path):
+    """Blocks of Python, and what they print where the page shows it."""
     return [
         block
         for block in pages.blocks(_WRITTEN[path])
-        if block.language == "python"
+        if (block.language == "python" or block.title == "Printed")
         and _can_run(block.title)
         and _OF_A_BACKEND.get(path, _BACKEND) == _BACKEND
     ]
@@ -67,16 +70,20 @@ def _as_before():
 
 
 def test_there_is_code():
-    found = [path for path in _WRITTEN if _python(path)]
+    found = [path for path in _WRITTEN if _code(path)]
     assert "getting-started.md" in found
     assert len(found) >= 9
 
 
-@pytest.mark.parametrize("path", [path for path in _WRITTEN if _python(path)])
-def test_code_runs(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", [path for path in _WRITTEN if _code(path)])
+def test_code_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
-    for block in _python(path):
+    for block in _code(path):
+        if block.language != "python":
+            assert capsys.readouterr().out.strip() == block.code.strip()
+            continue
+        capsys.readouterr()
         # So that a failure names the line of the page.
         code = "\n" * (block.line - 1) + block.code
         exec(compile(code, path, "exec"), names)
