@@ -1626,6 +1626,7 @@ RECIPES |= {
             "flag_values": flags.FlagValues,
             "data_set": _is("MNIST"),
             "parts": _is(experiments.PARTS),
+            "defaults": lambda: {"l2": 0.1, "shrink": {None: 1.0, "l2": 2.0}},
         },
     ),
     "experiments.draw_pytorch_biases": Recipe(

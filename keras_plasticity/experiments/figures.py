@@ -25,7 +25,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _MOST_LINES = 36
 _COLUMN_WIDTH = 3.0
 _LINE_HEIGHT = 0.22
-_STANDARD_ERRORS = "mean and standard error over n learners"
+_STANDARD_ERRORS = "lines: means, bands: standard errors, over n learners"
 _INTERVALS = "mean and its 95 % bootstrap interval over n learners"
 # The panels with what a `PlasticityMonitor` measured.
 _DIAGNOSTICS = {
@@ -122,7 +122,7 @@ def _draw_metric(summary, labeled_runs, path, intervals):
                     markersize=6,
                     markerfacecolor="white",
                     color=curve.color,
-                    label=f"{curve.label}, published",
+                    label=_wrapped(f"{curve.name}, published"),
                 )
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             # Nothing is drawn, and no range is known but that of the runs.
@@ -305,11 +305,7 @@ def _band(values, intervals):
 
 def _curves(summary, labeled_runs, intervals):
     for number, (name, run) in enumerate(labeled_runs.items()):
-        label = textwrap.fill(
-            f"{printable(name)} (n={run['num_learners']})",
-            _LEGEND_WIDTH,
-            break_on_hyphens=False,
-        )
+        label = _wrapped(f"{name} (n={run['num_learners']})")
         _, values = runs.per_bin(summary, run)
         diverged = sum(~np.isfinite(values[-1])) if len(values) else 0
         if diverged:
@@ -322,6 +318,13 @@ def _curves(summary, labeled_runs, intervals):
             _LINE_STYLES[number // 10 % len(_LINE_STYLES)],
             intervals,
         )
+
+
+def _wrapped(label):
+    """A label as the legend has it."""
+    return textwrap.fill(
+        printable(label), _LEGEND_WIDTH, break_on_hyphens=False
+    )
 
 
 def _epoch_columns(labeled_runs):

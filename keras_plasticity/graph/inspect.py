@@ -159,7 +159,7 @@ def inspect(model: keras.Model, inputs=None, print_fn=None) -> Inspection:
     validation.check_model("model", model)
     if print_fn is not None:
         validation.check_function("print_fn", print_fn)
-    layers = [
+    layers: list[Any] = [
         layer
         for layer in keras_compat.sublayers(model)
         if isinstance(layer, PlasticLayer)
@@ -190,7 +190,7 @@ def inspect(model: keras.Model, inputs=None, print_fn=None) -> Inspection:
 
 
 def _inspect_layer(connections, names):
-    layer: Any = connections.layer
+    layer = connections.layer
     name = layer.name if names.count(layer.name) == 1 else layer.path
     return InspectedLayer(
         name=name,

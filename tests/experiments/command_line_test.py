@@ -68,3 +68,68 @@ def test_flags_at_their_defaults():
     flag_values(["trainer", "--seed=0", "--num_learners=3"])
     assert experiments.has_defaults(flag_values, ["seed", "on_nan"])
     assert not experiments.has_defaults(flag_values, ["seed", "num_learners"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["slowly_changing_regression", "online_permuted_mnist"],
+)
+def test_help_has_the_defaults_that_are_taken(name):
+    """Of all parts, in a method of that part alone."""
+    trainer = load(name)
+    flag_values = parse(trainer)
+    arguments = (flag_values, 1) if "regression" in name else (flag_values,)
+    problem = trainer.make_problem(*arguments)
+    seen = 0
+    for part in experiments.PARTS:
+        given = flags.FlagValues()
+        trainer.define_flags(given)
+        given(["trainer", f"--method={part.name}"])
+        (method,) = experiments.choose_methods(given, problem.defaults, [])
+        for flag in part.flags:
+            text = given[flag.name].help.rpartition("Default: ")[2]
+            by_part = [each.partition(" with ") for each in text.split("; ")]
+            by_part = {part: value for value, _, part in by_part}
+            words = by_part.get(f"{part.name}.", by_part.get(part.name))
+            words = by_part[""] if words is None else words
+            if not words.startswith("the "):  # It depends on other flags.
+                assert words.rstrip(".") == str(method.settings[flag.name])
+                seen += 1
+    assert seen > 70
+    shown = flag_values["num_learners"].help
+    assert shown.endswith(f"Default: {problem.num_learners}.")
+    shown = flag_values["method"].help
+    assert f"Default: {', '.join(problem.methods)}." in shown
+    shown = flag_values["diagnostics"].help
+    assert shown.endswith(f"Default: {problem.diagnostics}.")
+
+
+def test_help_of_methods_without_a_problem():
+    flag_values = flags.FlagValues()
+    experiments.define_flags(flag_values)
+    assert flag_values["l2"].help.endswith(
+        ", in [0, inf). Default: 0.0001, where the problem has no other one."
+    )
+    flag_values = flags.FlagValues()
+    experiments.define_flags(
+        flag_values, defaults={"l2": {None: 0.5, "l2": 0.25}, "shrink": "much"}
+    )
+    assert flag_values["l2"].help.endswith("Default: 0.5; 0.25 with l2.")
+    assert flag_values["shrink"].help.endswith("Default: much.")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cpb", "There is no method 'cpb'. Did you mean cpr or cbp? A method"),
+        ("l2,layernorm", "no method 'layernorm'. Did you mean layer_norm"),
+        ("nothing_like_it", "no method 'nothing_like_it'. A method is one or"),
+    ],
+)
+def test_a_method_that_there_is_not(name, hint):
+    flag_values = flags.FlagValues()
+    experiments.define_flags(flag_values)
+    with pytest.raises(flags.IllegalFlagValueError) as error:
+        flag_values(["trainer", f"--method={name}"])
+    assert hint in str(error.value)
+    assert f"Received: --method={name}" in str(error.value)

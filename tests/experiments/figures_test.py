@@ -93,7 +93,7 @@ def test_diagnostics_against_tasks(drawn, tmp_path):
         figure.get_suptitle()
     )
     assert figure.get_supxlabel().endswith(
-        "mean and standard error over n learners"
+        "lines: means, bands: standard errors, over n learners"
     )
     scales = dict(dead_units=10, effective_rank=10, weight_magnitude=1)
     for axes, (name, scale) in zip(figure.axes, scales.items()):
