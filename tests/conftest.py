@@ -85,13 +85,18 @@ def pytest_addoption(parser):
     parser.addoption(
         "--brief",
         action="store_true",
-        help="run a twelfth of the slow checks of optimizer wrappers, of which "
-        "there are thousands, and no test that is marked `long`",
+        help="run a twelfth of the slow cases of large tables, and no test that "
+        "is marked `long`",
     )
 
 
-# Tables of checks of each wrapper. With `--brief`, a twelfth of the slow ones.
+# Tables of many cases alike, such as checks of each wrapper. With `--brief`, a
+# twelfth of the slow ones.
 _TABLES = (
+    "tests/callbacks/boundary_callback_test.py",
+    "tests/graph/paths_test.py",
+    "tests/optimizers/inner_optimizers_test.py",
+    "tests/optimizers/slots_test.py",
     "tests/optimizers/wrapper_checks_test.py",
     "tests/training/compiled_steps_test.py",
     "tests/training/learner_settings_test.py",

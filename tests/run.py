@@ -5,10 +5,9 @@
 It needs Python 3.11 or newer and nothing else: it makes a virtual environment
 (`--environment`, by default `.venv-tests`), installs the project with the
 three backends, checks the format, and runs the test suite once for each
-backend: with PyTorch, which is the quickest, all of it, but for most of
-the slow checks of optimizer wrappers, of which there are thousands, and what is
-marked `long`; with JAX
-and TensorFlow what depends on the backend most, and a twelfth each of the rest,
+backend: with PyTorch, which is the quickest, all of it, but for most of the
+slow cases of large tables, such as checks of each optimizer wrapper, and what
+is marked `long`; with JAX and TensorFlow what depends on the backend most, and a twelfth each of the rest,
 but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It
 prints each command before it runs, and one line for each backend that says how
 many tests ran.
