@@ -7,10 +7,10 @@ It needs Python 3.11 or newer and nothing else: it makes a virtual environment
 three backends, checks the format, and runs the test suite once for each
 backend: with PyTorch, which is the quickest, all of it, but for most of the
 slow cases of large tables, such as checks of each optimizer wrapper, and what
-is marked `long`; with JAX and TensorFlow what depends on the backend most, and a twelfth each of the rest,
-but for tests marked `slow`. With `--all` or `--backend` it runs all tests. It
-prints each command before it runs, and one line for each backend that says how
-many tests ran.
+is marked `long`; with JAX and TensorFlow what depends on the backend most, and
+a twelfth each of the rest, but for tests marked `slow`. With `--all` or
+`--backend` it runs all tests. It prints each command before it runs, and one
+line for each backend that says how many tests ran.
 
     python3 tests/run.py --versions=oldest
     python3 tests/run.py --versions=newest
