@@ -55,7 +55,8 @@ class Embedding(PlasticLayer, keras.layers.Embedding):
 
     activation = None
 
-    def __init__(self, *args, weights=None, **kwargs):
+    def __init__(self, *args, **kwargs):
+        weights = kwargs.pop("weights", None)
         super().__init__(*args, **kwargs)
         if weights is not None:
             # Keras would set the statistics by them, too.
