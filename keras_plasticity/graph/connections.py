@@ -315,6 +315,7 @@ class _UnitFollower:
                 self._found[
                     key
                 ].possible_consumers += traced.possible_consumers.get(value, ())
+        self._skip_products()
         for key, connections in self._found.items():
             if key not in self._stated and key not in self._num_calls:
                 if key not in self._connected and connections.error is None:
@@ -324,6 +325,34 @@ class _UnitFollower:
                 connections.error = connections.error or tied
             _judge(connections, self._num_calls, key in self._stated)
         return list(self._num_calls)
+
+    def _skip_products(self):
+        """Skips units that are read as a feature together with others.
+
+        An outer product of the units of two layers has a feature for each pair
+        of them: only those of one layer can have it for their own.
+        """
+        readers = {}
+        for connections in self._found.values():
+            if not _may_be_replaced(connections):
+                continue
+            for consumer, feature_map in connections.consumers.items():
+                if self._num_calls.get(id(consumer)) != 1:
+                    continue
+                is_read = feature_map.unit_of_feature >= 0
+                for other, is_read_too in readers.get(consumer, ()):
+                    if np.any(is_read & is_read_too):
+                        connections.skip_reason = (
+                            "multiplied with the units of layer "
+                            f"'{name_of(other)}', which are replaced, before "
+                            f"layer '{name_of(consumer)}' reads them"
+                        )
+            if _may_be_replaced(connections):
+                for consumer, feature_map in connections.consumers.items():
+                    is_read = feature_map.unit_of_feature >= 0
+                    readers.setdefault(consumer, []).append(
+                        (connections.layer, is_read)
+                    )
 
     def _note_hidden_layers(self, call):
         """Notes the layers inside one that cannot be looked into."""
@@ -404,6 +433,12 @@ class _UnitFollower:
                 output.shape,
                 layer.unit_view().size,
             )
+
+
+def _may_be_replaced(connections):
+    return connections.layer.replaceable and (
+        connections.error is connections.skip_reason is None
+    )
 
 
 def _add_consumer(connections, call, units):

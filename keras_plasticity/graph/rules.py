@@ -553,7 +553,8 @@ def _where(call, units):
     A condition that other layers compute is a mask, as in an attention.
     """
     condition, *branches = call.args
-    constants = [x for x in branches if getattr(x, "is_constant", False)]
+    kind = type(call.outputs[0])  # Others are numbers and arrays.
+    constants = [x for x in branches if type(x) is not kind or x.is_constant]
     if condition in units or len(constants) != 1:
         return _merge(call, units)
     (value,) = units

@@ -98,6 +98,16 @@ _WAYS = {
         ),
         _UNITS,
     ),
+    "attention_layer": (
+        lambda x: Dense(4, name="consumer")(
+            keras.layers.Attention()([_zeros(x)[:, :2], _flat(x), _zeros(x)])
+        ),
+        _UNITS,
+    ),
+    "where": (
+        lambda x: _reader("abde,dec->abc")(ops.where(_mask(x), x, 0.0)),
+        _UNITS,
+    ),
     "elided": (
         lambda x: _reader("...de,dec->...c", (4,))(x),
         _UNITS,
@@ -118,6 +128,14 @@ def _scores(x):
     zeros = ops.sum(ops.zeros_like(x), axis=(2, 3))[:, None, :, None]
     scores = np.random.default_rng(2).uniform(0, 1, (1, 3, 5, 5))
     return zeros + ops.convert_to_tensor(scores.astype("float32"))
+
+
+def _flat(x):
+    return keras.layers.Reshape((5, 6))(x)
+
+
+def _zeros(x):
+    return ops.zeros_like(_flat(x))
 
 
 def _mask(x):
@@ -245,6 +263,10 @@ def test_a_replaced_unit_leaves_without_a_trace(name, transfer_mean):
         ),
         (lambda x: ops.einsum("atde,asde->adts", x, x), "with each other"),
         (
+            lambda x: keras.layers.Attention()([_flat(x), _flat(x)]),
+            "no outgoing weights of their own",
+        ),
+        (
             lambda x: ops.einsum("abde,abde->abde", ops.ones_like(x), x),
             "used as a gate by 'einsum",
         ),
@@ -257,7 +279,14 @@ def test_a_replaced_unit_leaves_without_a_trace(name, transfer_mean):
             "no outgoing weights of their own",
         ),
     ],
-    ids=["scores", "squared", "gate", "keys", "matrix_product"],
+    ids=[
+        "scores",
+        "squared",
+        "attention_layer",
+        "gate",
+        "keys",
+        "matrix_product",
+    ],
 )
 def test_left_alone(way, reason):
     connections = _find(_make(lambda x: Dense(2, name="last")(way(x))))
@@ -316,6 +345,21 @@ def test_several_axes_of_one_layer_are_read_by_one():
     connections = _find(keras.Model(inputs, outputs))
     (feature_map,) = connections.consumers.values()
     assert feature_map.unit_of_feature.tolist() == [0, 1, 2, 3] * 5
+
+
+def test_outer_product():
+    """Each feature is a pair of units: those of one layer are replaced."""
+    inputs = keras.Input((5,))
+    first, second = Dense(3, name="first")(inputs), Dense(4, name="b")(inputs)
+    x = ops.einsum("ai,aj->aij", first, second)
+    model = keras.Model(inputs, Dense(2)(keras.layers.Flatten()(x)))
+    found = _find(model, "first")
+    (feature_map,) = found.consumers.values()
+    assert feature_map.unit_of_feature.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert found.error is found.skip_reason is None
+    assert "multiplied with the units of layer 'first'" in (
+        _find(model, "b").skip_reason
+    )
 
 
 def test_length_that_the_layer_does_not_know():
