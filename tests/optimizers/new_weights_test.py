@@ -100,3 +100,28 @@ def test_identity_gives_the_units_own_column():
 def test_bias(initializer):
     parts = _draw(keras.initializers.get(initializer), (7,), 2)
     np.testing.assert_array_equal(parts, [initializer == "ones"] * 2)
+
+
+@pytest.mark.parametrize("rows", [3, 12, 20])
+def test_columns_of_an_orthogonal_matrix_are_those_of_a_whole_one(rows):
+    """The columns of one unit of three gates, as of a recurrent kernel."""
+    initializer = keras.initializers.Orthogonal(gain=1.5, seed=1)
+    kernel = keras.Variable(np.zeros((rows, 12), "float32"))
+    view = WeightView(kernel, (rows, 3, 4), (2,))
+    generator = keras.random.SeedGenerator(3)
+    draw = PartInitializer(initializer, (rows, 12), generator)
+    moments = []
+    for draw_part in (
+        lambda: view.take_from(draw.draw_whole("float32"), 2),
+        lambda: draw(view, 2),
+    ):
+        parts = np.stack([to_numpy(draw_part()) for _ in range(400)])
+        assert parts.shape == (400, rows, 3)
+        products = np.einsum("nri,nrj->nij", parts, parts)
+        squares = [products**2, parts**2, parts[:, 0] * parts[:, 1]]
+        moments.append([np.mean(each, axis=0) for each in squares])
+    for expected, actual in zip(*moments):
+        np.testing.assert_allclose(actual, expected, atol=0.08)
+    # Orthonormal but for the gain: the columns, or else the rows.
+    lengths = np.linalg.norm(parts, axis=1) / 1.5
+    assert (np.abs(lengths - 1).max() < 1e-4) == (rows >= 12)

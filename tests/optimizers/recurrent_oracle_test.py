@@ -11,6 +11,8 @@ from tests.helpers import counted_draw
 from tests.helpers import mostly_on_torch
 from tests.helpers import to_numpy
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 _BATCH, _STEPS, _FEATURES, _OUTPUTS = 3, 4, 2, 2
 _UNITS = (4, 3)
 _NUM_UPDATES = 12
@@ -72,7 +74,7 @@ def make_batches(masked, num=_NUM_UPDATES):
 
 
 @pytest.mark.parametrize(
-    "name", mostly_on_torch(_CASES, "gru", "lstm_masked_backwards")
+    "name", mostly_on_torch(_CASES, "lstm_masked_backwards")
 )
 def test_oracle(name):
     kind, masked, backwards = _CASES[name]

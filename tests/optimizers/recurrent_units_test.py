@@ -17,9 +17,26 @@ from tests.helpers import to_numpy
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 _BATCH, _STEPS, _FEATURES = 4, 5, 3
+
+
+def half(x):
+    return 0.0 * x + 0.5
+
+
 _kinds = pytest.mark.parametrize(
     "kind", mostly_on_torch(["SimpleRNN", "GRU", "LSTM"], "LSTM")
 )
+_CASES = [
+    (kind, return_sequences)
+    for kind in ("SimpleRNN", "GRU", "LSTM")
+    for return_sequences in (False, True)
+]
+# The kind, the constant, and further arguments.
+_CONSTANT = [
+    ("SimpleRNN", 0.5, {}),
+    ("GRU", 0.5, {}),
+    ("LSTM", 0.25, {"recurrent_activation": half}),
+]
 
 
 def _make_model(kind="LSTM", module=layers, units=6, inputs=None, **kwargs):
@@ -69,8 +86,10 @@ def test_rate_0_is_the_inner_optimizer(kind):
         np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("return_sequences", [False, True])
-@_kinds
+@pytest.mark.parametrize(
+    "kind, return_sequences",
+    mostly_on_torch(_CASES, ("LSTM", True)),
+)
 def test_a_new_unit_is_read_by_nobody(kind, return_sequences):
     model = _make_model(kind, return_sequences=return_sequences)
     x, _ = _make_data()
@@ -97,17 +116,8 @@ def test_a_new_unit_is_read_by_nobody(kind, return_sequences):
     np.testing.assert_allclose(to_numpy(model(x)), actual, atol=1e-6)
 
 
-def half(x):
-    return 0.0 * x + 0.5
-
-
 @pytest.mark.parametrize(
-    "kind, value, kwargs",
-    [
-        ("SimpleRNN", 0.5, {}),
-        ("GRU", 0.5, {}),
-        ("LSTM", 0.25, {"recurrent_activation": half}),
-    ],
+    "kind, value, kwargs", mostly_on_torch(_CONSTANT, _CONSTANT[1])
 )
 def test_a_constant_unit_is_replaced_without_a_trace(kind, value, kwargs):
     states = [keras.Input((4,)) for _ in range(2 if kind == "LSTM" else 1)]
@@ -142,7 +152,7 @@ def test_a_mean_that_no_bias_can_take_is_refused():
         _continual(transfer_mean=True).build(model.trainable_variables)
 
 
-@_kinds
+@pytest.mark.parametrize("kind", mostly_on_torch(["GRU", "LSTM"]))
 def test_slots_of_a_new_unit(kind):
     model = _make_model(kind)
     inner = keras.optimizers.Adam(0.01)
@@ -164,7 +174,9 @@ def test_slots_of_a_new_unit(kind):
         assert np.all(np.delete(others, unit, axis=-1) != 0)
 
 
-@_kinds
+@pytest.mark.parametrize(
+    "kind", mostly_on_torch(["SimpleRNN", "GRU", "LSTM"], "SimpleRNN")
+)
 def test_state_of_a_new_unit(kind):
     if keras.backend.backend() == "jax":
         pytest.skip("On JAX `fit` of Keras keeps no state between batches.")
@@ -189,7 +201,7 @@ _METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_on_torch(_METHODS))
+@pytest.mark.parametrize("name", mostly_on_torch(_METHODS, "redo"))
 def test_other_methods_that_replace_units(name):
     model = _make_model("SimpleRNN", activation="relu")
     bias = model.get_layer("rnn").cell.bias
@@ -201,7 +213,9 @@ def test_other_methods_that_replace_units(name):
     assert all(np.all(np.isfinite(w)) for w in _weights(model))
 
 
-@pytest.mark.parametrize("name", mostly_on_torch(["CCBP", "CPR", "UnitUPGD"]))
+@pytest.mark.parametrize(
+    "name", mostly_on_torch(["CCBP", "CPR", "UnitUPGD"], "CCBP")
+)
 def test_methods_that_change_units_by_parts(name):
     results = []
     kind = getattr(optimizers, name)
@@ -246,7 +260,7 @@ def test_reset_partially():
         np.testing.assert_allclose(actual, value, atol=1e-6)
 
 
-class _Observes(optimizers.UnitResetOptimizer):
+class Observes(optimizers.UnitResetOptimizer):
     observed = (
         "gradient_magnitude",
         "gradient_norm",
@@ -266,7 +280,7 @@ class _Observes(optimizers.UnitResetOptimizer):
 def test_gradients_of_all_incoming_weights():
     model = _make_model("GRU")
     before = _weights(model)
-    optimizer = _Observes(keras.optimizers.SGD(1.0))
+    optimizer = Observes(keras.optimizers.SGD(1.0))
     _fit(model, optimizer, _make_data(_BATCH))
     (units,) = optimizer.hidden
     kernel, recurrent, bias, *_ = [
@@ -326,9 +340,10 @@ def test_engine_is_fit(kind):
     assert replaced == model.optimizer.num_replaced() and replaced["rnn"] > 2
 
 
-def test_saved_and_loaded_training_continues(tmp_path):
+@pytest.mark.parametrize("kind", mostly_on_torch(["GRU", "LSTM"]))
+def test_saved_and_loaded_training_continues(kind, tmp_path):
     data = _make_data()
-    model = _make_model("LSTM")
+    model = _make_model(kind)
     _fit(model, _continual(), data)
     path = tmp_path / "model.keras"
     model.save(path)
