@@ -150,7 +150,9 @@ class ContinualBackprop(UnitResetOptimizer):
 
     The statistics of all layers are updated before any unit is replaced; units
     are replaced layer by layer in the order of the model. Where a replaced unit
-    reads another one, the weight between them is the newly drawn one.
+    reads another one, the weight between them is the newly drawn one. A unit of
+    a recurrent layer, which reads itself in the next time step, does not when
+    it is new.
 
     One update is one step that the inner optimizer makes: with gradient
     accumulation, units age once per accumulated step, on the mean of what

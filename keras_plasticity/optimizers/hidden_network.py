@@ -271,7 +271,8 @@ def _is_replaceable(connections, known):
     for stranger in strangers:
         # A model may have a part that this optimizer does not train.
         del connections.consumers[stranger]
-    if not connections.consumers:
+    own = [reader.name for reader in layer.own_readers()]
+    if strangers and all(each.name in own for each in connections.consumers):
         raise ValueError(
             f"The units of layer '{layer.name}' are read by layer "
             f"'{strangers[0].name}', whose weights are not among the "

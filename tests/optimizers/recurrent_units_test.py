@@ -152,6 +152,13 @@ def test_a_mean_that_no_bias_can_take_is_refused():
         _continual(transfer_mean=True).build(model.trainable_variables)
 
 
+def test_a_reader_that_another_optimizer_trains_is_refused():
+    model = _make_model("GRU")
+    variables = model.get_layer("rnn").trainable_variables
+    with pytest.raises(ValueError, match="read by layer 'head', whose weights"):
+        _continual().build(variables)
+
+
 @pytest.mark.parametrize("kind", mostly_on_torch(["GRU", "LSTM"]))
 def test_slots_of_a_new_unit(kind):
     model = _make_model(kind)
