@@ -512,6 +512,15 @@ def test_commands_that_are_refused(executor, tmp_path, arguments, message):
     assert error.value.code == exit_status.WRONG_FLAGS
 
 
+def test_step_sizes_alone_span_their_range(executor, tmp_path):
+    run_suite(tmp_path / "a", methods=["bp"])
+    each = PROBLEMS[_REGRESSION].learning_rate
+    tried = [float(job.setting["learning_rate"]) for job in executor.done[:8]]
+    assert (min(tried), max(tried)) == (each.low, each.high)
+    steps = [b / a for a, b in zip(sorted(tried), sorted(tried)[1:])]
+    assert steps == pytest.approx([(each.high / each.low) ** (1 / 7)] * 7, 1e-3)
+
+
 def test_what_is_tuned_are_flags_of_the_methods():
     for part in experiments.PARTS:
         space = search.space_of([part], PROBLEMS[_REGRESSION], {})

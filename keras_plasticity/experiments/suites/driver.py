@@ -54,11 +54,11 @@ def suite(
 ) -> dict[str, Any]:
     """Tunes methods on problems with equal budgets, and compares them.
 
-    For each problem and method it draws as many settings, those of the sweep's
-    sampler `"random"`, trains them on seeds that nothing else uses, and trains
-    the one with the best area under its curve on fresh seeds, the same for all
-    methods. What is drawn is the step size and the one or two numbers that
-    matter most in a method.
+    For each problem and method it trains as many settings on seeds that nothing
+    else uses, and the one with the best area under its curve on fresh seeds,
+    the same for all methods. What differs between settings is the step size
+    and the one to three numbers that matter most in a method, drawn as the
+    sampler `"random"` of `sweep` does; step sizes alone are spaced evenly.
 
     In `log_dir` are `results.json`, which `keras_plasticity/experiments/
     suites/results.schema.json` describes, `results.csv`, `results.md` and
