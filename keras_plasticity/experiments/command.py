@@ -129,7 +129,11 @@ def _add_suite(commands):
         help="between commas; or between spaces, where they hold commas; "
         f"default: {','.join(METHODS)}",
     )
-    add("--problems", help=f"between commas; default: {','.join(PROBLEMS)}")
+    add(
+        "--problems",
+        help="between commas; default: all that the size has of "
+        f"{','.join(PROBLEMS)}",
+    )
     add("--log_dir", help="default: logs/suites/<size>-<time>")
     add("--method_file", help="a file with methods of your own")
     add(
@@ -161,7 +165,7 @@ def _suite(known, rest):
     return suite(
         known.size,
         METHODS if known.methods is None else _names(known.methods),
-        tuple(PROBLEMS) if known.problems is None else _names(known.problems),
+        None if known.problems is None else _names(known.problems),
         known.log_dir,
         known.method_file,
         known.against,

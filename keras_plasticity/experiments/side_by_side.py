@@ -137,8 +137,8 @@ class OfLearners(training.TaskCallback):
         }
         self._callback.on_task_end(task, results)
 
-    def on_train_end(self):
-        self._callback.on_train_end()
+    def on_train_end(self, logs=None):
+        self._callback.on_train_end(logs)
 
     def get_config(self):
         return self._callback.get_config()

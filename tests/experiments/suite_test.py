@@ -18,6 +18,7 @@ from keras_plasticity.experiments.suites import results as result_files
 from keras_plasticity.experiments.suites import search
 from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
+from keras_plasticity.experiments.suites.problems import problems_of
 from keras_plasticity.experiments.sweeps import driver
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
@@ -376,7 +377,11 @@ def test_what_differs_from_other_results(executor, tmp_path, capsys):
         ({"methods": ["bp", "no"]}, "A method is one or more of"),
         ({"methods": []}, "`methods` must be a list of one or more"),
         ({"methods": ["bp", "bp"]}, "`methods` must be .* each once"),
-        ({"problems": ["mnist"]}, "`problems` must be .*continual_imagenet"),
+        ({"problems": ["mnist"]}, "`problems` must be .*label_permuted_mnist"),
+        (
+            {"problems": ["continual_imagenet"]},
+            "`problems` must be .* of the size minutes",
+        ),
         ({"problems": []}, "`problems` must be"),
         ({"processes": 0}, "`processes` must be a positive integer"),
         ({"method_file": "no.py"}, "--method_file must be a file"),
@@ -507,6 +512,15 @@ def test_commands_that_are_refused(executor, tmp_path, arguments, message):
     assert error.value.code == exit_status.WRONG_FLAGS
 
 
+def test_step_sizes_alone_span_their_range(executor, tmp_path):
+    run_suite(tmp_path / "a", methods=["bp"])
+    each = PROBLEMS[_REGRESSION].learning_rate
+    tried = [float(job.setting["learning_rate"]) for job in executor.done[:8]]
+    assert (min(tried), max(tried)) == (each.low, each.high)
+    steps = [b / a for a, b in zip(sorted(tried), sorted(tried)[1:])]
+    assert steps == pytest.approx([(each.high / each.low) ** (1 / 7)] * 7, 1e-3)
+
+
 def test_what_is_tuned_are_flags_of_the_methods():
     for part in experiments.PARTS:
         space = search.space_of([part], PROBLEMS[_REGRESSION], {})
@@ -518,4 +532,6 @@ def test_what_is_tuned_are_flags_of_the_methods():
                 values = (values.low, values.high)
             assert all(known[name].allows(float(value)) for value in values)
     for problem in PROBLEMS.values():
-        assert tuple(problem.sizes) == SIZES
+        assert set(problem.sizes) <= set(SIZES)
+    assert set(problems_of("hours")) == set(PROBLEMS)
+    assert set(problems_of("minutes")) == {*PROBLEMS} - {"continual_imagenet"}

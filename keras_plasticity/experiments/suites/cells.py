@@ -68,16 +68,23 @@ class Cell:
             self.flags[method_files.NAME] = method_file
         if self.problem.reads_data and data_dir is not None:
             self.flags["data_dir"] = data_dir
+        count = self.size.num_settings
+        space = search.space_of(parts, self.problem, own.search)
+        sampler = "random"
+        if len(space) == 1:
+            # What is drawn of one number may leave out half of its range.
+            space = search.evenly_spaced(space, count)
+            sampler, count = "grid", None
         self._tuning = Plan(
             self.trainer,
-            search.space_of(parts, self.problem, own.search),
+            space,
             {
                 **self.flags,
                 "seed": FIRST_TUNING_SEED,
                 "num_learners": self.size.tuning_seeds,
             },
-            "random",
-            self.size.num_settings,
+            sampler,
+            count,
             0,
             MEASURE,
         )

@@ -19,8 +19,8 @@ from keras_plasticity.experiments.suites import against as comparison
 from keras_plasticity.experiments.suites import report
 from keras_plasticity.experiments.suites import results as result_files
 from keras_plasticity.experiments.suites.cells import Cell
-from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
+from keras_plasticity.experiments.suites.problems import problems_of
 from keras_plasticity.experiments.sweeps import driver as sweep_driver
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.training.interruption import catch_signals
@@ -43,7 +43,7 @@ METHODS = (
 def suite(
     size: str,
     methods: Sequence[str] = METHODS,
-    problems: Sequence[str] = tuple(PROBLEMS),
+    problems: Sequence[str] | None = None,
     log_dir: str | None = None,
     method_file: str | None = None,
     against: str | None = None,
@@ -54,11 +54,11 @@ def suite(
 ) -> dict[str, Any]:
     """Tunes methods on problems with equal budgets, and compares them.
 
-    For each problem and method it draws as many settings, those of the sweep's
-    sampler `"random"`, trains them on seeds that nothing else uses, and trains
-    the one with the best area under its curve on fresh seeds, the same for all
-    methods. What is drawn is the step size and the one or two numbers that
-    matter most in a method.
+    For each problem and method it trains as many settings on seeds that nothing
+    else uses, and the one with the best area under its curve on fresh seeds,
+    the same for all methods. What differs between settings is the step size
+    and the one to three numbers that matter most in a method, drawn as the
+    sampler `"random"` of `sweep` does; step sizes alone are spaced evenly.
 
     In `log_dir` are `results.json`, which `keras_plasticity/experiments/
     suites/results.schema.json` describes, `results.csv`, `results.md` and
@@ -73,8 +73,8 @@ def suite(
         methods: Sequence of strings, as `--method` of the trainers has them.
             Defaults to nine that most papers have.
         problems: Sequence of strings: `"slowly_changing_regression"`,
-            `"online_permuted_mnist"`, `"label_permuted_mnist"` and
-            `"continual_imagenet"`. Defaults to all of them.
+            `"online_permuted_mnist"`, `"label_permuted_mnist"` and, not in
+            minutes, `"continual_imagenet"`. Defaults to `None`: all of them.
         log_dir: String, the folder. Defaults to `None`: a new one in
             `logs/suites`.
         method_file: String, a file of Python with a list `PARTS` of `Part`s of
@@ -123,7 +123,7 @@ def suite(
     """
     size = validation.check_choice("size", size, SIZES)
     own = method_files.load(method_file)
-    problems = _check_problems(problems)
+    problems = _check_problems(problems, size)
     methods = _check_methods(methods)
     processes = validation.check_positive_integer("processes", processes)
     resume = validation.check_boolean("resume", resume)
@@ -313,14 +313,20 @@ def _open(log_dir, identity, resume):
         )
 
 
-def _check_problems(problems):
+def _check_problems(problems, size):
+    known = problems_of(size)
+    if problems is None:
+        return known
     names = validation.check_list(
         "problems", problems, str, "a list of strings"
     )
-    if not names or len({*names}) < len(names) or not {*names} <= {*PROBLEMS}:
-        rule = f"a list of one or more of {', '.join(PROBLEMS)}, each once"
+    if not names or len({*names}) < len(names) or not {*names} <= {*known}:
+        rule = (
+            f"a list of one or more of {', '.join(known)}, each once, which "
+            f"are the problems of the size {size}"
+        )
         raise validation.error("problems", rule, problems)
-    return [name for name in PROBLEMS if name in names]
+    return [name for name in known if name in names]
 
 
 def _check_methods(methods):

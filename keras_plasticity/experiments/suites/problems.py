@@ -39,7 +39,8 @@ class SuiteProblem:
         learning_rate: `Range` of SGD's step sizes.
         adam_learning_rate: `Range` of Adam's.
         flags: Dict, the flags of all sizes.
-        sizes: Dict from the name of a size to a `Size`.
+        sizes: Dict from the name of a size to a `Size`, of those that make
+            sense.
         reads_data: Boolean, whether the trainer has `--data_dir`.
     """
 
@@ -121,16 +122,7 @@ PROBLEMS = {
         Range(1e-4, 3e-3, log=True),
         {"nodiagnostics": "true"},
         {
-            "minutes": Size(
-                {
-                    "num_tasks": "5",
-                    "epochs": "20",
-                    "train_images_per_class": "400",
-                },
-                4,
-                1,
-                3,
-            ),
+            # In minutes a network gets no further than chance.
             "hours": Size(
                 {
                     "num_tasks": "50",
@@ -145,6 +137,11 @@ PROBLEMS = {
         },
     ),
 }
+
+
+def problems_of(size: str) -> list[str]:
+    """The problems that a suite of some size can have."""
+    return [name for name, each in PROBLEMS.items() if size in each.sizes]
 
 
 def trainer_path(problem: SuiteProblem, folder: str | None = None) -> str:

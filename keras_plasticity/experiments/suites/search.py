@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from keras_plasticity.experiments.parts import Part
 from keras_plasticity.experiments.suites.problems import SuiteProblem
 from keras_plasticity.experiments.sweeps.space import Range
@@ -107,3 +109,24 @@ def space_of(
     for name in names:
         space |= {**_SEARCH.get(name, {}), **own.get(name, {})}
     return space
+
+
+def evenly_spaced(space: Mapping[str, Range], count: int) -> dict[str, list]:
+    """Numbers from one end of a range to the other, on its scale.
+
+    Args:
+        space: Dict from the name of a flag to a `Range` of floats.
+        count: Integer, how many, at least 2.
+
+    Returns:
+        Dict from the name to a list of floats.
+    """
+    return {
+        name: [
+            float(f"{value:.4g}")
+            for value in (np.geomspace if each.log else np.linspace)(
+                each.low, each.high, count
+            )
+        ]
+        for name, each in space.items()
+    }
