@@ -1,5 +1,6 @@
 """On several devices: the same as on one, and the same on all of them."""
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests import distributed
 from tests.helpers import mostly_slow
 
 _BACKEND = keras.backend.backend()
@@ -114,6 +116,21 @@ def test_mirrored_strategy(tmp_path, method):
     assert result["devices"] == 2
     _assert_equal(result, "several_", "other_", method)
     _assert_equal(result, "several_", "single_", method, 1e-5)
+
+
+@pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")
+def test_mirrored_strategy_of_one_device():
+    import tensorflow as tf
+
+    models = []
+    for scope in (None, tf.distribute.MirroredStrategy(["CPU:0"]).scope()):
+        with scope or contextlib.nullcontext():
+            model, optimizer = distributed._build()
+            distributed._train(model, optimizer)
+        models.append(distributed._arrays(model, optimizer, ""))
+    for name, value in models[0].items():
+        np.testing.assert_allclose(models[1][name], value, atol=1e-6)
+    assert all(number > 2 for number in models[1]["replaced"])
 
 
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")

@@ -162,7 +162,8 @@ def _on_this_replica(variable):
     """A replica's own copy of a variable. All replicas make the same writes."""
     variable = variable.value
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    is_copied = isinstance(variable, tf.distribute.DistributedValues)
+    if context is None or not is_copied:
         return variable
     copies = context.strategy.experimental_local_results(variable)
     replica = tf.get_static_value(context.replica_id_in_sync_group)
