@@ -116,8 +116,7 @@ class _Source:
         }
 
     def labels(self):
-        for part in self._read(0, self.num_images, "label"):
-            yield part
+        yield from self._read(0, self.num_images, "label")
 
     def images(self, start, stop):
         return self._read(start, stop, "image")

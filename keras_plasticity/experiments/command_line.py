@@ -202,7 +202,6 @@ def launch(
         experiments.launch(define_flags, run)
     ```
     """
-
     validation.check_function("define_flags", define_flags)
     validation.check_function("run", run)
 

@@ -217,7 +217,7 @@ def _draw_epochs(summary, labeled_runs, path, intervals):
             len(rows), len(columns), sharex=True, sharey="row", squeeze=False
         )
         for name, of_metric in zip(rows, panels):
-            for axes, (title, found) in zip(of_metric, columns.items()):
+            for axes, found in zip(of_metric, columns.values()):
                 for curve in _curves(summary, labeled_runs, intervals):
                     if curve.name in found:
                         values = found[curve.name][name] * metric["scale"]

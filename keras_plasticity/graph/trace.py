@@ -339,7 +339,6 @@ class _Tracer:
             Tuple of its outputs, as a structure of `Value`s, and of a string,
             why they could not be found. One of the two is `None`.
         """
-
         flat = keras.tree.flatten((args, kwargs))
         symbolic = [x for x in flat if isinstance(x, keras.KerasTensor)]
         lengths = [None]

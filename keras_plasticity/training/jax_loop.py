@@ -263,7 +263,6 @@ class JaxLoop:
 
     def _scan(self, program, batches):
         """All steps in one: a function `(state, constants, data, where)`."""
-
         steps, size, is_ordered = batches.kind
 
         def scan(state, constants, data, where):

@@ -263,8 +263,9 @@ def _checked(data, method, where):
             raise _wrong_form(method, where, f"{name} of {type(array)}")
     if not nests.arrays(data[0]):
         raise _wrong_form(method, where, "no array in x")
-    if any(array.ndim < 1 for array in named.values()) or 1 != len(
-        {len(array) for array in named.values()}
+    if (
+        any(array.ndim < 1 for array in named.values())
+        or len({len(array) for array in named.values()}) != 1
     ):
         shapes = ", ".join(f"{n}.shape={a.shape}" for n, a in named.items())
         raise ValueError(
