@@ -85,8 +85,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--brief",
         action="store_true",
-        help="run a twelfth of the slow cases of large tables, and no test that "
-        "is marked `long`",
+        help="run a twelfth of the slow cases of large tables, and no test "
+        "that is marked `long`",
     )
 
 
