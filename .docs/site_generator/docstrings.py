@@ -1,23 +1,34 @@
 """Docstrings as Keras writes them, for a parser of Google's style."""
 
 import re
+import textwrap
 
 import griffe
 
-_SECTIONS = {
-    # What is not indented below them is no section to the parser.
-    r"^(Examples?|References):\n(?=\n)": r"**\1**\n",
-    r"^Call arguments:$": "Args: Call arguments",
-}
+# Titles of what is not indented, and so is no section to the parser.
+_TITLES = re.compile(r"^(Examples?|References):\n(?=\n)", re.MULTILINE)
+_CALL_ARGUMENTS = re.compile(r"^Call arguments:$", re.MULTILINE)
+# The signature has the type: what is left is text, which may have colons.
+_RESULTS = re.compile(r"^(Returns|Yields):\n((?: {4}.*\n?|\n)+)", re.MULTILINE)
+# A session of the interpreter ends at an empty line.
+_SESSION = re.compile(r"^(>>> (?:.+\n?)+)", re.MULTILINE)
 
 
 class KerasDocstrings(griffe.Extension):
     """Renames the sections that only Keras has."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs):
-        if obj.docstring is None:
-            return
-        for pattern, words in _SECTIONS.items():
-            obj.docstring.value = re.sub(
-                pattern, words, obj.docstring.value, flags=re.MULTILINE
-            )
+        if obj.docstring is not None:
+            obj.docstring.value = for_parser(obj.docstring.value)
+
+
+def for_parser(text: str) -> str:
+    """A docstring as the parser takes it."""
+    text = _TITLES.sub(r"**\1**\n", text)
+    text = _CALL_ARGUMENTS.sub("Args: Call arguments", text)
+    text = _RESULTS.sub(
+        lambda match: f"**{match[1]}**\n\n{textwrap.dedent(match[2])}", text
+    )
+    return _SESSION.sub(
+        lambda match: f"```pycon\n{match[1].rstrip()}\n```\n", text
+    )

@@ -53,11 +53,20 @@ def _drop_log_lines(notebook):
             if output.get("name") == "stderr" and "Warning: " in output.text:
                 raise RuntimeError(f"A notebook warns: {output.text}")
         if cell.cell_type == "code":
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if output.get("name") != "stderr"
-            ]
+            cell.outputs = list(_joined(cell.outputs))
+
+
+def _joined(outputs):
+    """What is printed in a row as one, without the standard error."""
+    printed = None
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if output.get("name") == "stdout" and printed is not None:
+            printed.text += output.text
+            continue
+        printed = output if output.get("name") == "stdout" else None
+        yield output
 
 
 def _environment():
