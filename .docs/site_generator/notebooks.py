@@ -6,6 +6,7 @@ import pathlib
 import jupytext
 import nbclient
 import nbconvert
+from traitlets.config import Config
 
 # Seconds that a cell may take.
 _TIMEOUT = 600
@@ -35,7 +36,9 @@ def convert(path: pathlib.Path, execute: bool) -> tuple[str, dict[str, bytes]]:
         )
         client.execute(env=_environment())
         _drop_log_lines(notebook)
-    exporter = nbconvert.MarkdownExporter()
+    # What is printed in a row is one block.
+    config = Config({"CoalesceStreamsPreprocessor": {"enabled": True}})
+    exporter = nbconvert.MarkdownExporter(config=config)
     text, resources = exporter.from_notebook_node(
         notebook, {"unique_key": path.stem, "output_files_dir": path.stem}
     )
@@ -53,20 +56,11 @@ def _drop_log_lines(notebook):
             if output.get("name") == "stderr" and "Warning: " in output.text:
                 raise RuntimeError(f"A notebook warns: {output.text}")
         if cell.cell_type == "code":
-            cell.outputs = list(_joined(cell.outputs))
-
-
-def _joined(outputs):
-    """What is printed in a row as one, without the standard error."""
-    printed = None
-    for output in outputs:
-        if output.get("name") == "stderr":
-            continue
-        if output.get("name") == "stdout" and printed is not None:
-            printed.text += output.text
-            continue
-        printed = output if output.get("name") == "stdout" else None
-        yield output
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr"
+            ]
 
 
 def _environment():
