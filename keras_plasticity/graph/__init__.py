@@ -9,8 +9,8 @@ from keras_plasticity.graph.connections import (
 from keras_plasticity.graph.connections import find_model as find_model
 from keras_plasticity.graph.connections import was_called as was_called
 from keras_plasticity.graph.inspect import inspect as inspect
-from keras_plasticity.graph.rules import keep_units as keep_units
-from keras_plasticity.graph.rules import register_rule as register_rule
+from keras_plasticity.graph.own_rules import keep_units as keep_units
+from keras_plasticity.graph.own_rules import register_rule as register_rule
 from keras_plasticity.graph.trace import NotCalledError as NotCalledError
 from keras_plasticity.graph.trace import NotTraceableError as NotTraceableError
 from keras_plasticity.graph.units import Refusal as Refusal

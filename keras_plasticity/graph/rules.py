@@ -8,7 +8,6 @@ without a rule is refused, never guessed.
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -17,8 +16,10 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import layers
-from keras_plasticity import validation
 from keras_plasticity.graph import contractions
+from keras_plasticity.graph import own_rules
+from keras_plasticity.graph.own_rules import check_axes
+from keras_plasticity.graph.own_rules import keep_units
 from keras_plasticity.graph.units import Refusal
 from keras_plasticity.graph.units import Skip
 from keras_plasticity.graph.units import Units
@@ -82,133 +83,9 @@ def propagate(call, units):
             f"{describe(call.operation)} is not known to keep units apart"
         )
     result = rule(call, units)
-    if has_rule(call.operation):
-        _check_result(call, result)
+    if own_rules.has_rule(call.operation):
+        own_rules.check_result(call, result)
     return result
-
-
-def _check_result(call, result):
-    """Checks what a rule of a user's own has returned."""
-    rule = "a dict from outputs of the call to `keras_plasticity.graph.Units`"
-    name = type(call.operation).__name__
-    if not isinstance(result, dict) or not all(
-        value in call.outputs and isinstance(each, Units)
-        for value, each in result.items()
-    ):
-        raise TypeError(
-            f"The rule registered for `{name}` must return {rule}. "
-            f"{validation.received('result', result)}"
-        )
-    for value, each in result.items():
-        shape = tuple(value.shape[axis] for axis in each.axes)
-        if shape != each.unit.shape:
-            raise ValueError(
-                f"The rule registered for `{name}` must return `Units` with an "
-                f"array of the shape of their axes, {shape}. Received: "
-                f"axes={each.axes}, unit of shape {each.unit.shape}"
-            )
-
-
-def register_rule(layer_class: type, rule: Callable):
-    """States what a layer of your own makes of the units that it reads.
-
-    A layer's `call` is traced to see which operations the units go through.
-    That is not possible where it looks at values, or computes outside of
-    `keras.ops`. Then the rule says it. It holds for layers of exactly this
-    class, wherever they stand between a plastic layer and those that read it.
-
-    A rule must be exact: of each unit, its output says all there is to say,
-    so that the unit's outgoing weights are those of the layer that reads the
-    output. Elements that depend on several units have no place in it.
-
-    Args:
-        layer_class: Class of `keras.layers.Layer`, not a plastic one.
-        rule: Function `(call, units)`. `call` has `operation` (the layer),
-            `args`, `kwargs`, `inputs` and `outputs`, lists of symbolic values
-            with `shape` and `dtype`; `units` is a dict from each input that
-            shows units of a layer to a `keras_plasticity.graph.Units`. It
-            returns such a dict for the outputs, or raises
-            `keras_plasticity.graph.Refusal` where they cannot be followed, or
-            `keras_plasticity.graph.Skip` where none of them can be replaced
-            alone, each with the reason. `keras_plasticity.graph.keep_units` is
-            the rule of layers that change each element by itself.
-
-    Raises:
-        ValueError: If `layer_class` is no class of layers, or a plastic one.
-
-    Example:
-
-    ```python
-    from keras_plasticity import graph
-
-    class Reversed(keras.layers.Layer):
-        def call(self, x):
-            if keras.ops.any(x > 100.0):  # A look at values.
-                x = x / 100.0
-            return keras.ops.flip(x, axis=-1)
-
-        def compute_output_shape(self, input_shape):
-            return input_shape
-
-    def reversed_units(call, units):
-        (x,), (y,) = call.inputs, call.outputs
-        axes, unit = units[x].axes, units[x].unit
-        if axes != (len(x.shape) - 1,):
-            raise graph.Refusal("`Reversed` reverses another axis")
-        return {y: graph.Units(axes, unit[::-1])}
-
-    graph.register_rule(Reversed, reversed_units)
-    ```
-    """
-    is_layer = isinstance(layer_class, type) and issubclass(
-        layer_class, keras.layers.Layer
-    )
-    if not is_layer or issubclass(layer_class, layers.PlasticLayer):
-        raise validation.error(
-            "layer_class", "a class of layers that are not plastic", layer_class
-        )
-    _REGISTERED[layer_class] = validation.check_function(
-        "rule", rule, "a function `(call, units)`"
-    )
-
-
-def has_rule(operation):
-    """Whether a rule was registered for a layer."""
-    return type(operation) in _REGISTERED
-
-
-def keep_units(call, units: dict) -> dict:
-    """The rule of a layer each of whose elements depends on one of its input.
-
-    For `keras_plasticity.graph.register_rule`.
-
-    Args:
-        call: The call.
-        units: Dict from the input that shows units to
-            `keras_plasticity.graph.Units`.
-
-    Returns:
-        Dict from each output to the same `keras_plasticity.graph.Units`.
-
-    Raises:
-        Refusal: If the outputs have other axes than the input.
-
-    Example:
-
-    ```python
-    class Threshold(keras.layers.Layer):
-        def call(self, x):
-            return x if keras.ops.max(x) > 0 else 0 * x
-
-        def compute_output_shape(self, input_shape):
-            return input_shape
-
-    keras_plasticity.graph.register_rule(
-        Threshold, keras_plasticity.graph.keep_units
-    )
-    ```
-    """
-    return _elementwise(call, units)
 
 
 def check_arguments(call, units):
@@ -308,13 +185,6 @@ def unit_parameters(operation, units, rank):
 # The rules; the tables below say which operations each of them is for.
 
 
-def _elementwise(call, units):
-    """Each element of the output depends on the same element of the input."""
-    (value,) = units
-    _check_shape(call, value)
-    return {output: units[value] for output in call.outputs}
-
-
 def _activation(call, units):
     activation = getattr(call.operation, "activation", None)
     if mixes_units(activation):
@@ -322,7 +192,7 @@ def _activation(call, units):
         raise Refusal(
             f"the activation `{name}` of {describe(call.operation)} mixes units"
         )
-    return _elementwise(call, units)
+    return keep_units(call, units)
 
 
 def _normalization(call, units):
@@ -335,7 +205,7 @@ def _normalization(call, units):
             f"{describe(call.operation)} has no parameters along the axis of "
             f"the units. Received: axis={axis}"
         )
-    return _elementwise(call, units)
+    return keep_units(call, units)
 
 
 def _channels(call, units):
@@ -540,7 +410,7 @@ def _merge(call, units):
         if each is None or not first.same_as(each):
             raise Skip(f"merged with others by {describe(call.operation)}")
     for value in call.inputs:
-        _check_shape(call, value)
+        check_axes(call, value)
     if tuple(output.shape[axis] for axis in first.axes) != first.unit.shape:
         raise Refusal(f"{describe(call.operation)} repeats a unit")
     differs = any(each.differs for each in units.values())
@@ -575,7 +445,7 @@ def _softmax(call, units):
             f"{describe(call.operation)} is not known to keep units apart: it "
             "divides each of them by a sum over all"
         )
-    return _elementwise(call, units)
+    return keep_units(call, units)
 
 
 def _product(call, units):
@@ -614,7 +484,7 @@ def _time_distributed(call, units):
             f"the layer in {describe(call.operation)} is not plastic. Put "
             f"`keras_plasticity.layers.{plastic_name}` into it"
         )
-    if rule not in (_elementwise, _activation, _normalization):
+    if rule not in (keep_units, _activation, _normalization):
         raise Refusal(
             f"{describe(call.operation)} of a `{type(inner).__name__}` is not "
             "known to keep units apart"
@@ -623,19 +493,12 @@ def _time_distributed(call, units):
         raise Refusal(f"{describe(call.operation)} moves the axis of the units")
     if mixes_units(getattr(inner, "activation", None)):
         raise Refusal(f"{describe(call.operation)} mixes units")
-    return _elementwise(call, units)
+    return keep_units(call, units)
 
 
 def _nothing(call, units):
     """The output does not depend on the values of the input."""
     return {}
-
-
-def _check_shape(call, value):
-    """Refuses broadcasting, which could move the axis of the units."""
-    for output in call.outputs:
-        if len(output.shape) != len(value.shape):
-            raise Refusal(f"{describe(call.operation)} changes the axes")
 
 
 _KNOWN_MIXING = (
@@ -696,7 +559,7 @@ _LAYER_RULES = {
             layers.RecentInputs,
             layers.SmoothLeaky,
         ],
-        _elementwise,
+        keep_units,
     ),
     keras.layers.Activation: _activation,
     **dict.fromkeys(_NORMALIZATIONS, _normalization),
@@ -743,7 +606,7 @@ _OPERATION_RULES = {
         Selu Sigmoid Sign Silu Sin Cos SoftShrink Softplus Softsign SparsePlus
         SparseSigmoid Sqrt Square Squareplus StopGradient Tanh TanhShrink
         Threshold""".split(),
-        _elementwise,
+        keep_units,
     ),
     **dict.fromkeys(
         """ExpandDims Flip GetItem Moveaxis Repeat Reshape Slice Split
@@ -769,13 +632,9 @@ _OPERATION_RULES = {
 }
 
 
-# Rules of users' own, by class.
-_REGISTERED = {}
-
-
 def _find_rule(operation):
-    if has_rule(operation):
-        return _REGISTERED[type(operation)]
+    if own_rules.has_rule(operation):
+        return own_rules.find_rule(operation)
     if type(operation) in _LAYER_RULES:
         return _LAYER_RULES[type(operation)]
     if keras_compat.is_stock_operation(operation):

@@ -7,7 +7,7 @@ import keras
 
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
-from keras_plasticity.graph import rules
+from keras_plasticity.graph import own_rules
 from keras_plasticity.layers.activations import AdaLin
 from keras_plasticity.layers.activations import ConcatenatedActivation
 from keras_plasticity.layers.activations import Rational
@@ -428,7 +428,7 @@ def _has_calls_to_see(operation):
         return False
     if isinstance(operation, PlasticLayer):
         return False
-    if isinstance(operation, _WITH_RULES) or rules.has_rule(operation):
+    if isinstance(operation, _WITH_RULES) or own_rules.has_rule(operation):
         return False
     if any(
         isinstance(part, PlasticLayer)

@@ -4,14 +4,14 @@ import pytest
 from keras import ops
 
 from keras_plasticity import graph
-from keras_plasticity.graph import rules
+from keras_plasticity.graph import own_rules
 from keras_plasticity.layers import Dense
 from keras_plasticity.models import make_plastic
 
 
 @pytest.fixture(autouse=True)
 def _no_rules(monkeypatch):
-    monkeypatch.setattr(rules, "_REGISTERED", {})
+    monkeypatch.setattr(own_rules, "_REGISTERED", {})
 
 
 class _Reversed(keras.layers.Layer):
