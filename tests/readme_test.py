@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import tomllib
 
 import keras
 import numpy as np
@@ -109,3 +110,20 @@ def test_write_your_own_method(capsys):
     optimizers = keras_plasticity.optimizers
     for name in ("mark", "num_due", "choose", "add_state", "observe"):
         assert callable(getattr(optimizers.UnitResetOptimizer, name))
+
+
+def test_what_is_installed_without_tensorflow():
+    root = os.path.dirname(_README)
+    with open(os.path.join(root, "pyproject.toml"), "rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    reads_data = ("tensorflow", "importlib_resources")
+    needed = {
+        line
+        for line in project["dependencies"] + extras["jax"] + extras["figures"]
+        if not line.startswith(reads_data)
+    }
+    with open(_README, encoding="utf-8") as file:
+        section = file.read().split("\n### Without TensorFlow\n")[1]
+    (command,) = re.findall(r"\.venv/bin/pip install (\".*)", section)
+    assert set(re.findall(r'"(.*?)"', command)) == needed
