@@ -50,7 +50,7 @@ def test_plastic_layers():
         (
             "between unit and consumer",
             _layers_with(
-                rules._elementwise,
+                rules.keep_units,
                 rules._activation,
                 rules._concatenated_activation,
             ),
