@@ -210,6 +210,9 @@ def test_all_that_a_step_does(case, transfer_mean):
     model.compile(
         optimizer, "mse", run_eagerly=keras.backend.backend() == "tensorflow"
     )
+    # Without this, TensorFlow makes its first forward pass before the optimizer
+    # knows which features have a mean in common.
+    optimizer.build(model.trainable_variables)
     value, output = attention._value_dense, attention._output_dense
     rng = np.random.default_rng(5)
     replaced = []

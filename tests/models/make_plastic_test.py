@@ -675,7 +675,7 @@ def test_keras_hub(make):
     model.compile(
         ContinualBackprop(
             keras.optimizers.Adam(0.01),
-            replacement_rate=0.1,
+            replacement_rate=0.2,
             maturity_threshold=0,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
