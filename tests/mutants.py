@@ -79,6 +79,7 @@ _MORE_TESTS = {
         "tests/optimizers/continual_backprop_test.py",
     ],
     "models": ["tests/docstrings_test.py", "tests/nested_models_test.py"],
+    "native": ["tests/conformance_test.py"],
     "optimizers": [
         "tests/method_traces",
         "tests/seeds_test.py",
@@ -110,6 +111,8 @@ def draw(number: int, seed: int, folder=None) -> list[dict]:
         replaced there (`old`, `new`), the whole file (`source`, `before`).
     """
     other = {*_BACKENDS} - {keras.backend.backend()}
+    if "jax" in other:
+        other.add("optax")
     folders = collections.defaultdict(list)
     for path in sorted((ROOT / _PACKAGE).rglob("*.py")):
         if path.stem.split("_")[0] in other or path.stem == "version":
