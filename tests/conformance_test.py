@@ -16,17 +16,7 @@ def run_trace(trace):
         n for n in traces.NAMES if check.load(n)["config"] == trace["config"]
     ]
     golden = golden_traces_test.Trace(name)
-    model, optimizer, loss = golden.build()
-    recorder = golden_traces_test.Recorder()
-    model.compile(optimizer, loss)
-    model.fit(
-        golden.inputs(),
-        golden.targets(),
-        batch_size=golden.config["batch"],
-        shuffle=False,
-        verbose=0,
-        callbacks=[recorder],
-    )
+    model, _, recorder = golden_traces_test.fit(golden)
     results = {}
     for i in range(len(recorder.ages[0])):
         results[f"replaced_{i}"] = np.stack([a[i] for a in recorder.ages]) == 0

@@ -185,6 +185,22 @@ def _assert_final_weights(model, trace):
             )
 
 
+def fit(trace, data_format="channels_last"):
+    """Repeats a run by `fit`: the model, its optimizer and a `Recorder`."""
+    model, optimizer, loss = trace.build(data_format)
+    recorder = Recorder()
+    model.compile(optimizer=optimizer, loss=loss)
+    model.fit(
+        trace.inputs(),
+        trace.targets(),
+        batch_size=trace.config["batch"],
+        shuffle=False,
+        verbose=0,
+        callbacks=[recorder],
+    )
+    return model, optimizer, recorder
+
+
 @pytest.mark.parametrize(
     ("name", "data_format"),
     [
@@ -199,17 +215,7 @@ def _assert_final_weights(model, trace):
 )
 def test_fit(name, data_format):
     trace = Trace(name)
-    model, optimizer, loss = trace.build(data_format)
-    recorder = Recorder()
-    model.compile(optimizer=optimizer, loss=loss)
-    model.fit(
-        trace.inputs(),
-        trace.targets(),
-        batch_size=trace.config["batch"],
-        shuffle=False,
-        verbose=0,
-        callbacks=[recorder],
-    )
+    model, optimizer, recorder = fit(trace, data_format)
     recorder.assert_follows(trace)
     _assert_final_weights(model, trace)
     assert (

@@ -53,8 +53,14 @@ class SuiteProblem:
     reads_data: bool = True
 
 
-def _mnist_sizes(published_tasks):
-    return {
+_PERMUTED_MNIST = SuiteProblem(
+    "Online Permuted MNIST",
+    "online_permuted_mnist.py",
+    # Around the authors' 0.001 to 0.01, and 3e-5 to 1e-4.
+    Range(5e-4, 3e-2, log=True),
+    Range(3e-5, 3e-3, log=True),
+    {"nodiagnostics": "true"},
+    {
         "minutes": Size(
             {
                 "num_tasks": "20",
@@ -73,14 +79,13 @@ def _mnist_sizes(published_tasks):
             report_seeds=10,
         ),
         "published": Size(
-            {"num_tasks": str(published_tasks)},
+            {"num_tasks": "800"},
             num_settings=12,
             tuning_seeds=2,
             report_seeds=10,
         ),
-    }
-
-
+    },
+)
 PROBLEMS = {
     "slowly_changing_regression": SuiteProblem(
         "Slowly-Changing Regression",
@@ -97,22 +102,11 @@ PROBLEMS = {
         },
         reads_data=False,
     ),
-    "online_permuted_mnist": SuiteProblem(
-        "Online Permuted MNIST",
-        "online_permuted_mnist.py",
-        # Around the authors' 0.001 to 0.01, and 3e-5 to 1e-4.
-        Range(5e-4, 3e-2, log=True),
-        Range(3e-5, 3e-3, log=True),
-        {"nodiagnostics": "true"},
-        _mnist_sizes(800),
-    ),
-    "label_permuted_mnist": SuiteProblem(
-        "Label-permuted MNIST",
-        "online_permuted_mnist.py",
-        Range(5e-4, 3e-2, log=True),
-        Range(3e-5, 3e-3, log=True),
-        {"nodiagnostics": "true", "permute": "labels"},
-        _mnist_sizes(800),
+    "online_permuted_mnist": _PERMUTED_MNIST,
+    "label_permuted_mnist": dataclasses.replace(
+        _PERMUTED_MNIST,
+        title="Label-permuted MNIST",
+        flags={**_PERMUTED_MNIST.flags, "permute": "labels"},
     ),
     "continual_imagenet": SuiteProblem(
         "Continual ImageNet",
