@@ -216,7 +216,7 @@ def run_plan(
                 if report_seeds is not None:
                     driver.report(executor, report_seeds)
         except _Interrupted:
-            pass
+            pass  # `end` tells of it, and ends the process.
         driver.end(to_resume)
     return log.table.rows
 
