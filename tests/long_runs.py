@@ -65,8 +65,10 @@ class LongRun:
         units.age.assign(np.full(units.size, float(min(updates, _LARGEST_AGE))))
         units.num_updates.assign(updates)
         units.num_replaced.assign(math.floor(self.due))
-        count = digits_of(self.due % 1, units.count.shape[0], units.rate_base)
-        units.count.assign(np.asarray(count, "int32"))
+        optimizer = self.optimizer
+        count = optimizer._count
+        digits = digits_of(self.due % 1, count.shape[0], optimizer._rate_base)
+        count.assign(np.asarray(digits, "int32")[:, None])
         # What the update before has left for the next one.
         step_size = self.optimizer.step_size(units.age.value + 1.0)
         for outgoing in units.outgoing:

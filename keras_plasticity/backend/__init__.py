@@ -30,6 +30,8 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
+- `count_true(masks)`: int32 tensor, how many entries of each of a list of
+  boolean vectors are true.
 - `identity(inputs, values, backward)`: returns `inputs`, with a backward pass
   of its own: `backward(upstream, inputs, values)` returns a tuple of the
   gradient of `inputs` and of those of `values`, a list of tensors. (Keras'
@@ -96,6 +98,7 @@ assign_whole = _active.assign_whole
 column_magnitudes = _active.column_magnitudes
 compiled = _active.compiled
 compute_now = _active.compute_now
+count_true = _active.count_true
 gradients = _active.gradients
 hessian_vector_product = _active.hessian_vector_product
 identity = _active.identity

@@ -12,6 +12,9 @@ from keras_plasticity.backend import slices
 # With this one and larger ones quotients of an int32 are below 2**22, where
 # float32 is exact to a quarter.
 _SMALLEST_DIVISOR = 2**9
+# The largest array in which a CPU writes a part by a selection. Those of
+# learners side by side are smaller.
+_MOST_SELECTED = 2**12
 
 
 def no_gradient():
@@ -124,11 +127,28 @@ def assign_part(variable, shape, axes, indices, value):
     if obeys:
         part = jax.lax.dynamic_slice(whole, starts, sizes)
         value = jnp.where(selection.condition, value, part)
-    new = jax.lax.dynamic_update_slice(whole, value, starts)
+    if platform() == "cpu" and whole.size <= _MOST_SELECTED:
+        new = _written_by_selection(whole, value, starts)
+    else:
+        new = jax.lax.dynamic_update_slice(whole, value, starts)
     variable.assign(jnp.reshape(new, old.shape))
     if obeys:
         new = keras.ops.convert_to_tensor(variable)
         selection.selected[id(variable)] = new
+
+
+def _written_by_selection(whole, part, starts):
+    """Writes a part of an array, without the operation that is made for it.
+
+    Learners side by side have each an index of its own, of which JAX makes a
+    scatter. It cannot be part of a larger kernel on a CPU.
+    """
+    is_written = True
+    for axis, size in enumerate(part.shape):
+        if size < whole.shape[axis]:
+            index = jax.lax.broadcasted_iota("int32", whole.shape, axis)
+            is_written &= index == starts[axis]
+    return jnp.where(is_written, part, whole)
 
 
 def assign_whole(variable, value):
@@ -140,6 +160,22 @@ def add_to_rows(variable, columns, amount):
     old = keras.ops.convert_to_tensor(variable)
     rows = jnp.arange(old.shape[0])
     variable.assign(old.at[rows, columns].add(amount))
+
+
+def count_true(masks):
+    """See `keras_plasticity.backend`.
+
+    XLA makes two kernels of a sum on a CPU, for each vector. So there they lie
+    side by side, and a product with ones sums all of them.
+    """
+    longest = max(mask.shape[0] for mask in masks)
+    if platform() != "cpu" or len(masks) == 1 or longest >= 2**24:
+        return jnp.stack([jnp.sum(mask, dtype="int32") for mask in masks])
+    rows = [
+        jnp.pad(mask.astype("float32"), (0, longest - mask.shape[0]))
+        for mask in masks
+    ]
+    return (jnp.stack(rows) @ jnp.ones(longest)).astype("int32")
 
 
 def window(vector, start, size):

@@ -170,6 +170,12 @@ def _on_this_replica(variable):
     return copies[replica % len(copies)]
 
 
+def count_true(masks):
+    """See `keras_plasticity.backend`."""
+    counts = [tf.reduce_sum(tf.cast(mask, tf.int32)) for mask in masks]
+    return tf.stack(counts)
+
+
 def window(vector, start, size):
     """See `keras_plasticity.backend`."""
     return keras.ops.slice(vector, start, (size,))

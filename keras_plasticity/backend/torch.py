@@ -126,6 +126,12 @@ def add_to_rows(variable, columns, amount):
     variable.value[rows, columns.long()] += amount
 
 
+def count_true(masks):
+    """See `keras_plasticity.backend`."""
+    counts = [torch.sum(mask, dtype=torch.int32) for mask in masks]
+    return torch.stack(counts)
+
+
 def window(vector, start, size):
     """See `keras_plasticity.backend`."""
     if not _tracing.is_on:

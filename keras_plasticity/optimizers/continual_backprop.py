@@ -61,63 +61,57 @@ def _check_utility(name, value):
 
 
 class _ReplacementRate(Hyperparameter):
-    """Each layer has the digits of the rate that its size allows."""
+    """It is held in digits, of which the largest layer says how long they are.
+
+    All layers share them, so that one short computation counts the units due
+    in all of them.
+    """
 
     def build(self, optimizer):
-        pass
+        pass  # Not before the layers are known.
 
-    def build_for(self, optimizer, units):
-        """Adds the variables of one layer."""
-        value = optimizer.replacement_rate
+    def build_for(self, optimizer, sizes):
+        """Adds the variables.
+
+        Args:
+            optimizer: `ContinualBackprop`.
+            sizes: List of the numbers of units of the layers.
+        """
+        value = Setting.__get__(self, optimizer)
         rate = 0.0 if isinstance(value, Schedule) else value
-        _, fraction, units.rate_base = functional.count_digits(rate, units.size)
-        # A layer of more units has shorter digits: see `count_digits`.
-        places = len(str(units.rate_base)) - 1
+        largest = max(sizes, default=1)
+        _, fraction, base = functional.count_digits(rate, largest)
+        places = len(str(base)) - 1
         size = max(math.ceil(_FEWEST_PLACES / places), len(fraction))
-        units.count = units.add_variable("count", (size,), "int32")
-        if not isinstance(value, Schedule):
-            units.rate_digits = units.add_variable(
-                "rate_digits",
-                (1 + size,),
-                "int32",
-                lambda shape, dtype: ops.convert_to_tensor(
-                    self._digits(units, value), dtype
-                ),
-            )
+        # The fraction of a unit that each layer carries.
+        optimizer._count = optimizer.add_variable(
+            (size, len(sizes)), dtype="int32", initializer="zeros", name="count"
+        )
+        optimizer._rate_base = base
+        optimizer._largest = largest
+        super().build(optimizer)
 
-    def _digits(self, units, value):
-        """The whole number, and the digits after it, that fit."""
-        whole, digits, _ = functional.count_digits(value, units.size)
-        size = units.count.shape[0]
+    def encode(self, optimizer, value):
+        # The whole number, and the digits after it, that fit.
+        whole, digits, _ = functional.count_digits(value, optimizer._largest)
+        size = optimizer._count.shape[0]
         digits = [*digits, *[0] * size][:size]
         return np.asarray([whole, *digits], "int32")
 
-    def variable(self, optimizer):
-        for units in optimizer.hidden:
-            return getattr(units, "rate_digits", None)
-        return None
-
-    def encode(self, optimizer, value):
-        return self._digits(optimizer.hidden[0], value)
-
     def decode(self, optimizer, array):
-        base = optimizer.hidden[0].rate_base
+        base = optimizer._rate_base
         digits = enumerate(map(int, array))
         return float(sum(Fraction(digit, base**i) for i, digit in digits))
 
-    def assign(self, optimizer, value):
-        for units in optimizer.hidden:
-            units.rate_digits.assign(self._digits(units, value))
-
-    def digits_now(self, optimizer, units):
+    def digits_now(self, optimizer):
         """The rate in a step, as `functional.advance_count` takes it."""
-        base, size = units.rate_base, units.count.shape[0]
-        rate = Setting.__get__(self, optimizer)
-        if not isinstance(rate, Schedule):
-            whole, *fraction = ops.unstack(units.rate_digits.value, 1 + size)
+        base, size = optimizer._rate_base, optimizer._count.shape[0]
+        rate = self.now(optimizer)
+        if not isinstance(Setting.__get__(self, optimizer), Schedule):
+            whole, *fraction = ops.unstack(rate, 1 + size)
             return whole, fraction, base
         # A decimal number just below itself in float32 gets its digits.
-        rest = ops.clip((1.0 + 1e-7) * rate(optimizer.iterations), 0.0, 1.0)
+        rest = ops.clip((1.0 + 1e-7) * rate, 0.0, 1.0)
         digits = []
         for scale in [1.0] + size * [float(base)]:
             rest = rest * scale
@@ -204,7 +198,7 @@ class ContinualBackprop(UnitResetOptimizer):
     - [Dohare et al., 2024](https://doi.org/10.1038/s41586-024-07711-7)
     """
 
-    replacement_rate = _ReplacementRate(_check_rate, schedules=True)
+    replacement_rate = _ReplacementRate(_check_rate, "int32", schedules=True)
     maturity_threshold = Hyperparameter(_check_maturity_threshold)
     decay_rate = DecayRate()
     utility = Setting(_check_utility)
@@ -244,8 +238,14 @@ class ContinualBackprop(UnitResetOptimizer):
         if self.transfer_mean:
             for outgoing in units.outgoing:
                 outgoing.consumer.check_folds_constants(units.layer)
-        type(self).replacement_rate.build_for(self, units)
-        units.waiting = units.add_variable("waiting", (), "int32")
+
+    def _add_network_state(self):
+        sizes = [units.size for units in self.hidden]
+        type(self).replacement_rate.build_for(self, sizes)
+        self._waiting = self.add_variable(
+            (len(sizes),), dtype="int32", initializer="zeros", name="waiting"
+        )
+        self._network_variables = [self._count, self._waiting]
 
     def update_statistics(self, units):
         units.mean_activation.assign(
@@ -292,24 +292,47 @@ class ContinualBackprop(UnitResetOptimizer):
             return None
         return int(Fraction(repr(rate)) * units.size) + 1
 
+    @property
+    def _counts_together(self):
+        return type(self).num_due is ContinualBackprop.num_due
+
+    @property
+    def _counts_together(self):
+        return type(self).num_due is ContinualBackprop.num_due
+
     def num_due(self, units):
+        (due,) = self._nums_due([units], [True])
+        return due
+
+    def _nums_due(self, hidden, took_part):
+        took_part = {id(units): part for units, part in zip(hidden, took_part)}
         threshold = self.now("maturity_threshold")
-        mature = ops.cast(units.age.value > threshold, "int32")
+
+        def is_mature(units):
+            part = took_part.get(id(units), False)
+            if part is False:
+                return ops.zeros((units.size,), "bool")
+            mature = units.age.value > threshold
+            return mature if part is True else ops.logical_and(mature, part)
+
+        mature = backend.count_true([is_mature(units) for units in self.hidden])
         due, count = functional.advance_count(
-            units.count.value,
-            ops.sum(mature),
-            type(self).replacement_rate.digits_now(self, units),
+            self._count.value,
+            mature,
+            type(self).replacement_rate.digits_now(self),
         )
-        units.count.assign(count)
-        most = self._room(units)
-        if most is None or not backend.avoids_branches():
-            return due
-        # A rate that was raised after the step was compiled: units for which
-        # it has no room wait.
-        due = due + units.waiting.value
-        now = ops.minimum(due, ops.minimum(ops.sum(mature), most))
-        units.waiting.assign(ops.minimum(due - now, units.size))
-        return now
+        self._count.assign(count)
+        bounds = [self._room(units) for units in self.hidden]
+        if None not in bounds and backend.avoids_branches():
+            # A rate that was raised after the step was compiled: units for
+            # which it has no room wait.
+            due = due + self._waiting.value
+            now = ops.minimum(due, ops.minimum(mature, bounds))
+            sizes = [units.size for units in self.hidden]
+            self._waiting.assign(ops.minimum(due - now, sizes))
+            due = now
+        due = ops.unstack(due, len(self.hidden))
+        return [due[self.hidden.index(units)] for units in hidden]
 
     def choose(self, units):
         return functional.least_useful_unit(

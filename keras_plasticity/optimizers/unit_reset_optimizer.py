@@ -129,6 +129,10 @@ class UnitResetOptimizer(OptimizerWrapper):
     # next layer are updated.
     _goes_layer_by_layer = False
 
+    # Whether the units due are counted for all layers at once, by `_nums_due`,
+    # once the statistics of all are updated.
+    _counts_together = False
+
     # Hyper-parameters that `choose` reads: a loop on JAX carries what it reads,
     # and is faster the less it is.
     _chosen_by: tuple[str, ...] = ()
@@ -153,6 +157,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         self._update_gradients = UpdateGradients()
         self._has_warned = False
         self._numbers_due = None
+        self._network_variables: list[keras.Variable] = []
 
     @property
     def hidden(self) -> list[HiddenUnits]:
@@ -177,6 +182,13 @@ class UnitResetOptimizer(OptimizerWrapper):
         Args:
             units: `HiddenUnits`. A variable of `units.add_variable` may be
                 kept as an attribute of `units`.
+        """
+
+    def _add_network_state(self):
+        """Adds variables that all layers share, after those of each.
+
+        The layers are in `self.hidden`. Variables that an update reads or
+        assigns go to `self._network_variables`, too.
         """
 
     def update_statistics(self, units: HiddenUnits):
@@ -313,6 +325,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         if not self.reset_optimizer_state:
             slot_table = None
         self._network.build(self, slot_table)
+        self._add_network_state()
         self._update_gradients.build(
             self, self._network.weights_with_gradients()
         )
@@ -391,6 +404,7 @@ class UnitResetOptimizer(OptimizerWrapper):
                 is_update,
                 lambda: self._update(observations, gradients),
                 self._network.touched_variables()
+                + self._network_variables
                 + [self._seed_generator.state]
                 + self.hyperparameter_variables(),
             )
@@ -426,6 +440,9 @@ class UnitResetOptimizer(OptimizerWrapper):
             if self._goes_layer_by_layer:
                 self._replace([units])
         if not self._goes_layer_by_layer:
+            if self._counts_together:
+                took_part = [units.took_part for units in hidden]
+                self._note_due(hidden, took_part)
             self._replace(hidden)
         self._network.set_next_centers()
         self._network.take_in_gradients({})
@@ -435,7 +452,27 @@ class UnitResetOptimizer(OptimizerWrapper):
         units.age.assign(units.age.value + 1.0)
         units.num_updates.assign_add(1)
         self.update_statistics(units)
-        return self.num_due(units)
+        return 0 if self._counts_together else self.num_due(units)
+
+    def _note_due(self, hidden, took_part):
+        """Counts how many units of each layer are due."""
+        nums_due = self._nums_due(hidden, took_part)
+        for units, due in zip(hidden, nums_due):
+            units.due = due
+
+    def _nums_due(self, hidden, took_part):
+        """How many units of each of some layers are due.
+
+        Args:
+            hidden: List of `HiddenUnits`.
+            took_part: List of whether each took part in this update: booleans
+                or boolean tensors. A method with `_counts_together` obeys it.
+
+        Returns:
+            List of what `num_due` returns.
+        """
+        del took_part
+        return [self.num_due(units) for units in hidden]
 
     def observe(self, model: keras.Model, x: Any) -> list[HiddenUnits]:
         """Observes a batch of examples outside of training.
@@ -477,8 +514,7 @@ class UnitResetOptimizer(OptimizerWrapper):
         Args:
             hidden: List of `HiddenUnits`, in the order of the model.
         """
-        for units in hidden:
-            units.due = self.num_due(units)
+        self._note_due(hidden, [True] * len(hidden))
         self._replace(hidden)
 
     @contextlib.contextmanager
@@ -524,7 +560,18 @@ class UnitResetOptimizer(OptimizerWrapper):
         if not hidden:
             return
         if not backend.avoids_branches():
-            self._replace_all(hidden)
+            if len(hidden) == 1:
+                self._replace_all(hidden)
+                return
+            is_any_due = sum(units.due for units in hidden) > 0
+            backend.repeat(
+                ops.cast(is_any_due, "int32"),
+                lambda: self._replace_all(hidden),
+                each_once(
+                    [v for units in hidden for v in units.touched_variables()]
+                    + self._read_variables()
+                ),
+            )
             return
         bounds = [self._room(units) for units in hidden]
         if all(most is not None and most <= _MOST_LOOKED_AT for most in bounds):

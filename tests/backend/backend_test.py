@@ -27,7 +27,18 @@ def test_repeat_runs_the_body_so_often(times):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((5,), 0), ((3, 4), 0), ((3, 4), 1), ((2, 3, 4), 1)]
+    ("shape", "axis"),
+    # A large array is written in another way than a small one.
+    [
+        ((5,), 0),
+        ((3, 4), 0),
+        ((3, 4), 1),
+        ((2, 3, 4), 1),
+        ((5000,), 0),
+        ((70, 80), 0),
+        ((70, 80), 1),
+        ((20, 30, 40), 1),
+    ],
 )
 def test_assign_part_writes_one_row_or_column(shape, axis):
     before = np.arange(np.prod(shape), dtype="float32").reshape(shape)
@@ -167,6 +178,16 @@ def test_gradients_change_nothing():
         grad = getattr(variable.value, "grad", None)
         if value is not None:
             np.testing.assert_array_equal(to_numpy(grad), value)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (7,), (3, 3), (40, 2, 100)])
+def test_count_true(sizes):
+    rng = np.random.default_rng(sum(sizes))
+    masks = [rng.random(size) < 0.5 for size in sizes]
+    masks[0][:] = True
+    counts = backend.count_true([ops.convert_to_tensor(m) for m in masks])
+    assert keras.backend.standardize_dtype(counts.dtype) == "int32"
+    assert to_numpy(counts).tolist() == [int(mask.sum()) for mask in masks]
 
 
 def test_quotient():

@@ -45,7 +45,7 @@ def _built(size):
 )
 def test_units_due_are_exact_however_the_rate_changes(size, updates):
     _, optimizer, units = _built(size)
-    units.count.assign(0 * to_numpy(units.count))
+    optimizer._count.assign(0 * to_numpy(optimizer._count))
     exact, due = Fraction(0), 0
     for rate, mature in updates:
         optimizer.replacement_rate = rate
@@ -55,8 +55,8 @@ def test_units_due_are_exact_however_the_rate_changes(size, updates):
         due += int(optimizer.num_due(units))
         exact += Fraction(repr(rate)) * min(mature, size)
         assert due == math.floor(exact)
-    left = enumerate(to_numpy(units.count).tolist(), start=1)
-    left = sum(Fraction(digit, units.rate_base**i) for i, digit in left)
+    left = enumerate(to_numpy(optimizer._count)[:, 0].tolist(), start=1)
+    left = sum(Fraction(digit, optimizer._rate_base**i) for i, digit in left)
     assert left == exact - due
 
 
@@ -72,6 +72,6 @@ def test_the_precision_of_a_programs_decimals_does_not_matter():
     with decimal.localcontext(prec=2):
         optimizer.replacement_rate = 0.123456789
         assert optimizer.most_due(units) == 1
-        array = to_numpy(units.rate_digits)
         setting = ContinualBackprop.replacement_rate
+        array = to_numpy(setting.variable(optimizer))
         assert setting.decode(optimizer, array) == 0.123456789

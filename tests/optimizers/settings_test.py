@@ -138,7 +138,6 @@ def _state(model):
         to_numpy(variable)
         for variable in model.weights + model.optimizer.variables
         if not any(variable is setting for setting in settings)
-        and not variable.name.endswith("rate_digits")
     ]
 
 

@@ -215,7 +215,7 @@ def test_a_rate_that_was_raised_far(monkeypatch):
     model.fit(x, y, batch_size=4, epochs=10, verbose=0)
     # One in every update, and no more wait than there are.
     assert [n - b for n, b in zip(num_replaced(model), before)] == [100, 100]
-    waiting = [int(to_numpy(units.waiting)) for units in optimizer.hidden]
+    waiting = to_numpy(optimizer._waiting).tolist()
     assert waiting == [100, 100]
     for layer in model.layers[:-1]:
         assert to_numpy(layer.age).min() >= 0

@@ -196,7 +196,7 @@ _IN_THE_PROGRAM = {
     "digits of a rate": (
         dict(wrapper=dict(replacement_rate=0.5)),
         dict(wrapper=dict(replacement_rate=1.2345678901234567e-11)),
-        r"the shape or type of `.*count`, \(\(3,\), 'int32'\) and \(\(4,\)",
+        r"the shape or type of `.*count`, \(\(3, 2\), 'int32'\) and \(\(4, 2\)",
     ),
     "a momentum or none": (
         dict(wrapper={}, optimizer=partial(SGD, 0.1, momentum=0.0)),
