@@ -868,6 +868,8 @@ _optimizer(
     decay_rate=0.5,
     seed=0,
     exclude=("bias",),
+    initializer="he_uniform",
+    words={"initializer": ("replacement",)},
 )
 _optimizer(
     "ReGraMa",

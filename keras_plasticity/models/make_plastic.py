@@ -210,12 +210,13 @@ def _add_projections(attention, wanted):
     projections = keras_compat.projections(attention)
     if wanted.keys().isdisjoint(map(id, projections.values())):
         return
-    attention.replaceable = [
+    names = [
         name
         for name, projection in projections.items()
         if wanted.setdefault(id(projection), False)
     ]
     keras_compat.change_class(attention, _ATTENTION[type(attention)])
+    attention.replaceable = names
 
 
 def _choose(model, inputs, candidates):

@@ -4,6 +4,8 @@ import math
 
 import keras
 
+from keras_plasticity.validation import check_deserialized
+
 # Initializers whose elements are independent and equally distributed whatever
 # the shape, so that a part of a weight can be drawn alone.
 _SHAPE_FREE = (
@@ -25,6 +27,22 @@ _VARIANCE_SCALING = (
 )
 # Standard deviation of a unit normal cut off at two standard deviations.
 _TRUNCATED_STDDEV = 0.87962566103423978
+
+
+def check_optional_initializer(name, value):
+    """Checks an argument that is a Keras initializer or `None`.
+
+    Args:
+        name: String.
+        value: The argument.
+
+    Returns:
+        Keras initializer, or `None`.
+    """
+    rule = "`None`, a Keras initializer or the name of one"
+    return check_deserialized(
+        name, value, keras.initializers.get, rule, optional=True
+    )
 
 
 class PartInitializer:
