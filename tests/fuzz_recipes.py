@@ -856,6 +856,9 @@ _optimizer(
     score_updates=2,
     seed=0,
     outgoing="random",
+    new_weights="initial",
+    shared_weights="incoming",
+    reset_bias_slots=True,
     words={"period": ("score_updates",)},
 )
 _optimizer(

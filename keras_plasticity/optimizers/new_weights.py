@@ -1,4 +1,4 @@
-"""Draws of one unit's weights from a layer's own initializer."""
+"""New weights of one unit: draws from a layer's own initializer, or others."""
 
 import math
 
@@ -118,6 +118,25 @@ class PartInitializer:
         """
         whole = self._initializer(self._shape, dtype=dtype)
         return keras.ops.convert_to_tensor(whole)
+
+
+class InitialPart:
+    """Returns the values that one unit's part of a weight once had.
+
+    It is called as a `PartInitializer` is.
+
+    Args:
+        values: `keras.Variable` of the weight's shape.
+    """
+
+    def __init__(self, values):
+        self._values = values
+
+    def __call__(self, view, index, dtype=None):
+        return view.take_from(self.draw_whole(dtype), index)
+
+    def draw_whole(self, dtype=None):
+        return keras.ops.convert_to_tensor(self._values, dtype)
 
 
 def _counts_columns(view):

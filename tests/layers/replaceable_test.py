@@ -76,7 +76,9 @@ def test_the_next_optimizer_may_find_another():
 @pytest.mark.parametrize("value", ["no", 1, None])
 def test_it_is_a_boolean(value):
     layer = layers.Dense(3)
-    with pytest.raises(ValueError, match="`replaceable` must be `True` or `False`"):
+    with pytest.raises(
+        ValueError, match="`replaceable` must be `True` or `False`"
+    ):
         layer.replaceable = value
     assert layer.replaceable
 

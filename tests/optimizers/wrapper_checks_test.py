@@ -208,6 +208,8 @@ ROWS = [
             "reset_optimizer_state": False,
             "seed": 9,
             "outgoing": "random",
+            "new_weights": "initial",
+            "shared_weights": "incoming",
         },
         needs_plastic=True,
     ),
