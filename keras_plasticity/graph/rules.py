@@ -519,6 +519,7 @@ _NORMALIZATIONS = (
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
+    layers.BatchNormalization,
     layers.OnlineNormalization,
 )
 
