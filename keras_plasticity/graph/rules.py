@@ -537,6 +537,8 @@ _PLASTIC_NAMES = {
     getattr(keras.layers, name): name
     for name in layers.__all__
     if hasattr(keras.layers, name)
+    # Not a batch normalization, which has no units of its own.
+    and hasattr(getattr(layers, name), "replaceable")
 }
 _LAYER_RULES = {
     **dict.fromkeys(

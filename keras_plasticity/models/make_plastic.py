@@ -14,6 +14,8 @@ _PLASTIC_CLASSES = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
     if hasattr(keras.layers, name)
+    # Not a batch normalization, which has no units of its own.
+    and hasattr(getattr(layers, name), "replaceable")
 }
 # Layers whose sublayers become plastic, all or none.
 _ATTENTION = {
