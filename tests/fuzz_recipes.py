@@ -879,7 +879,6 @@ _optimizer(
     seed=0,
     exclude=("bias",),
     initializer="he_uniform",
-    words={"initializer": ("replacement",)},
 )
 _optimizer(
     "ReGraMa",

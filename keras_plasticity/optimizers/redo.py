@@ -107,11 +107,11 @@ class ReDo(DormantUnitResets):
             counts as whose both ends are replaced at once. Defaults to
             `"outgoing"`.
         reset_bias_slots: Boolean, whether the slots of biases begin anew as
-            those of kernels do. Defaults to `False`.
+            those of kernels do. Of no use with `reset_optimizer_state=False`.
+            Defaults to `False`.
 
     Raises:
-        ValueError: If an argument is out of range, or if there is
-            `reset_bias_slots=True` with `reset_optimizer_state=False`.
+        ValueError: If an argument is out of range.
 
     Example:
 
@@ -160,12 +160,6 @@ class ReDo(DormantUnitResets):
         self.new_weights = new_weights
         self.shared_weights = shared_weights
         self.reset_bias_slots = reset_bias_slots
-        if self.reset_bias_slots and not self.reset_optimizer_state:
-            raise ValueError(
-                "`reset_bias_slots=True` says that slots of biases begin anew, "
-                "and `reset_optimizer_state=False` that no slots do. Leave one "
-                "of the two out."
-            )
 
     @property
     def draws_outgoing(self):

@@ -111,12 +111,11 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             `()`.
         name: String, the optimizer's name.
         initializer: Keras initializer or the name of one, of the new values of
-            kernels. Defaults to `None`: the normal distribution. It cannot be
-            combined with `replacement="mean"`.
+            kernels. Of no use with `replacement="mean"`. Defaults to `None`:
+            the normal distribution.
 
     Raises:
-        ValueError: If an argument is out of range, or if there is an
-            `initializer` with `replacement="mean"`.
+        ValueError: If an argument is out of range.
 
     Example:
 
@@ -165,12 +164,6 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         self.decay_rate = decay_rate
         self.seed = seed
         self.initializer = initializer
-        if self.initializer is not None and self.replacement == "mean":
-            raise ValueError(
-                "`initializer` draws new values, and with `replacement='mean'` "
-                "none are drawn. Leave one of the two out. Received: "
-                f"initializer={initializer!r}, replacement='mean'"
-            )
         self._seed_generator = self.add_seed_generator(seed)
         # By the ids of weights.
         self._means = {}

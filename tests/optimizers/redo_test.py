@@ -299,15 +299,6 @@ def test_bad_choice(name, values):
         ReDo(keras.optimizers.SGD(), **{name: "one"})
 
 
-def test_slots_of_biases_alone():
-    with pytest.raises(ValueError, match="`reset_bias_slots=True` says that"):
-        ReDo(
-            keras.optimizers.SGD(),
-            reset_bias_slots=True,
-            reset_optimizer_state=False,
-        )
-
-
 def test_bad_outgoing():
     with pytest.raises(
         ValueError, match="`outgoing` must be 'zero' or 'random'.*one"

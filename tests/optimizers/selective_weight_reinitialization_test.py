@@ -274,10 +274,6 @@ def test_a_schedule():
         ({"period": 0}, "`period` must be a positive integer"),
         ({"decay_rate": 1}, r"`decay_rate` must be a number in \[0, 1\)"),
         ({"initializer": "even"}, "`initializer` must be `None`, a Keras init"),
-        (
-            {"initializer": "ones", "replacement": "mean"},
-            "`initializer` draws new values, and with `replacement='mean'`",
-        ),
     ],
 )
 def test_bad_settings(settings, message):

@@ -164,6 +164,7 @@ _REINITIALIZATION = Row(
         "utility": "magnitude",
         "rule": "proportional",
         "replacement": "mean",
+        "initializer": "he_uniform",
         "factor": 0.5,
         "period": 7,
         "decay_rate": 0.5,
@@ -210,6 +211,7 @@ ROWS = [
             "outgoing": "random",
             "new_weights": "initial",
             "shared_weights": "incoming",
+            "reset_bias_slots": True,
         },
         needs_plastic=True,
     ),
@@ -1561,7 +1563,8 @@ def _slots(optimizer, weight):
 def test_slots_of_replaced_units_begin_anew(row, inner):
     model = _make_model(row)
     inner = _INNER[inner]()
-    _train_until_replaced(row, model, row.make(inner))
+    optimizer = row.make(inner)
+    _train_until_replaced(row, model, optimizer)
     _, layer, reader = _layers(model)
     new = to_numpy(layer.age) == 0
     assert 0 < new.sum() < len(new)
@@ -1573,7 +1576,7 @@ def test_slots_of_replaced_units_begin_anew(row, inner):
         assert np.all(np.any(slot[~new], axis=1))
     for slot in _slots(inner, layer.bias):
         # ReDo leaves them as they are.
-        is_reset = "bias" in row.kind.slots_to_reset
+        is_reset = "bias" in optimizer.slots_to_reset
         assert np.any(slot[new]) == (not is_reset)
         assert np.all(slot[~new])
 
