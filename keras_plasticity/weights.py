@@ -15,6 +15,15 @@ def is_statistic(variable: keras.Variable) -> bool:
     return getattr(variable, "overwrite_with_gradient", False)
 
 
+def is_moving_statistic(variable: keras.Variable) -> bool:
+    """Whether a statistic belongs to what a model has learned.
+
+    That of `keras_plasticity.layers.BatchNormalization` does, and is averaged
+    or made anew together with weights. Others are only observed.
+    """
+    return getattr(variable, "is_moving_statistic", False)
+
+
 def weights_of(model: keras.Layer) -> list[keras.Variable]:
     """The trainable weights of a model: those of its plain twin.
 

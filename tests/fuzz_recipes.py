@@ -631,6 +631,13 @@ def _layer(name, shape, **arguments):
 
 
 _layer("Dense", (2, 3), units=4)
+RECIPES["layers.BatchNormalization"] = Recipe(
+    call=layers.BatchNormalization,
+    arguments={"momentum": _is(0.9)},
+    use=_call_layer((2, 3)),
+    fixed=("momentum",),
+    weight=0.2,
+)
 _layer("EinsumDense", (2, 5, 3), equation="abc,cd->abd", output_shape=(5, 4))
 _layer("Embedding", (2, 5), input_dim=3, output_dim=2)
 _layer("MultiHeadAttention", (2, 5, 3), num_heads=2, key_dim=2)
@@ -856,6 +863,9 @@ _optimizer(
     score_updates=2,
     seed=0,
     outgoing="random",
+    new_weights="initial",
+    shared_weights="incoming",
+    reset_bias_slots=True,
     words={"period": ("score_updates",)},
 )
 _optimizer(
@@ -868,6 +878,7 @@ _optimizer(
     decay_rate=0.5,
     seed=0,
     exclude=("bias",),
+    initializer="he_uniform",
 )
 _optimizer(
     "ReGraMa",

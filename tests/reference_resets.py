@@ -6,6 +6,7 @@ are means over lists of batches, histograms are lists of numbers, and a
 quantile is found by sorting them. Weights are mixed number by number.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -89,11 +90,15 @@ class _Resets:
     def after_resets(self):
         pass
 
+    def new_start(self, i, unit):
+        """The new incoming weights and the new bias of a unit."""
+        incoming = self.new_incoming(self.draws, len(self.network.kernels[i]))
+        self.draws += 1
+        return incoming, 0
+
     def _replace(self, i, unit):
         kernels, biases = self.network.kernels, self.network.biases
-        kernels[i][:, unit] = self.new_incoming(self.draws, len(kernels[i]))
-        self.draws += 1
-        biases[i][unit] = 0
+        kernels[i][:, unit], biases[i][unit] = self.new_start(i, unit)
         kernels[i + 1][unit] = 0
         for slot in self.kernel_optimizers[i].slots:
             slot[:, unit] = 0
@@ -105,16 +110,33 @@ class _Resets:
 
 
 class ReDo(_Resets):
-    last_layer_first = True
-    resets_bias_slots = False
-
-    def __init__(self, *args, threshold, period, score_updates):
+    def __init__(
+        self,
+        *args,
+        threshold,
+        period,
+        score_updates,
+        new_weights,
+        shared_weights,
+        reset_bias_slots,
+    ):
         super().__init__(*args)
         self.threshold = threshold
         self.period = period
         self.score_updates = score_updates
+        self.first = None
+        if new_weights == "initial":
+            self.first = copy.deepcopy(self.network)
+        # What comes last decides.
+        self.last_layer_first = shared_weights == "outgoing"
+        self.resets_bias_slots = reset_bias_slots
         self.batches = []
         self.scores = None
+
+    def new_start(self, i, unit):
+        if self.first is None:
+            return super().new_start(i, unit)
+        return self.first.kernels[i][:, unit], self.first.biases[i][unit]
 
     def choose(self, hidden, pre_activations):
         self.batches.append([np.abs(h).mean(axis=0) for h in hidden])

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_plasticity.graph import activations
 from keras_plasticity.seeds import derived_seed
+from keras_plasticity.weights import is_moving_statistic
 from keras_plasticity.weights import is_statistic
 from keras_plasticity.weights import weights_of
 
@@ -125,7 +126,11 @@ def check_alike(layer, new):
 
 def _state(layer):
     """What a layer has learned: no states of generators, no observations."""
-    return [v for v in layer.weights if not is_statistic(v)]
+    return [
+        variable
+        for variable in layer.weights
+        if not is_statistic(variable) or is_moving_statistic(variable)
+    ]
 
 
 def _shapes(variables):

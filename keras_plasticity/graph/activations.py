@@ -9,6 +9,7 @@ from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity.graph import trace
 from keras_plasticity.layers import activations
+from keras_plasticity.layers.batch_normalization import BatchNormalization
 from keras_plasticity.layers.injectable import Injectable
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 
@@ -27,6 +28,7 @@ _BEFORE_ACTIVATION = (
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
+    BatchNormalization,
     OnlineNormalization,
 )
 _ACTIVATION_LAYERS = {

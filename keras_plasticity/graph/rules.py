@@ -519,6 +519,7 @@ _NORMALIZATIONS = (
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
+    layers.BatchNormalization,
     layers.OnlineNormalization,
 )
 
@@ -536,6 +537,8 @@ _PLASTIC_NAMES = {
     getattr(keras.layers, name): name
     for name in layers.__all__
     if hasattr(keras.layers, name)
+    # Not a batch normalization, which has no units of its own.
+    and hasattr(getattr(layers, name), "replaceable")
 }
 _LAYER_RULES = {
     **dict.fromkeys(

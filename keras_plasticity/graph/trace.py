@@ -12,6 +12,7 @@ from keras_plasticity.layers.activations import AdaLin
 from keras_plasticity.layers.activations import ConcatenatedActivation
 from keras_plasticity.layers.activations import Rational
 from keras_plasticity.layers.activations import SmoothLeaky
+from keras_plasticity.layers.batch_normalization import BatchNormalization
 from keras_plasticity.layers.input_normalization import InputNormalization
 from keras_plasticity.layers.online_normalization import OnlineNormalization
 from keras_plasticity.layers.plastic_layer import PlasticLayer
@@ -25,6 +26,7 @@ _LENGTH = 5
 _WITH_RULES = (
     keras.layers.TimeDistributed,
     AdaLin,
+    BatchNormalization,
     ConcatenatedActivation,
     InputNormalization,
     OnlineNormalization,

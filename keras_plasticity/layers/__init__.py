@@ -14,6 +14,9 @@ from keras_plasticity.layers.attention import (
 from keras_plasticity.layers.attention import (
     MultiHeadAttention as MultiHeadAttention,
 )
+from keras_plasticity.layers.batch_normalization import (
+    BatchNormalization as BatchNormalization,
+)
 from keras_plasticity.layers.convolutional import Conv1D as Conv1D
 from keras_plasticity.layers.convolutional import (
     Conv1DTranspose as Conv1DTranspose,
@@ -59,6 +62,7 @@ from keras_plasticity.layers.recurrent import SimpleRNN as SimpleRNN
 
 __all__ = [
     "AdaLin",
+    "BatchNormalization",
     "CReLU",
     "ConcatenatedELU",
     "Conv1D",

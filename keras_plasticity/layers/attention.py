@@ -17,7 +17,20 @@ class PlasticAttention:
 
     def __init__(self, *args, replaceable=True, **kwargs):
         super().__init__(*args, **kwargs)
-        self.replaceable = _check_replaceable(replaceable)
+        self.replaceable = replaceable
+
+    @property
+    def replaceable(self):
+        """Whether units may be replaced, or a list of those that may."""
+        return self._replaceable
+
+    @replaceable.setter
+    def replaceable(self, value):
+        value = _check_replaceable(value)
+        if self.built:
+            for name, projection in keras_compat.projections(self).items():
+                projection.replaceable = _names(value, name)
+        self._replaceable = value
 
     # With the names by which Keras knows which shapes to give.
     def build(self, query_shape, value_shape, key_shape=None):
@@ -40,15 +53,20 @@ class PlasticAttention:
         Args:
             name: String, one of `keras_compat.projections`.
         """
-        if isinstance(self.replaceable, bool):
-            return self.replaceable and name in _REPLACEABLE
-        return name in self.replaceable
+        return _names(self.replaceable, name)
 
     def get_config(self):
         config = super().get_config()
         if self.replaceable is not True:
             config["replaceable"] = self.replaceable
         return config
+
+
+def _names(replaceable, name):
+    """Whether the argument `replaceable` has a projection among its own."""
+    if isinstance(replaceable, bool):
+        return replaceable and name in _REPLACEABLE
+    return name in replaceable
 
 
 def _check_replaceable(value):

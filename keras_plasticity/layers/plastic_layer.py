@@ -1,7 +1,9 @@
 """The base class of plastic layers."""
 
 import contextlib
+import gc
 import types
+import weakref
 
 import keras
 
@@ -32,13 +34,49 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
 
     # For layers whose class `make_plastic` changes: they never go through this
     # constructor.
-    replaceable = True
+    _replaceable = True
+    # The optimizers that were built on the layer, once it is built.
+    _optimizers = ()
     # Whether what calls the layer has seen to it that its inputs are observed.
     _is_observed = False
 
     def __init__(self, *args, replaceable=True, **kwargs):
         super().__init__(*args, **kwargs)
-        self.replaceable = validation.check_boolean("replaceable", replaceable)
+        self.replaceable = replaceable
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether the layer's units may be replaced."""
+        return self._replaceable
+
+    @replaceable.setter
+    def replaceable(self, value):
+        value = validation.check_boolean("replaceable", value)
+        if value != self._replaceable:
+            self._check_no_optimizer(value)
+        self._replaceable = value
+
+    def note_optimizer(self, optimizer):
+        """Notes that an optimizer was built on the layer as it is now.
+
+        Args:
+            optimizer: Optimizer, which is not kept alive.
+        """
+        self._optimizers.add(optimizer)
+
+    def _check_no_optimizer(self, replaceable):
+        if self._optimizers:
+            gc.collect()  # A model may have been compiled with a new one.
+        for optimizer in self._optimizers:
+            raise ValueError(
+                f"`replaceable` of layer '{self.name}' cannot change any more: "
+                f"a `{type(optimizer).__name__}` was built on the layer, with "
+                "what it remembers of the units of each replaceable layer, "
+                "and would go on as before. Set it before the first step of "
+                "training, or compile the model with a new optimizer and "
+                "leave no reference to this one. Received: "
+                f"replaceable={replaceable}"
+            )
 
     def get_config(self):
         config = super().get_config()
@@ -55,6 +93,7 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
 
     def add_statistics(self):
         """Creates the statistics; the kernel has to exist."""
+        self._optimizers = weakref.WeakSet()
         self.statistics = UnitStatistics(
             self,
             units=self.unit_view().size,

@@ -14,6 +14,8 @@ _PLASTIC_CLASSES = {
     getattr(keras.layers, name): getattr(layers, name)
     for name in layers.__all__
     if hasattr(keras.layers, name)
+    # Not a batch normalization, which has no units of its own.
+    and hasattr(getattr(layers, name), "replaceable")
 }
 # Layers whose sublayers become plastic, all or none.
 _ATTENTION = {
@@ -210,12 +212,13 @@ def _add_projections(attention, wanted):
     projections = keras_compat.projections(attention)
     if wanted.keys().isdisjoint(map(id, projections.values())):
         return
-    attention.replaceable = [
+    names = [
         name
         for name, projection in projections.items()
         if wanted.setdefault(id(projection), False)
     ]
     keras_compat.change_class(attention, _ATTENTION[type(attention)])
+    attention.replaceable = names
 
 
 def _choose(model, inputs, candidates):

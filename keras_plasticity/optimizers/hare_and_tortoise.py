@@ -7,10 +7,13 @@ from keras import ops
 
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
+from keras_plasticity.layers.batch_normalization import put_back
+from keras_plasticity.layers.batch_normalization import received
 from keras_plasticity.optimizers.settings import DecayRate
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.weight_optimizer import WeightOptimizer
 from keras_plasticity.validation import check_positive_integer
+from keras_plasticity.weights import is_moving_statistic
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -38,9 +41,12 @@ class HareAndTortoise(WeightOptimizer):
     they add up over steps; and after the hare is put back the two share their
     memory for one step, which moves both.
 
-    Only trainable weights have a running mean. What else a model holds, such as
-    the moving statistics of `BatchNormalization`, is the hare's, also while the
-    tortoise is evaluated (the authors average these, too).
+    The authors average the moving statistics of batch normalization, too, and
+    put them back. So does this with those of
+    `keras_plasticity.layers.BatchNormalization`, which an optimizer can see.
+    What else a model holds that is not trainable, such as the statistics of
+    `keras.layers.BatchNormalization`, is the hare's, also while the tortoise is
+    evaluated.
 
     It is a close relative of Keras' own `use_ema=True` with
     `ema_overwrite_frequency`. Keras' averages begin with the weights after the
@@ -96,18 +102,54 @@ class HareAndTortoise(WeightOptimizer):
         self.period = period
         # By the ids of weights.
         self._tortoises = {}
+        # Of batch normalizations: their ids, and what came of them in a step.
+        self._statistics = set()
+        self._rows = {}
+
+    def _choose(self, variables):
+        chosen = super()._choose(variables)
+        statistics = [
+            variable
+            for variable in variables
+            if is_moving_statistic(variable)
+            and not any(part in variable.path for part in self.exclude)
+        ]
+        self._statistics = {id(variable) for variable in statistics}
+        return chosen + statistics
 
     def add_state(self, weights):
         for weight in weights:
             self._tortoises[id(weight)] = self.add_copy(weight, "tortoise")
+
+    def make_step(self, grads, variables):
+        new_grads = list(grads)
+        for i, (gradient, variable) in enumerate(zip(grads, variables)):
+            if gradient is None or id(variable) not in self._statistics:
+                continue
+            rows = received(gradient, variable.value)
+            new_grads[i] = rows
+            with backend.no_gradient():
+                # In each step, also where gradients are accumulated.
+                variable.assign(rows)
+        super().make_step(new_grads, variables)
+
+    def change_gradients(self, gradients, weights):
+        self._rows = {
+            id(weight): gradient
+            for weight, gradient in zip(weights, gradients)
+            if id(weight) in self._statistics
+        }
+        return gradients
 
     def after_update(self, weights, gradients, before):
         _, complement = ops.unstack(self.now("decay_rate"), 2)
         for weight in weights:
             tortoise = self._tortoises[id(weight)]
             value = tortoise.value
+            hare = self._rows.get(id(weight))
+            hare = weight.value if hare is None else received(hare, value)
             step = ops.cast(complement, weight.dtype)
-            tortoise.assign(value + step * (weight.value - value))
+            tortoise.assign(value + step * (hare - value))
         number = ops.cast(self.iterations, "int32")
         backend.run_if(
             ops.equal(number % self.now("period"), 0),
@@ -118,7 +160,10 @@ class HareAndTortoise(WeightOptimizer):
     def _put_back(self, weights):
         for weight in weights:
             # Not the same array: on JAX, `fit` gives the arrays of both away.
-            weight.assign(ops.copy(self._tortoises[id(weight)].value))
+            value = ops.copy(self._tortoises[id(weight)].value)
+            if id(weight) in self._statistics:
+                value = put_back(value)
+            weight.assign(value)
 
     def reset_hare(self):
         """Puts the hare, the model's weights, where the tortoise is.

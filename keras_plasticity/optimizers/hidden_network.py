@@ -80,8 +80,11 @@ class HiddenNetwork:
             each for each in self._connections if _is_replaceable(each, known)
         ]
 
-    def take_connections(self):
+    def take_connections(self, optimizer):
         """What was found of the units that can be replaced, and forgets it.
+
+        Args:
+            optimizer: The `OptimizerWrapper`, which is built on the layers.
 
         Returns:
             List of `Connections`, in the order of the model.
@@ -89,6 +92,8 @@ class HiddenNetwork:
         if self._model is not None:
             # A part of it may have become plastic after it was built.
             keras_compat.track_new_variables(self._model)
+        for layer in self._layers:
+            layer.note_optimizer(optimizer)
         connections = self._connections
         # The optimizer shall not keep the model alive.
         self._model = None
@@ -104,7 +109,7 @@ class HiddenNetwork:
             slot_table: `SlotTable`; `None` if slots are not reset.
         """
         layers = self._layers
-        found = self.take_connections()
+        found = self.take_connections(optimizer)
         consumers = each_once(
             consumer
             for connections in found

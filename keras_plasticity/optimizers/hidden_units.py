@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_plasticity import validation
 from keras_plasticity.layers.plastic_layer import PlasticLayer
+from keras_plasticity.optimizers.new_weights import InitialPart
 from keras_plasticity.optimizers.new_weights import PartInitializer
 from keras_plasticity.optimizers.observations import ConsumerInputs
 from keras_plasticity.types import Tensor
@@ -481,9 +482,34 @@ class HiddenUnits:
         if self._bias_view is not None:
             views.append(self._bias_view)
         for view in views:
-            if id(view.variable) not in self._initial_values:
-                copy = self._optimizer.add_copy(view.variable, "initial")
-                self._initial_values[id(view.variable)] = copy
+            self._keep_initial(view)
+
+    def keep_initial_weights(self):
+        """Has new units begin with what the weights are now.
+
+        Incoming weights, biases and the parameters of normalization on the way
+        of the units are noted. A replaced unit has its own of them again, where
+        others would be drawn. To be called when the optimizer is built, in
+        `add_state`.
+        """
+        self._incoming = [
+            (view, self._keep_initial(view)) for view, _ in self._incoming
+        ]
+        if self._bias_view is not None:
+            self._draw_bias = self._keep_initial(self._bias_view)
+        self._all_parameters = [
+            (view, feature_map, self._keep_initial(view))
+            for view, feature_map, _ in self._all_parameters
+        ]
+        self._parameters = self._all_parameters
+
+    def _keep_initial(self, view):
+        """Notes a weight as it is now; returns what it "draws" from then on."""
+        key = id(view.variable)
+        if key not in self._initial_values:
+            copy = self._optimizer.add_copy(view.variable, "initial")
+            self._initial_values[key] = copy
+        return InitialPart(self._initial_values[key])
 
     def reset_partially(self, share: Tensor, move_slots: bool = False):
         """Moves all units a part of the way to a new start, each its own.

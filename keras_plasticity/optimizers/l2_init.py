@@ -9,25 +9,18 @@ from keras_plasticity.optimizers.layer_weights import is_bias
 from keras_plasticity.optimizers.layer_weights import is_embedding
 from keras_plasticity.optimizers.layer_weights import kernel_of
 from keras_plasticity.optimizers.new_weights import PartInitializer
+from keras_plasticity.optimizers.new_weights import check_optional_initializer
 from keras_plasticity.optimizers.new_weights import independent_initializer
 from keras_plasticity.optimizers.penalty_optimizer import PenaltyOptimizer
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
 from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_choice
-from keras_plasticity.validation import check_deserialized
 from keras_plasticity.validation import check_seed
 
 
 def _check_distance(name, value):
     return check_choice(name, value, DISTANCES)
-
-
-def _check_initializer(name, value):
-    if value is None:
-        return None
-    rule = "`None`, a Keras initializer or the name of one"
-    return check_deserialized(name, value, keras.initializers.get, rule)
 
 
 @keras.saving.register_keras_serializable(package="keras_plasticity")
@@ -91,7 +84,7 @@ class L2Init(PenaltyOptimizer):
     """
 
     distance = Setting(_check_distance)
-    target_initializer = Setting(_check_initializer)
+    target_initializer = Setting(check_optional_initializer)
     draw_biases = Setting(check_boolean)
     seed = Setting(check_seed)
 

@@ -1,8 +1,10 @@
-"""Draws of one unit's weights from a layer's own initializer."""
+"""New weights of one unit: draws from a layer's own initializer, or others."""
 
 import math
 
 import keras
+
+from keras_plasticity.validation import check_deserialized
 
 # Initializers whose elements are independent and equally distributed whatever
 # the shape, so that a part of a weight can be drawn alone.
@@ -25,6 +27,22 @@ _VARIANCE_SCALING = (
 )
 # Standard deviation of a unit normal cut off at two standard deviations.
 _TRUNCATED_STDDEV = 0.87962566103423978
+
+
+def check_optional_initializer(name, value):
+    """Checks an argument that is a Keras initializer or `None`.
+
+    Args:
+        name: String.
+        value: The argument.
+
+    Returns:
+        Keras initializer, or `None`.
+    """
+    rule = "`None`, a Keras initializer or the name of one"
+    return check_deserialized(
+        name, value, keras.initializers.get, rule, optional=True
+    )
 
 
 class PartInitializer:
@@ -100,6 +118,25 @@ class PartInitializer:
         """
         whole = self._initializer(self._shape, dtype=dtype)
         return keras.ops.convert_to_tensor(whole)
+
+
+class InitialPart:
+    """Returns the values that one unit's part of a weight once had.
+
+    It is called as a `PartInitializer` is.
+
+    Args:
+        values: `keras.Variable` of the weight's shape.
+    """
+
+    def __init__(self, values):
+        self._values = values
+
+    def __call__(self, view, index, dtype=None):
+        return view.take_from(self.draw_whole(dtype), index)
+
+    def draw_whole(self, dtype=None):
+        return keras.ops.convert_to_tensor(self._values, dtype)
 
 
 def _counts_columns(view):

@@ -8,6 +8,7 @@ from keras_plasticity import functional
 from keras_plasticity.optimizers.dormant_unit_resets import DormantUnitResets
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Setting
+from keras_plasticity.validation import check_boolean
 from keras_plasticity.validation import check_choice
 from keras_plasticity.validation import check_integer
 from keras_plasticity.validation import check_positive_integer
@@ -15,6 +16,14 @@ from keras_plasticity.validation import check_positive_integer
 
 def _check_outgoing(name, value):
     return check_choice(name, value, ("zero", "random"))
+
+
+def _check_new_weights(name, value):
+    return check_choice(name, value, ("drawn", "initial"))
+
+
+def _check_shared_weights(name, value):
+    return check_choice(name, value, ("outgoing", "incoming"))
 
 
 class _Period(Hyperparameter):
@@ -46,6 +55,21 @@ class ReDo(DormantUnitResets):
     Where both ends of a weight are replaced it is zero. With
     `outgoing="random"` outgoing weights are drawn, after all incoming ones.
 
+    Other public code that goes by the name of ReDo differs in
+
+    - a weight of which both ends are replaced: with
+        `shared_weights="incoming"` it is what it is for the unit that it enters
+        ([timoklein](https://github.com/timoklein/redo),
+        [LucMc](https://github.com/LucMc/continual-learning) and Kumar et al.);
+    - what new units have: with `new_weights="initial"` the incoming weights and
+        biases that they had when the optimizer was built, instead of others
+        (Kumar et al., whose checks come one update earlier, and who leave the
+        slots as they are: `reset_optimizer_state=False`);
+    - the slots of biases: with `reset_bias_slots=True` they begin anew, too
+        (timoklein, whose biases are drawn as well: by the `bias_initializer`
+        of a layer; its counts of steps for single variables, which begin anew
+        there, Keras' optimizers do not have).
+
     Checks follow update `period + 1`, `2 * period + 1`, and so on, as in the
     authors' code. The entries of the replaced units in the slots of the inner
     optimizer (momentum, velocity, ...) return to their initial values for
@@ -76,6 +100,18 @@ class ReDo(DormantUnitResets):
         name: String, the optimizer's name.
         outgoing: `"zero"` or `"random"`, what becomes of the outgoing weights
             of a replaced unit. Defaults to `"zero"`.
+        new_weights: `"drawn"` or `"initial"`, the incoming weights, the bias,
+            and the parameters of normalization on its way, of a replaced unit.
+            Defaults to `"drawn"`.
+        shared_weights: `"outgoing"` or `"incoming"`, which of the two a weight
+            counts as whose both ends are replaced at once. Defaults to
+            `"outgoing"`.
+        reset_bias_slots: Boolean, whether the slots of biases begin anew as
+            those of kernels do. Of no use with `reset_optimizer_state=False`.
+            Defaults to `False`.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
 
@@ -91,16 +127,16 @@ class ReDo(DormantUnitResets):
     References:
 
     - [Sokar et al., 2023](https://arxiv.org/abs/2302.12902)
+    - [Kumar et al., 2023](https://arxiv.org/abs/2308.11958), who compare it
     """
 
     observed = ("activation_magnitude",)
-    # All incoming weights are drawn before any outgoing ones become zero.
-    replaces_last_layer_first = True
-    slots_to_reset = ("incoming", "outgoing")
-
     period = _Period(dtype="int32")
     score_updates = _ScoreUpdates(dtype="int32")
     outgoing = Setting(_check_outgoing)
+    new_weights = Setting(_check_new_weights)
+    shared_weights = Setting(_check_shared_weights)
+    reset_bias_slots = Setting(check_boolean)
 
     def __init__(
         self,
@@ -111,6 +147,9 @@ class ReDo(DormantUnitResets):
         seed: int | None = None,
         name: str | None = None,
         outgoing: str = "zero",
+        new_weights: str = "drawn",
+        shared_weights: str = "outgoing",
+        reset_bias_slots: bool = False,
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, seed=seed, name=name, **kwargs)
@@ -118,12 +157,27 @@ class ReDo(DormantUnitResets):
         self.period = period
         self.score_updates = score_updates
         self.outgoing = outgoing
+        self.new_weights = new_weights
+        self.shared_weights = shared_weights
+        self.reset_bias_slots = reset_bias_slots
 
     @property
     def draws_outgoing(self):
         return self.outgoing == "random"
 
+    @property
+    def replaces_last_layer_first(self):
+        # All incoming weights are drawn before any outgoing ones become zero.
+        return self.shared_weights == "outgoing"
+
+    @property
+    def slots_to_reset(self):
+        of_bias = ("bias",) if self.reset_bias_slots else ()
+        return ("incoming", "outgoing", *of_bias)
+
     def add_state(self, units):
+        if self.new_weights == "initial":
+            units.keep_initial_weights()
         units.magnitude = units.add_variable("magnitude")
 
     def update_statistics(self, units):
@@ -160,5 +214,6 @@ class ReDo(DormantUnitResets):
             self.replace_due(hidden)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("threshold", "period", "score_updates", "outgoing")
+        names = ["threshold", "period", "score_updates", "outgoing"]
+        names += ["new_weights", "shared_weights", "reset_bias_slots"]
         return {**super().get_config(), **self.settings(*names)}

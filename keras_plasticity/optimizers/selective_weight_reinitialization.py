@@ -8,6 +8,8 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity import functional
 from keras_plasticity.optimizers import layer_weights
+from keras_plasticity.optimizers.new_weights import PartInitializer
+from keras_plasticity.optimizers.new_weights import check_optional_initializer
 from keras_plasticity.optimizers.settings import Hyperparameter
 from keras_plasticity.optimizers.settings import Schedule
 from keras_plasticity.optimizers.settings import Setting
@@ -67,17 +69,24 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         such as those of silent units, the ones of the first units go.
 
     A kernel's new values come from a normal distribution of the standard
-    deviation `sqrt(2 / fan_in)`, or are its mean, 0, with
-    `replacement="mean"`. The scales of normalization layers become 1, all other
-    vectors, such as biases, 0. Running means of the whole variable begin at 0
-    again. The state of the inner optimizer stays as it is. Embeddings, and
+    deviation `sqrt(2 / fan_in)`, or from `initializer`, or are the mean, 0,
+    with `replacement="mean"`. The scales of normalization layers become 1, all
+    other vectors, such as biases, 0. Running means of the whole variable begin
+    at 0 again. The state of the inner optimizer stays as it is. Embeddings, and
     variables without an axis, are left alone.
 
-    This is what the paper's released code does. An earlier one of the authors
-    had ages and a maturity threshold. There too, a weight of utility 0 goes
-    with `rule="threshold"` whatever the factor is: with the gradient's utility,
-    all weights of units that were silent for the whole batch. A `decay_rate`
-    makes that all batches since the last time.
+    This is what the paper's released code does. For permuted MNIST it draws
+    from the normal distribution, and in a vision transformer from what the
+    layers began with, mostly uniform distributions: for queries, keys and
+    values `"glorot_uniform"`, which is Keras' own, and within the blocks
+    `keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")`, which is
+    PyTorch's. (There the biases of these blocks are drawn, too. Here they
+    become 0.)
+
+    An earlier code of the authors had ages and a maturity threshold. There too,
+    a weight of utility 0 goes with `rule="threshold"` whatever the factor is:
+    with the gradient's utility, all weights of units that were silent for the
+    whole batch. A `decay_rate` makes that all batches since the last time.
 
     An update is one step that the inner optimizer makes: with gradient
     accumulation, `g` is the accumulated gradient. Variables whose gradient is
@@ -101,6 +110,12 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             `"sequential/output/kernel"`, has one of them in it. Defaults to
             `()`.
         name: String, the optimizer's name.
+        initializer: Keras initializer or the name of one, of the new values of
+            kernels. Of no use with `replacement="mean"`. Defaults to `None`:
+            the normal distribution.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
 
@@ -123,6 +138,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
     period = Hyperparameter(check_positive_integer, dtype="int32")
     decay_rate = Setting(_check_decay_rate)
     seed = Setting(check_seed)
+    initializer = Setting(check_optional_initializer)
 
     def __init__(
         self,
@@ -136,6 +152,7 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         seed: int | None = None,
         exclude: tuple[str, ...] = (),
         name: str | None = None,
+        initializer: str | keras.initializers.Initializer | None = None,
         **kwargs: Any,
     ):
         super().__init__(inner_optimizer, exclude=exclude, name=name, **kwargs)
@@ -146,9 +163,11 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         self.period = period
         self.decay_rate = decay_rate
         self.seed = seed
+        self.initializer = initializer
         self._seed_generator = self.add_seed_generator(seed)
         # By the ids of weights.
         self._means = {}
+        self._initializers = {}
 
     @property
     def needs_gradients(self):
@@ -158,6 +177,13 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         return layer_weights.is_kernel(variable) or len(variable.shape) == 1
 
     def add_state(self, weights):
+        if self.initializer is not None:
+            self._initializers = {
+                id(weight): PartInitializer(
+                    self.initializer, tuple(weight.shape), self._seed_generator
+                )
+                for weight in filter(layer_weights.is_kernel, weights)
+            }
         if self.decay_rate == 0:
             return
         for weight in weights:
@@ -230,6 +256,8 @@ class SelectiveWeightReinitialization(WeightOptimizer):
             return 1.0 if layer_weights.is_gain(weight) else 0.0
         if self.replacement == "mean":
             return 0.0
+        if id(weight) in self._initializers:
+            return self._initializers[id(weight)].draw_whole(weight.dtype)
         stddev = math.sqrt(2 / layer_weights.num_inputs(weight))
         return ops.cast(self._draw(weight) * stddev, weight.dtype)
 
@@ -248,5 +276,5 @@ class SelectiveWeightReinitialization(WeightOptimizer):
         return {
             **super().get_config(),
             **self.settings("utility", "rule", "replacement", "factor"),
-            **self.settings("period", "decay_rate", "seed"),
+            **self.settings("period", "decay_rate", "seed", "initializer"),
         }

@@ -145,7 +145,7 @@ class UnitUPGD(UPGD):
         self._network.check(variables)
         layers = [
             _LayerUnits(connections, self._changed)
-            for connections in self._network.take_connections()
+            for connections in self._network.take_connections(self)
         ]
         self._layers = [layer for layer in layers if layer.owned]
         if not self._layers:

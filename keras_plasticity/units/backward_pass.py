@@ -21,22 +21,24 @@ and their arithmetic apart:
 UNIT = 2.0**-64
 
 
-def add_overwritten_weight(layer, name, shape):
+def add_overwritten_weight(layer, name, shape, initializer="zeros"):
     """Adds a weight that the backward pass gives new values.
 
     Args:
         layer: The `keras.layers.Layer` to add it to.
         name: String.
         shape: Tuple of integers.
+        initializer: Keras initializer, or a function `(shape, dtype)`.
+            Defaults to `"zeros"`.
 
     Returns:
-        `keras.Variable` of zeros, float32: means over millions of steps would
-        be worthless in half precision.
+        `keras.Variable`, float32: means over millions of steps would be
+        worthless in half precision.
     """
     return layer.add_weight(
         name=name,
         shape=shape,
-        initializer="zeros",
+        initializer=initializer,
         dtype="float32",
         autocast=False,
         overwrite_with_gradient=True,

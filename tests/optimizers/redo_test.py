@@ -253,6 +253,52 @@ def test_outgoing_weights(reader, outgoing):
     np.testing.assert_array_equal(new[~is_new], old[~is_new])
 
 
+def test_initial_weights_of_a_convolution_and_its_normalization():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.Conv2D(6, 2, use_bias=False),
+            keras.layers.LayerNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+    rng = np.random.default_rng(1)
+    for weight in weights_of(model):
+        weight.assign(rng.normal(0, 1, weight.shape))
+    convolution, normalization = model.layers[:2]
+    optimizer = ReDo(
+        keras.optimizers.Adam(0.1), threshold=0.0, new_weights="initial"
+    )
+    optimizer.build(model.trainable_variables)
+    first = [to_numpy(w) for w in weights_of(model)]
+    moved = [value + 1 for value in first]
+    for weight, value in zip(weights_of(model), moved):
+        weight.assign(value)
+    normalization.beta.assign([0.0, -99.0, 0.0, 0.0, -99.0, 0.0])
+    moved[2] = to_numpy(normalization.beta)
+    optimizer.recycle(model, rng.normal(size=(8, 4, 4, 2)).astype("float32"))
+    assert list(optimizer.num_replaced().values()) == [2]
+    is_new = np.isin(np.arange(6), [1, 4])
+    for weight, old, new in zip(weights_of(model)[:3], first, moved):
+        expected = np.where(is_new, old, new)
+        np.testing.assert_array_equal(to_numpy(weight), expected, weight.path)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("new_weights", "'drawn' or 'initial'"),
+        ("shared_weights", "'outgoing' or 'incoming'"),
+        ("reset_bias_slots", "`True` or `False`"),
+    ],
+)
+def test_bad_choice(name, values):
+    with pytest.raises(ValueError, match=f"`{name}` must be {values}.*one"):
+        ReDo(keras.optimizers.SGD(), **{name: "one"})
+
+
 def test_bad_outgoing():
     with pytest.raises(
         ValueError, match="`outgoing` must be 'zero' or 'random'.*one"

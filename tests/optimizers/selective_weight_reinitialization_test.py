@@ -60,6 +60,50 @@ def test_the_mean():
     np.testing.assert_array_equal(new["gamma"], 1.0)
 
 
+@pytest.mark.parametrize(
+    "initializer, limits",
+    [
+        # The square roots of 6 / (fan_in + fan_out) and of 1 / fan_in.
+        ("glorot_uniform", {"conv": (6 / 1350) ** 0.5, "dense": 0.2}),
+        (
+            keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+            {"conv": 1 / 30, "dense": 0.1},
+        ),
+    ],
+)
+def test_uniform_redraw(initializer, limits):
+    variables = _variables(
+        conv=(3, 3, 100, 50), dense=(100, 50), bias=(50,), gamma=(50,)
+    )
+    optimizer = _make(factor=10.0, initializer=initializer, seed=1)
+    run = _steps(optimizer, variables)
+    first, second = run(), run()
+    for name, limit in limits.items():
+        sample = np.sort(first[name].ravel())
+        # Kolmogorov and Smirnov: the largest distance to a uniform law.
+        quantiles = (np.arange(sample.size) + 0.5) / sample.size
+        distance = np.abs((sample / limit + 1) / 2 - quantiles).max()
+        assert distance < 2 / np.sqrt(sample.size)
+        assert np.all(first[name] != second[name])
+    np.testing.assert_array_equal(first["bias"], 0)
+    np.testing.assert_array_equal(first["gamma"], 1)
+
+
+def test_only_a_part_is_drawn_from_the_initializer():
+    variables = _variables(kernel=(20, 10))
+    optimizer = _make(
+        rule="proportional",
+        factor=0.1,
+        utility="magnitude",
+        initializer="orthogonal",
+        seed=1,
+    )
+    old = to_numpy(variables["kernel"])
+    new = _steps(optimizer, variables)()["kernel"]
+    assert np.sum(new != old) == 20
+    assert np.all(np.abs(new[new != old]) < 1)
+
+
 def test_what_it_leaves_alone():
     variables = _variables(embeddings=(9, 4), temperature=(), kernel=(4, 3))
     old = {name: to_numpy(v) for name, v in variables.items()}
@@ -229,6 +273,7 @@ def test_a_schedule():
         ({"factor": 2, "rule": "proportional"}, r"`factor` must .* \[0, 1\]"),
         ({"period": 0}, "`period` must be a positive integer"),
         ({"decay_rate": 1}, r"`decay_rate` must be a number in \[0, 1\)"),
+        ({"initializer": "even"}, "`initializer` must be `None`, a Keras init"),
     ],
 )
 def test_bad_settings(settings, message):

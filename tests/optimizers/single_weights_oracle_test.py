@@ -214,6 +214,17 @@ def test_upgd(scope, protecting, inner, monkeypatch):
     run.train(optimizer, expected, 1e-4)
 
 
+def _ramp(shape, dtype="float64"):
+    """New values of a kernel, which no two weights share."""
+    values = np.arange(np.prod(shape)).reshape(shape) / 10 - 1
+    return values.astype(dtype)
+
+
+class _Ramp(keras.initializers.Initializer):
+    def __call__(self, shape, dtype=None):
+        return ops.convert_to_tensor(_ramp(shape, dtype))
+
+
 def _reinitialization(inner, draws, settings):
     mean = dict.fromkeys(_SHAPES, 0.0)
     decay = settings.get("decay_rate", 0.0)
@@ -246,6 +257,8 @@ def _reinitialization(inner, draws, settings):
             new = np.zeros(w.shape)
             if k == "norm/gamma":
                 new = np.ones(w.shape)
+            elif w.ndim > 1 and "initializer" in settings:
+                new = _ramp(w.shape)
             elif w.ndim > 1 and settings["replacement"] == "resample":
                 new = draws[k][step] * np.sqrt(2 / _fan_in(w.shape))
             result[k] = np.where(mask, new, w)
@@ -275,13 +288,17 @@ def _reinitialization(inner, draws, settings):
     ids=lambda settings: f"{settings['rule']}-{settings['factor']}",
 )
 @pytest.mark.parametrize(
-    "utility, replacement",
-    [("gradient", "resample"), ("magnitude", "mean"), ("random", "resample")],
+    "utility, new",
+    [
+        ("gradient", {"replacement": "resample"}),
+        ("magnitude", {"replacement": "mean"}),
+        ("random", {"replacement": "resample"}),
+        ("magnitude", {"replacement": "resample", "initializer": _Ramp()}),
+    ],
+    ids=["gradient", "mean", "random", "initializer"],
 )
-def test_selective_weight_reinitialization(
-    utility, replacement, settings, monkeypatch
-):
-    settings = {**settings, "utility": utility, "replacement": replacement}
+def test_selective_weight_reinitialization(utility, new, settings, monkeypatch):
+    settings = {**settings, "utility": utility, **new}
     run, inner = _Run(), _Momentum()
     optimizer = SelectiveWeightReinitialization(inner.make(), **settings)
     rng = np.random.default_rng(7)

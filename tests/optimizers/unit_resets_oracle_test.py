@@ -39,6 +39,9 @@ _REDO = {
     "threshold": 0.4,
     "period": 5,
     "score_updates": 1,
+    "new_weights": "drawn",
+    "shared_weights": "outgoing",
+    "reset_bias_slots": False,
 }
 _REDO_CASES = {
     "sgd": {},
@@ -57,6 +60,16 @@ _REDO_CASES = {
     "at_each_update": {"period": 1},
     "dead_units_only": {"threshold": 0, "period": 3},
     "above_average": {"threshold": 1.2, "period": 9},
+    # As in other public code.
+    "incoming_wins": {"shared_weights": "incoming", "optimizers": _ADAM},
+    "bias_slots": {"reset_bias_slots": True, "optimizers": _ADAM},
+    "initial": {"new_weights": "initial", "optimizers": _MOMENTUM},
+    "initial_wins": {
+        "new_weights": "initial",
+        "shared_weights": "incoming",
+        "threshold": 0.7,
+        "activation": "tanh",
+    },
 }
 _RESETS = {
     "quantile": 0.9,
@@ -185,7 +198,16 @@ def _run(case, optimizer_class, oracle_class, settings):
 
 
 @pytest.mark.parametrize(
-    "name", mostly_slow(_REDO_CASES, "sgd", "adam", "mean_of_3", "batch_1")
+    "name",
+    mostly_slow(
+        _REDO_CASES,
+        "sgd",
+        "adam",
+        "mean_of_3",
+        "batch_1",
+        "incoming_wins",
+        "initial",
+    ),
 )
 def test_redo(name):
     case = {**_DEFAULTS, **_REDO, **_REDO_CASES[name]}
@@ -195,9 +217,9 @@ def test_redo(name):
         reference_resets.ReDo,
         {key: case[key] for key in _REDO},
     )
-    if name in ("sgd", "adam", "momentum"):
+    if name in ("sgd", "adam", "momentum", "incoming_wins", "initial_wins"):
         assert oracle.most_at_once >= 2
-        # Weights between two units that were replaced together are zero.
+        # There are weights between two units that were replaced together.
         assert oracle.shared_weights > 0
 
 

@@ -164,6 +164,7 @@ _REINITIALIZATION = Row(
         "utility": "magnitude",
         "rule": "proportional",
         "replacement": "mean",
+        "initializer": "he_uniform",
         "factor": 0.5,
         "period": 7,
         "decay_rate": 0.5,
@@ -208,6 +209,9 @@ ROWS = [
             "reset_optimizer_state": False,
             "seed": 9,
             "outgoing": "random",
+            "new_weights": "initial",
+            "shared_weights": "incoming",
+            "reset_bias_slots": True,
         },
         needs_plastic=True,
     ),
@@ -335,7 +339,8 @@ ROWS = [
     _REINITIALIZATION._replace(
         name="SelectiveWeightReinitialization_proportional",
         visible={"rule": "proportional", "factor": 0.05, "period": 2}
-        | {"utility": "magnitude", "decay_rate": 0.5, "seed": _SEED},
+        | {"utility": "magnitude", "decay_rate": 0.5, "seed": _SEED}
+        | {"initializer": "glorot_uniform"},
     ),
     # Resets of units, or of parts of them.
     Row(
@@ -1210,7 +1215,11 @@ def test_same_seed_same_run(row):
     _assert_equal(*map(_values, models))
 
 
-@rows(*_KINDS, where=lambda row: row.has_seed)
+@rows(
+    *_KINDS,
+    # Of which the row draws nothing.
+    where=lambda row: row.has_seed and row.kind is not L2Init,
+)
 def test_other_seed_other_run(row):
     model = _run(row, row.make(_sgd(), seed=2))
     reference = _reference(row.name).short
@@ -1554,7 +1563,8 @@ def _slots(optimizer, weight):
 def test_slots_of_replaced_units_begin_anew(row, inner):
     model = _make_model(row)
     inner = _INNER[inner]()
-    _train_until_replaced(row, model, row.make(inner))
+    optimizer = row.make(inner)
+    _train_until_replaced(row, model, optimizer)
     _, layer, reader = _layers(model)
     new = to_numpy(layer.age) == 0
     assert 0 < new.sum() < len(new)
@@ -1566,7 +1576,7 @@ def test_slots_of_replaced_units_begin_anew(row, inner):
         assert np.all(np.any(slot[~new], axis=1))
     for slot in _slots(inner, layer.bias):
         # ReDo leaves them as they are.
-        is_reset = "bias" in row.kind.slots_to_reset
+        is_reset = "bias" in optimizer.slots_to_reset
         assert np.any(slot[new]) == (not is_reset)
         assert np.all(slot[~new])
 
