@@ -4,13 +4,14 @@ from typing import Any
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.diagnosis import measures as table
 from keras_plasticity.diagnosis.arguments import check_built
 from keras_plasticity.diagnosis.examples import take_examples
 from keras_plasticity.diagnosis.measured import Measured
 from keras_plasticity.diagnosis.measurement import Measurement
-from keras_plasticity.diagnosis.measurement import names_of
+from keras_plasticity.graph.activations import layer_names
 
 
 def measure(
@@ -114,7 +115,9 @@ def measure(
             f"Received: model '{model.name}', in which one is NaN or infinite "
             "for `data`: it has diverged"
         )
-    return Measured(measured, measurement.num_units, names_of(model))
+    names = {**layer_names(model), id(model): model.name}
+    in_order = [names[id(layer)] for layer in keras_compat.in_order(model)]
+    return Measured(measured, measurement.num_units, in_order)
 
 
 _kept = weakref.WeakKeyDictionary()

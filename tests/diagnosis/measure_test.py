@@ -157,6 +157,39 @@ def test_sequences_of_any_length():
         )
 
 
+class Positions(keras.layers.Layer):
+    """Scales each position; it has to know how many there are."""
+
+    def call(self, inputs):
+        positions = np.arange(1.0, inputs.shape[1] + 1, dtype="float32")
+        return inputs * keras.ops.convert_to_tensor(positions)[:, None]
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_layers_that_reckon_with_the_length(is_nested):
+    inputs = keras.Input((None, 3))
+    hidden = keras.layers.Dense(5, "relu", name="hidden")
+    outputs = keras.layers.Dense(2)(hidden(Positions()(inputs)))
+    model = keras.Model(inputs, outputs)
+    if is_nested:
+        outer = keras.Input((None, 3), name="inputs")
+        model = keras.Model({"inputs": outer}, model(outer))
+    rng = np.random.default_rng(0)
+    for length in (4, 7):
+        x = rng.normal(size=(6, length, 3)).astype("float32")
+        measured = keras_plasticity.measure(
+            model, {"inputs": x} if is_nested else x
+        )
+        scaled = x * np.arange(1.0, length + 1, dtype="float32")[:, None]
+        kernel, bias = map(to_numpy, hidden.weights)
+        assert measured.num_units == {"hidden": 5, "total": 5}
+        found = measured["linear_fraction"]["hidden"]
+        h = scaled @ kernel + bias
+        assert found == pytest.approx(np.mean(h > 0))
+        rank = diagnostics.effective_rank(np.maximum(h, 0.0).reshape(-1, 5))
+        assert measured["effective_rank"]["hidden"] == pytest.approx(rank, 1e-4)
+
+
 def test_positions_among_the_examples():
     inputs = keras.Input((6, 2))
     rows = keras.ops.reshape(inputs, (-1, 2))
