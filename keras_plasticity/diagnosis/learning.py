@@ -79,11 +79,12 @@ class Copies:
                 f"model '{model.name}', which is not compiled, and "
                 "optimizer=None"
             )
+        for each in keras.tree.flatten(loss):
+            _check_loss(each)
         self._loss = loss
         self._loss_weights = getattr(model, "loss_weights", None)
-        self._optimizer = keras.optimizers.serialize(
-            keras.optimizers.get(optimizer)
-        )
+        optimizer = _keras_optimizer(optimizer)
+        self._optimizer = keras.optimizers.serialize(optimizer)
         self._build_model = build_model
         self._seed = seed
 
@@ -126,6 +127,29 @@ class Copies:
             loss_weights=self._loss_weights,
         )
         return copy
+
+
+def _check_loss(loss):
+    rule = "a loss of Keras, its name, or a function of targets and predictions"
+    try:
+        keras.losses.get(loss)
+    except Exception as error:  # Whatever Keras raises of what it is not.
+        raise validation.error("loss", rule, loss) from error
+    if hasattr(loss, "forward"):
+        rule += "; those of `torch.nn` take the predictions first"
+        raise validation.error("loss", rule, loss)
+
+
+def _keras_optimizer(optimizer):
+    try:
+        return keras.optimizers.get(optimizer)
+    except Exception as error:  # Whatever Keras raises of what it is not.
+        rule = (
+            "an optimizer of Keras, or its name. In the place of another one, "
+            "such as one of `torch.optim`, give one like it: "
+            "`keras.optimizers.SGD(0.01)`"
+        )
+        raise validation.error("optimizer", rule, optimizer) from error
 
 
 def learn(

@@ -370,13 +370,28 @@ def test_the_figure(tmp_path):
         ({"build_model": 5}, "build_model"),
         ({"verbose": 2}, "verbose"),
         ({"measures": ["rank"]}, "measures"),
-        ({"optimizer": "none"}, "none"),
+        ({"optimizer": "none"}, "optimizer of Keras, or its name.*none"),
+        ({"loss": "none"}, "`loss` must be a loss of Keras.*none"),
+        ({"loss": {"a": "mse", "b": 5}}, "`loss` must be.*loss=5"),
+        ({"optimizer": print}, "such as one of `torch.optim`.*print"),
     ],
 )
 def test_bad_arguments(arguments, message):
     settings = {"model": compiled(), "data": data(), **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
         keras_plasticity.diagnose(**settings)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="without it there are no losses"
+)
+def test_a_loss_of_torch():
+    import torch
+
+    with pytest.raises(ValueError, match="`torch.nn` take the predictions"):
+        keras_plasticity.diagnose(
+            compiled(), data(), loss=torch.nn.CrossEntropyLoss()
+        )
 
 
 def test_a_model_that_has_diverged():

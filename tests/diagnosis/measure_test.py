@@ -85,6 +85,18 @@ def test_a_list_of_inputs_and_recent_examples():
     )
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="only its tensors have gradients"
+)
+def test_tensors_with_gradients():
+    x, _ = make_data(20, DIMS)
+    tensor = keras.ops.convert_to_tensor(x).requires_grad_()
+    model = compiled()
+    assert keras_plasticity.measure(model, tensor) == keras_plasticity.measure(
+        model, x
+    )
+
+
 def test_programs_are_compiled_once():
     calls = []
 
