@@ -83,7 +83,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     Weights are measured in every layer with a kernel, the last one included.
     The positions of a feature map count as examples, its channels as units.
     All is measured in inference mode: dropout is off, and normalization layers
-    use their moving averages.
+    use their moving averages, which lag behind in the first thousand updates.
 
     What it computes is compiled at the first measurement and kept. Then it
     costs about as much as five training steps on the whole probe, and the
