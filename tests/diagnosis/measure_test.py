@@ -173,8 +173,9 @@ class Positions(keras.layers.Layer):
     """Scales each position; it has to know how many there are."""
 
     def call(self, inputs):
-        positions = np.arange(1.0, inputs.shape[1] + 1, dtype="float32")
-        return inputs * keras.ops.convert_to_tensor(positions)[:, None]
+        length = keras.ops.shape(inputs)[1]
+        positions = keras.ops.arange(length, dtype="float32") + 1.0
+        return inputs * positions[:, None]
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
