@@ -225,6 +225,9 @@ def check_model(name: str, value: Any) -> keras.Model:
 def as_array(name: str, value: Any, rule: str = "an array") -> np.ndarray:
     """Returns an argument as an array of any dtype."""
     try:
+        # A tensor of PyTorch may have gradients, or lie on a GPU.
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
         return np.asarray(value)
     except Exception:  # Of uneven lists, or whatever a tensor raises.
         raise error(name, rule, value) from None

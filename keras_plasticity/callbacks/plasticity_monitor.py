@@ -83,7 +83,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
     Weights are measured in every layer with a kernel, the last one included.
     The positions of a feature map count as examples, its channels as units.
     All is measured in inference mode: dropout is off, and normalization layers
-    use their moving averages.
+    use their moving averages, which lag behind in the first thousand updates.
 
     What it computes is compiled at the first measurement and kept. Then it
     costs about as much as five training steps on the whole probe, and the
@@ -102,7 +102,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             takes 2,000).
         log_dir: String, the folder of the TensorBoard logs; or an open
             `SummaryWriter` from `keras_plasticity.utils`, which is left open.
-            Defaults to `None`: no logs.
+            Totals come first there, in the group `all_layers`. Defaults to
+            `None`: no logs.
         layers: List of names of the layers whose activations are measured.
             Defaults to all hidden layers.
         measures: List of names of measures. Defaults to all for which there
@@ -419,9 +420,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             ]
             if self._log_dir is not None:
                 for layer, number in entry[name].items():
-                    self._get_writer(step).scalar(
-                        f"{table.MEASURES[name].tag}/{layer}", number, step
-                    )
+                    tag = table.tag(name, layer)
+                    self._get_writer(step).scalar(tag, number, step)
         if self._writer is not None:
             self._writer.flush()
 

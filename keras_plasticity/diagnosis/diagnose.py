@@ -50,6 +50,10 @@ def diagnose(
     saturated, a low rank, large weights. Symptoms alone are no loss of
     plasticity.
 
+    All is computed in inference mode. The moving averages of batch
+    normalizations are those of `data` then, in copies of the model as in new
+    ones, which have none of their own yet.
+
     The copies learn side by side in one program on JAX, one after another on
     the other backends: `num_new` new models and three copies of the model make
     `num_steps` updates each.
@@ -154,6 +158,7 @@ def _measure(copies, x, y, names, num_new):
     measurement = Measurement(names, None, 256, _MOST_PROBE_EXAMPLES)
     # One model is measured with the weights of all: one program is compiled.
     evaluated = copies.old()
+    learning.settle(evaluated, x)
     totals = [_totals(measurement, evaluated, x, y)]
     if totals[0] is None:
         raise ValueError(
@@ -163,6 +168,7 @@ def _measure(copies, x, y, names, num_new):
         )
     for number in range(num_new):
         learning.assign(copies.new(number).variables, evaluated.variables)
+        learning.settle(evaluated, x)
         totals.append(_totals(measurement, evaluated, x, y))
     return {
         name: (old, np.array([new[name] for new in totals[1:]]))

@@ -459,12 +459,17 @@ def _batches(inputs, batch_size):
 
 def _trace(model, batch):
     size = len(keras.tree.flatten(batch)[0])
+    is_graph = keras_compat.is_graph_model(model)
     inputs = None
-    if not keras_compat.is_graph_model(model):
+    # Where lengths are not known, the graph may hold another one: layers may
+    # make masks and positions of the length with which they were traced.
+    if not is_graph or any(None in t.shape[1:] for t in model.inputs):
         inputs = keras.tree.map_structure(
             lambda array: keras.KerasTensor(array.shape, str(array.dtype)),
             batch,
         )
+        if is_graph:
+            inputs = keras.tree.pack_sequence_as(model.input, inputs)
     try:
         return trace.trace_model(model, inputs, size, whole_leaves=True)
     except trace.NotTraceableError as error:

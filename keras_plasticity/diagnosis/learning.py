@@ -6,6 +6,7 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.callbacks import new_layers
@@ -78,11 +79,12 @@ class Copies:
                 f"model '{model.name}', which is not compiled, and "
                 "optimizer=None"
             )
+        for each in keras.tree.flatten(loss):
+            _check_loss(each)
         self._loss = loss
         self._loss_weights = getattr(model, "loss_weights", None)
-        self._optimizer = keras.optimizers.serialize(
-            keras.optimizers.get(optimizer)
-        )
+        optimizer = _keras_optimizer(optimizer)
+        self._optimizer = keras.optimizers.serialize(optimizer)
         self._build_model = build_model
         self._seed = seed
 
@@ -127,6 +129,29 @@ class Copies:
         return copy
 
 
+def _check_loss(loss):
+    rule = "a loss of Keras, its name, or a function of targets and predictions"
+    try:
+        keras.losses.get(loss)
+    except Exception as error:  # Whatever Keras raises of what it is not.
+        raise validation.error("loss", rule, loss) from error
+    if hasattr(loss, "forward"):
+        rule += "; those of `torch.nn` take the predictions first"
+        raise validation.error("loss", rule, loss)
+
+
+def _keras_optimizer(optimizer):
+    try:
+        return keras.optimizers.get(optimizer)
+    except Exception as error:  # Whatever Keras raises of what it is not.
+        rule = (
+            "an optimizer of Keras, or its name. In the place of another one, "
+            "such as one of `torch.optim`, give one like it: "
+            "`keras.optimizers.SGD(0.01)`"
+        )
+        raise validation.error("optimizer", rule, optimizer) from error
+
+
 def learn(
     copies, x, y, num_old, num_new, num_steps, batch_size, seed, verbose=False
 ):
@@ -168,6 +193,7 @@ def learn(
         result = []
         for model in models:
             assign(model.variables, evaluated.variables)
+            settle(evaluated, x)
             loss = differentiation_of(evaluated).data_loss(x, y, _BATCH_SIZE)
             result.append(loss)
         return np.array(result)
@@ -256,6 +282,39 @@ def _kept_variables(model):
         if not layer.trainable or isinstance(layer, keras.layers.Normalization)
         for v in layer.variables
     }
+
+
+def settle(model, x):
+    """Sets the moving averages of batch normalizations to those of examples.
+
+    They follow slowly: after a thousand updates those of a new model would
+    still be a mixture with what they began with, and what is computed by them
+    would say little of its weights.
+
+    Args:
+        model: A built `keras.Model`.
+        x: Nest of arrays: inputs, of which some are taken, evenly.
+    """
+    layers = [
+        layer
+        for layer in keras_compat.in_order(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+    ]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    size = len(keras.tree.flatten(x)[0])
+    chosen = np.linspace(0, size - 1, min(size, _BATCH_SIZE), dtype="int64")
+    x = keras.tree.map_structure(lambda array: array[chosen], x)
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        with backend.no_gradient():
+            model(x, training=True)
+    finally:
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
 
 
 def assign(values, variables):

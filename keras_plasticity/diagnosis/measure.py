@@ -4,11 +4,14 @@ from typing import Any
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.diagnosis import measures as table
 from keras_plasticity.diagnosis.arguments import check_built
 from keras_plasticity.diagnosis.examples import take_examples
+from keras_plasticity.diagnosis.measured import Measured
 from keras_plasticity.diagnosis.measurement import Measurement
+from keras_plasticity.graph.activations import layer_names
 
 
 def measure(
@@ -18,7 +21,7 @@ def measure(
     layers: Sequence[str] | None = None,
     batch_size: int = 2000,
     max_rows: int = 2000,
-) -> dict[str, dict[str, float]]:
+) -> Measured:
     """Measures the plasticity of a model, in a loop of one's own.
 
     It is what `keras_plasticity.callbacks.PlasticityMonitor` measures, in
@@ -47,7 +50,10 @@ def measure(
     Returns:
         Dict from the name of each measure to a dict from the name of each
         layer, and from `"total"`, to a number. A measure that no layer has is
-        left out.
+        left out. Its attribute `num_units` is a dict from layer, and from
+        `"total"`, to the number of units that were measured. Printed, it is a
+        table: the totals first, then a line for each layer, as wide as the
+        terminal. `table(width)` returns it in another width.
 
     Raises:
         ValueError: If the data do not fit the model, if a name is unknown, if
@@ -109,7 +115,9 @@ def measure(
             f"Received: model '{model.name}', in which one is NaN or infinite "
             "for `data`: it has diverged"
         )
-    return measured
+    names = {**layer_names(model), id(model): model.name}
+    in_order = [names[id(layer)] for layer in keras_compat.in_order(model)]
+    return Measured(measured, measurement.num_units, in_order)
 
 
 _kept = weakref.WeakKeyDictionary()

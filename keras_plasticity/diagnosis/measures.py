@@ -19,7 +19,7 @@ class Measure:
 
     Attributes:
         name: String.
-        tag: String, its group and name in TensorBoard.
+        tag: String, its group and name in TensorBoard, for single layers.
         source: String, what it is computed from: `"activations"`,
             `"outputs"`, `"weights"`, `"gradients"`, `"loss"` (where it needs
             more than one gradient of it), `"examples"` (gradients of the
@@ -198,6 +198,17 @@ MEASURES = {each.name: each for each in _TABLE}
 HISTOGRAMS = ("utility", "age")
 # Those that cannot be measured without targets.
 _WITH_TARGETS = ("gradients", "loss")
+
+
+def tag(name, layer):
+    """The tag of a measure in TensorBoard.
+
+    TensorBoard sorts tags, and opens the first groups: there are the totals,
+    not hundreds of charts for the layers of a large model.
+    """
+    if layer == "total":
+        return f"all_layers/{name}"
+    return f"{MEASURES[name].tag}/{layer}"
 
 
 def check_measures(measures, has_targets, argument):

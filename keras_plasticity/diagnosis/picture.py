@@ -49,6 +49,8 @@ def draw(diagnosis):
 
 
 def _draw_learning(axes, diagnosis):
+    from matplotlib import ticker
+
     learning = diagnosis.learning
     num_new = learning.new_curves.shape[1]
     num_old = learning.old_curves.shape[1]
@@ -67,26 +69,32 @@ def _draw_learning(axes, diagnosis):
     everything = everything[np.isfinite(everything)]
     if everything.min() > 0.0 and everything.max() > 5.0 * everything.min():
         axes.set_yscale("log")
-        for axis_format in (
-            axes.yaxis.set_major_formatter,
-            axes.yaxis.set_minor_formatter,
-        ):
-            axis_format(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(_number)
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("updates")
     axes.set_ylabel("loss of what is learned next")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _number(value, position):
+    return f"{value:g}"
+
+
 def _draw_measure(axes, name, old, new, is_ill):
-    """The model's value as a line, those of new models as dots."""
-    axes.plot(new, np.zeros(len(new)), "o", color=_NEW, alpha=0.5, ms=5)
-    axes.plot([old], [0.0], "D", color=_OLD, ms=8)
+    """The model's value as a diamond, below it those of new models as dots."""
+    from matplotlib import ticker
+
+    axes.plot(new, np.full(len(new), -0.45), "o", color=_NEW, alpha=0.5, ms=5)
+    axes.plot([old], [0.35], "D", color=_OLD, ms=7)
     if table.MEASURES[name].is_count or name == "saturated_fraction":
         axes.set_xlim(-0.05, 1.05)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     else:
         axes.set_xlim(0.0, 1.1 * max(old, np.max(new), 1e-12))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+        axes.xaxis.set_major_formatter(_number)
     axes.set_yticks([])
     axes.set_ylim(-1.0, 1.0)
     axes.tick_params(labelsize=8)

@@ -4,6 +4,7 @@ import numpy as np
 
 from keras_plasticity.diagnosis import measures as table
 from keras_plasticity.diagnosis import verdict
+from keras_plasticity.diagnosis.plain_table import plain_table
 
 
 class Diagnosis:
@@ -122,15 +123,7 @@ class Diagnosis:
             ]
             mark = " *" if name in ill else ""
             rows.append((_words(name) + mark, *shown))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * len(lines[0]))
+        lines = [plain_table(rows)]
         if ill:
             lines.append("* differs clearly from new models, for the worse")
         return "\n".join(lines)

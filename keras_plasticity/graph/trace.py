@@ -384,6 +384,12 @@ class _Tracer:
         error = None
         if keras_compat.is_graph_model(operation):
             flat = keras.tree.flatten(args[0] if args else kwargs)
+            if _knows_more(flat, operation.inputs):
+                # The graph may hold masks and positions of another length.
+                outputs, error = self.add_inside(operation, args, kwargs, known)
+                if error is None:
+                    self._alias(node, outputs, known)
+                    return
             inner = {
                 id(inside): self._value(outside, known)
                 for inside, outside in zip(operation.inputs, flat)
@@ -422,6 +428,16 @@ class _Tracer:
             known[id(tensor)] = Value(tensor)
             self._alive.append(tensor)
         return known[id(tensor)]
+
+
+def _knows_more(tensors, others):
+    """Whether a size is known of one of some tensors, and not of another."""
+    return any(
+        size is not None and other is None
+        for tensor, inside in zip(tensors, others)
+        if isinstance(tensor, keras.KerasTensor)
+        for size, other in zip(tensor.shape[1:], inside.shape[1:])
+    )
 
 
 def _has_calls_to_see(operation):

@@ -741,13 +741,14 @@ def test_tensorboard_has_all_of_it(tmp_path):
         f"{group}/{layer}"
         for group, measure in groups.items()
         for layer in monitor.history[0][measure]
-    }
+        if layer != "total"
+    } | {f"all_layers/{measure}" for measure in groups.values()}
     histograms = {
         f"{name}/layer_{i}" for name in ("utility", "age") for i in (0, 1)
     }
     assert set(tags) == expected | histograms
-    for group, measure in groups.items():
-        points = tags[f"{group}/total"]
+    for measure in groups.values():
+        points = tags[f"all_layers/{measure}"]
         assert [step for step, _ in points] == [0, 1, 2]
         for (_, value), entry in zip(points, monitor.history):
             assert value == pytest.approx(entry[measure]["total"], rel=1e-6)
@@ -769,7 +770,7 @@ def test_an_open_writer_is_used_and_left_open(tmp_path):
     assert set(read(tmp_path)) == {
         "units/dead/layer_0",
         "units/dead/layer_1",
-        "units/dead/total",
+        "all_layers/dead_units",
         "after",
     }
 
@@ -789,7 +790,7 @@ def test_a_run_goes_on_after_an_interruption(tmp_path):
     trainer.fit(lambda i: Stream(i), first_task=2, callbacks=[second])
     assert second.history == whole.history
     assert len(first.history) == 2
-    assert len(read(tmp_path)["units/dead/total"]) == 3
+    assert len(read(tmp_path)["all_layers/dead_units"]) == 3
 
 
 def test_the_state_remembers_who_diverged():
@@ -826,7 +827,7 @@ def test_one_fit_for_each_task_counts_on(tmp_path):
     steps = list(range(7))
     assert [entry["step"] for entry in monitor.history] == steps
     assert all(e["weight_change"]["total"] > 0 for e in monitor.history[1:])
-    written = read(tmp_path)["weights/magnitude/total"]
+    written = read(tmp_path)["all_layers/weight_magnitude"]
     assert [step for step, _ in written] == steps
 
 

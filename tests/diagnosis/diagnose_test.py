@@ -200,6 +200,45 @@ def test_what_is_not_trained_stays():
     )
 
 
+def test_batch_normalizations_have_the_statistics_of_the_data():
+    def normalization(name, trainable):
+        return keras.layers.BatchNormalization(
+            momentum=0.9, name=name, trainable=trainable
+        )
+
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, name="hidden"),
+            normalization("trained", True),
+            keras.layers.Activation("relu"),
+            normalization("frozen", False),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x, y = data()
+    x = x + 3.0
+    trained = model.get_layer("trained")
+    learning.settle(model, x)
+    h = to_numpy(model.get_layer("hidden")(x)).astype("float64")
+    for average, expected in (
+        (trained.moving_mean, h.mean(0)),
+        (trained.moving_variance, h.var(0)),
+    ):
+        np.testing.assert_allclose(to_numpy(average), expected, rtol=1e-4)
+    assert trained.momentum == 0.9
+    frozen = model.get_layer("frozen")
+    assert not to_numpy(frozen.moving_mean).any()
+    # Also in the losses of copies, which were trained for hardly a step.
+    copies = learning.Copies(model, None, None, None, seed=0)
+    learned = learning.learn(copies, x, y, 1, 1, 1, 8, seed=0)
+    outputs = to_numpy(copies.new(0)(x, training=True))
+    expected = np.mean((outputs - y) ** 2)
+    assert learned.new_before == pytest.approx(expected, rel=1e-4)
+    assert learned.new_after == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("size, num_steps", [(8, 1000), (1, 1200)])
 def test_the_number_of_steps(monkeypatch, size, num_steps):
     x, y = data(1200)
@@ -331,13 +370,28 @@ def test_the_figure(tmp_path):
         ({"build_model": 5}, "build_model"),
         ({"verbose": 2}, "verbose"),
         ({"measures": ["rank"]}, "measures"),
-        ({"optimizer": "none"}, "none"),
+        ({"optimizer": "none"}, "optimizer of Keras, or its name.*none"),
+        ({"loss": "none"}, "`loss` must be a loss of Keras.*none"),
+        ({"loss": {"a": "mse", "b": 5}}, "`loss` must be.*loss=5"),
+        ({"optimizer": print}, "such as one of `torch.optim`.*print"),
     ],
 )
 def test_bad_arguments(arguments, message):
     settings = {"model": compiled(), "data": data(), **arguments}
     with pytest.raises((ValueError, TypeError), match=message):
         keras_plasticity.diagnose(**settings)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="without it there are no losses"
+)
+def test_a_loss_of_torch():
+    import torch
+
+    with pytest.raises(ValueError, match="`torch.nn` take the predictions"):
+        keras_plasticity.diagnose(
+            compiled(), data(), loss=torch.nn.CrossEntropyLoss()
+        )
 
 
 def test_a_model_that_has_diverged():

@@ -85,6 +85,18 @@ def test_a_list_of_inputs_and_recent_examples():
     )
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="only its tensors have gradients"
+)
+def test_tensors_with_gradients():
+    x, _ = make_data(20, DIMS)
+    tensor = keras.ops.convert_to_tensor(x).requires_grad_()
+    model = compiled()
+    assert keras_plasticity.measure(model, tensor) == keras_plasticity.measure(
+        model, x
+    )
+
+
 def test_programs_are_compiled_once():
     calls = []
 
@@ -155,6 +167,40 @@ def test_sequences_of_any_length():
         assert measured["linear_fraction"]["total"] == pytest.approx(
             np.mean(h > 0)
         )
+
+
+class Positions(keras.layers.Layer):
+    """Scales each position; it has to know how many there are."""
+
+    def call(self, inputs):
+        length = keras.ops.shape(inputs)[1]
+        positions = keras.ops.arange(length, dtype="float32") + 1.0
+        return inputs * positions[:, None]
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_layers_that_reckon_with_the_length(is_nested):
+    inputs = keras.Input((None, 3))
+    hidden = keras.layers.Dense(5, "relu", name="hidden")
+    outputs = keras.layers.Dense(2)(hidden(Positions()(inputs)))
+    model = keras.Model(inputs, outputs)
+    if is_nested:
+        outer = keras.Input((None, 3), name="inputs")
+        model = keras.Model({"inputs": outer}, model(outer))
+    rng = np.random.default_rng(0)
+    for length in (4, 7):
+        x = rng.normal(size=(6, length, 3)).astype("float32")
+        measured = keras_plasticity.measure(
+            model, {"inputs": x} if is_nested else x
+        )
+        scaled = x * np.arange(1.0, length + 1, dtype="float32")[:, None]
+        kernel, bias = map(to_numpy, hidden.weights)
+        assert measured.num_units == {"hidden": 5, "total": 5}
+        found = measured["linear_fraction"]["hidden"]
+        h = scaled @ kernel + bias
+        assert found == pytest.approx(np.mean(h > 0))
+        rank = diagnostics.effective_rank(np.maximum(h, 0.0).reshape(-1, 5))
+        assert measured["effective_rank"]["hidden"] == pytest.approx(rank, 1e-4)
 
 
 def test_positions_among_the_examples():

@@ -68,7 +68,7 @@ def scalar_tags():
     per_hidden_layer = [
         f"{tag}/{layer}"
         for tag in ("units/dead", "representation/effective_rank")
-        for layer in [*_HIDDEN, "total"]
+        for layer in _HIDDEN
     ]
     return {
         "flags",
@@ -78,7 +78,10 @@ def scalar_tags():
         "against_updates/online_accuracy",
         "band/online_accuracy_lower",
         "band/online_accuracy_upper",
-        *(f"weights/magnitude/{x}" for x in [*_HIDDEN, "output", "total"]),
+        *(f"weights/magnitude/{x}" for x in [*_HIDDEN, "output"]),
+        "all_layers/dead_units",
+        "all_layers/effective_rank",
+        "all_layers/weight_magnitude",
         *per_hidden_layer,
     }
 
@@ -124,7 +127,8 @@ def test_cbp_writes_summary_events_and_table(loaded, tmp_path, capsys):
 
     events = read_events(tmp_path / "cbp")
     histograms = {f"{n}/{h}" for n in ("utility", "age") for h in _HIDDEN}
-    replaced = {f"units/replaced/{h}" for h in [*_HIDDEN, "total"]}
+    replaced = {f"units/replaced/{h}" for h in _HIDDEN}
+    replaced.add("all_layers/replaced_units")
     assert set(events) == scalar_tags() | histograms | replaced
     for tag in ("flags", *_ROW):
         assert events.pop(tag) == [0]
