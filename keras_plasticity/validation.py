@@ -142,9 +142,9 @@ def check_choice(name: str, value: Any, choices: Sequence) -> Any:
     plain = int(value) if is_integer(value) else value
     for choice in choices:
         # An array that is compared with a string is an array.
-        if type(plain) is not bool and isinstance(plain, type(choice)):
-            if plain == choice:
-                return choice
+        is_alike = type(plain) is not bool and isinstance(plain, type(choice))
+        if is_alike and plain == choice:
+            return choice
     if len(choices) == 2:
         rule = " or ".join(map(repr, choices))
     else:

@@ -30,13 +30,24 @@ _SETTINGS = {
 }
 
 
-def _build(method="ContinualBackprop"):
+def _build(method="ContinualBackprop", network="images"):
     import keras
 
     import keras_plasticity
 
-    layers = keras_plasticity.layers
-    model = keras.Sequential(
+    model = globals()[f"_network_of_{network}"]()
+    optimizer = getattr(keras_plasticity.optimizers, method)(
+        keras.optimizers.Adam(0.01), seed=4, **_SETTINGS[method]
+    )
+    return model, optimizer
+
+
+def _network_of_images():
+    import keras
+
+    from keras_plasticity import layers
+
+    return keras.Sequential(
         [
             keras.Input((8, 8, 2)),
             layers.Conv2D(
@@ -56,23 +67,36 @@ def _build(method="ContinualBackprop"):
             ),
         ]
     )
-    optimizer = getattr(keras_plasticity.optimizers, method)(
-        keras.optimizers.Adam(0.01), seed=4, **_SETTINGS[method]
-    )
-    return model, optimizer
 
 
-def _data():
+def _network_of_sequences():
+    """Recurrent layers and attention, with steps that are masked."""
+    import keras
+
+    from keras_plasticity import layers
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5, 4))
+    x = keras.layers.Masking()(inputs)
+    x = layers.LSTM(6, return_sequences=True)(x)
+    x = layers.MultiHeadAttention(2, 3)(x, x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def _data(model):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(320, 8, 8, 2)).astype("float32")
+    x = rng.normal(size=(320, *model.input_shape[1:])).astype("float32")
+    if x.ndim == 3:
+        # In each half of a batch another number of steps.
+        x[rng.random(x.shape[:2]) < np.arange(320)[:, None] % 16 / 20] = 0.0
     return x, rng.integers(0, 3, 320)
 
 
 def _arrays(model, optimizer, prefix, read=np.asarray):
     unit_variables = [
         getattr(layer, name)
-        for layer in model.layers
-        if hasattr(layer, "statistics")
+        for layer in [units.layer for units in optimizer.hidden]
         for name in ("utility", "age", "mean_activation")
     ]
     arrays = {
@@ -83,10 +107,10 @@ def _arrays(model, optimizer, prefix, read=np.asarray):
     return arrays
 
 
-def jax_distribution(kind, method):
+def jax_distribution(kind, *built):
     import keras
 
-    single = _build(method)
+    single = _build(*built)
     _train(*single)
     distribution = keras.distribution
     devices = distribution.list_devices()
@@ -101,12 +125,13 @@ def jax_distribution(kind, method):
             layout_map=layout, batch_dim_name="batch"
         )
     distribution.set_distribution(chosen)
-    several = _build(method)
+    several = _build(*built)
     _train(*several)
+    kernel = several[0].trainable_variables[0].value
     return {
         **_arrays(*single, "single_"),
         **_arrays(*several, "several_"),
-        "devices": len(several[0].layers[0].kernel.value.sharding.device_set),
+        "devices": len(kernel.sharding.device_set),
     }
 
 
@@ -115,21 +140,21 @@ def _train(model, optimizer):
 
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss)
-    model.fit(*_data(), batch_size=16, shuffle=False, verbose=0)
+    model.fit(*_data(model), batch_size=16, shuffle=False, verbose=0)
 
 
-def mirrored(method):
+def mirrored(*built):
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    single = _build(method)
+    single = _build(*built)
     _train(*single)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        several = _build(method)
+        several = _build(*built)
         _train(*several)
     result = _arrays(*single, "single_")
     for replica, prefix in enumerate(["several_", "other_"]):
@@ -215,7 +240,7 @@ def multi_worker(worker, ports):
     # Each worker takes every other half of a batch of 16.
     batches = strategy.distribute_datasets_from_function(
         lambda context: (
-            tf.data.Dataset.from_tensor_slices(_data())
+            tf.data.Dataset.from_tensor_slices(_data(model))
             .batch(8)
             .shard(2, context.input_pipeline_id)
         )

@@ -41,6 +41,8 @@ def _start(path, name, *arguments):
         "KERAS_BACKEND": _BACKEND,
         # Several CPUs can be had everywhere, several GPUs cannot.
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        # Compilation takes nearly all the time.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     # Not a pipe: nobody reads those of all workers at once.
     with open(f"{path}.log", "w") as log:
@@ -106,6 +108,21 @@ def test_distribution(tmp_path, kind, method):
     result = _finish(_start(path, "jax_distribution", kind, method), path)
     assert result["devices"] == 4
     _assert_equal(result, "several_", "single_", method, 1e-5)
+
+
+@pytest.mark.skipif(_BACKEND == "torch", reason="one device only")
+def test_recurrent_layers_and_attention(tmp_path):
+    path = tmp_path / "result.npz"
+    built = ("ContinualBackprop", "sequences")
+    if _BACKEND == "jax":
+        process = _start(path, "jax_distribution", "data", *built)
+    else:
+        process = _start(path, "mirrored", *built)
+    result = _finish(process, path)
+    assert result["devices"] == (4 if _BACKEND == "jax" else 2)
+    _assert_equal(result, "several_", "single_", atol=1e-5)
+    if _BACKEND == "tensorflow":
+        _assert_equal(result, "several_", "other_")
 
 
 @pytest.mark.skipif(_BACKEND != "tensorflow", reason="`tf.distribute`")

@@ -94,9 +94,9 @@ def _users(is_used):
     """The functions of `keras_compat` in whose code something is."""
     found = set()
     for node in ast.parse(_MODULE.read_text()).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            if any(map(is_used, ast.walk(node))):
-                found.add(node.name)
+        is_definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        if is_definition and any(map(is_used, ast.walk(node))):
+            found.add(node.name)
     return sorted(found)
 
 

@@ -72,9 +72,9 @@ def _changes(tree):
     for parent, node, in_function in _nodes(tree, False):
         for changed in _variants(node):
             yield node, ast.unparse(changed)
-        if isinstance(node, ast.If | ast.While | ast.IfExp):
-            if not isinstance(node.test, ast.Compare | ast.UnaryOp):
-                yield node.test, f"not ({ast.unparse(node.test)})"
+        has_test = isinstance(node, ast.If | ast.While | ast.IfExp)
+        if has_test and not isinstance(node.test, ast.Compare | ast.UnaryOp):
+            yield node.test, f"not ({ast.unparse(node.test)})"
         if in_function and _can_be_deleted(node, parent):
             yield node, "pass"
         if isinstance(node, ast.Return) and ast.unparse(node) not in (
@@ -149,6 +149,7 @@ def _variants(node):
     elif isinstance(node, ast.Attribute) and node.attr in _NAMES:
         yield changed(attr=_NAMES[node.attr])
     elif isinstance(node, ast.Call) and len(node.args) > 1:
-        if not any(isinstance(each, ast.Starred) for each in node.args[:2]):
-            if not ast.unparse(node.func).startswith(_NOT_SWAPPED):
-                yield changed(args=[*node.args[1::-1], *node.args[2:]])
+        stars = [isinstance(each, ast.Starred) for each in node.args[:2]]
+        name = ast.unparse(node.func)
+        if not any(stars) and not name.startswith(_NOT_SWAPPED):
+            yield changed(args=[*node.args[1::-1], *node.args[2:]])

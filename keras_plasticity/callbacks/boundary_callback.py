@@ -9,6 +9,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.optimizers.restart import restart
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.training import nests
 
 RESETS = ("all", "changed", "none")
 
@@ -139,9 +140,7 @@ class BoundaryCallback(keras.callbacks.Callback, TaskCallback):
         if not self.acts_on(occasion):
             return
         for learner in range(self.trainer.num_learners):
-            own_x, own_y = keras.tree.map_structure(
-                lambda array: array[learner], (x, y), none_is_leaf=False
-            )
+            own_x, own_y = nests.take((x, y), learner)
             with self.trainer.edit(learner) as model:
                 self._change(model, learner, task, own_x, own_y)
 

@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras_plasticity import functional
 from keras_plasticity import validation
 from keras_plasticity.callbacks.boundary_callback import BoundaryCallback
 from keras_plasticity.callbacks.kernels import find_kernels
+from keras_plasticity.training import nests
 from keras_plasticity.weights import weights_of
 
 
@@ -129,20 +131,11 @@ class DASH(BoundaryCallback):
         directions = [ops.zeros(v.shape, v.dtype) for v in variables]
         num_examples = len(keras.tree.flatten(x)[0])
         for start in range(0, num_examples, self.batch_size):
-            batch_x, batch_y = keras.tree.map_structure(
-                lambda array: ops.convert_to_tensor(
-                    array[start : start + self.batch_size]
-                ),
-                (x, y),
-                none_is_leaf=False,
+            part = slice(start, start + self.batch_size)
+            batch = nests.map_arrays(
+                ops.convert_to_tensor, nests.take((x, y), part)
             )
-
-            def loss():
-                outputs = model(batch_x, training=True)
-                return model.compute_loss(
-                    batch_x, batch_y, outputs, training=True
-                )
-
+            loss = functools.partial(_loss, model, *batch)
             gradients = backend.gradients(loss, variables)
             directions = [
                 (1.0 - self.alpha) * direction
@@ -180,3 +173,7 @@ def _check_data(data):
             "data", f"{rule}, with one entry for each example", data
         )
     return arrays
+
+
+def _loss(model, x, y):
+    return model.compute_loss(x, y, model(x, training=True), training=True)

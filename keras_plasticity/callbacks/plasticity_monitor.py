@@ -15,6 +15,7 @@ from keras_plasticity.diagnosis import thresholds as limits
 from keras_plasticity.diagnosis.recent_examples import RecentExamples
 from keras_plasticity.training import AppendOnly
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.training import nests
 
 
 class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
@@ -264,11 +265,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             model = self.trainer.model(learner)
             probe_x, probe_y = self._x, self._y
             if self._num_examples is not None:
-                probe_x, probe_y = keras.tree.map_structure(
-                    lambda array: array[learner, : self._num_examples],
-                    (x, y),
-                    none_is_leaf=False,
-                )
+                own = learner, slice(self._num_examples)
+                probe_x, probe_y = nests.take((x, y), own)
             names = self._names_in_first(model)
             of_learner = self._measure(model, probe_x, probe_y, names)
             if of_learner is not None:

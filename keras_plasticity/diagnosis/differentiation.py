@@ -10,6 +10,7 @@ from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.diagnosis.arguments import check_built
+from keras_plasticity.training import nests
 from keras_plasticity.weights import weights_of
 
 
@@ -156,7 +157,7 @@ class Differentiation:
         gradients = None
         with keras_compat.keep_losses(model):
             for i in range(size):
-                example = keras.tree.map_structure(lambda a: a[i : i + 1], x)
+                example = nests.take(x, slice(i, i + 1))
                 row = _as_array(self._run("output_gradients", example, None)[0])
                 if gradients is None:
                     gradients = np.empty((size, len(row)), row.dtype)
@@ -176,11 +177,7 @@ class Differentiation:
         num_examples = len(keras.tree.flatten(x)[0])
         batch_size = min(batch_size or num_examples, num_examples)
         for start in range(0, num_examples, batch_size):
-            batch = keras.tree.map_structure(
-                lambda array: array[start : start + batch_size],
-                (x, y),
-                none_is_leaf=False,
-            )
+            batch = nests.take((x, y), slice(start, start + batch_size))
             if total is None:
                 self._build_loss(*batch)
             results = self._run(name, *batch, *others)

@@ -14,6 +14,7 @@ from keras_plasticity.diagnostics.linearity import linear_regions
 from keras_plasticity.diagnostics.units import UnitActivity
 from keras_plasticity.graph import activations
 from keras_plasticity.graph import trace
+from keras_plasticity.training import nests
 from keras_plasticity.training.program_settings import structure_of
 
 # The bounds of bounded non-linearities.
@@ -452,9 +453,7 @@ def _tolerance(function):
 def _batches(inputs, batch_size):
     """Yields the parts of a nest of arrays."""
     for start in range(0, len(keras.tree.flatten(inputs)[0]), batch_size):
-        yield keras.tree.map_structure(
-            lambda array: array[start : start + batch_size], inputs
-        )
+        yield nests.take(inputs, slice(start, start + batch_size))
 
 
 def _trace(model, batch):

@@ -8,6 +8,7 @@ from keras_plasticity import validation
 from keras_plasticity.diagnosis.arguments import check_data
 from keras_plasticity.diagnosis.arguments import check_weights
 from keras_plasticity.diagnosis.differentiation import differentiation_of
+from keras_plasticity.training import nests
 
 
 def optimization_readiness(
@@ -87,9 +88,7 @@ def optimization_readiness(
     norms = []
     for _ in range(num_minibatches):
         chosen = rng.choice(size, minibatch_size, replace=False)
-        batch = keras.tree.map_structure(
-            lambda array: array[chosen], (x, y), none_is_leaf=False
-        )
+        batch = nests.take((x, y), chosen)
         norms.append(derivatives.gradient_norm(*batch))
     if loss < 0.0:
         raise ValueError(

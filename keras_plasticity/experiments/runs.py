@@ -161,25 +161,11 @@ def rows(summary, runs):
         List of dicts from heading to string.
     """
     result = []
+    form = summary["metric"]["format"]
     for label, run in runs.items():
         ends, values = per_bin(summary, run)
         if not len(ends):
             continue
-
-        def cell(index):
-            mean = finite_mean(values[index])
-            if mean is None:
-                return "diverged"
-            form = summary["metric"]["format"]
-            text = f"{mean:{form}}"
-            finite = np.isfinite(values[index])
-            if finite.sum() > 1:
-                text += f"±{standard_error(values[index]):{form}}"
-            if finite.all():
-                # Of three it says little, whoever reads it should know.
-                return f"{text} (n={len(finite)})"
-            return f"{text} ({finite.sum()} of {len(finite)} learners)"
-
         marks = reached_marks(run, ends)
         seconds = run["compile_seconds"] + run["train_seconds"]
         result.append(
@@ -187,12 +173,27 @@ def rows(summary, runs):
                 "method": label,
                 "learners": str(run["num_learners"]),
                 "tasks": str(len(run["per_task"])),
-                "first": cell(0),
-                "last": cell(-1),
-                "best": cell(best_bin(summary, values)),
+                "first": _cell(values[0], form),
+                "last": _cell(values[-1], form),
+                "best": _cell(values[best_bin(summary, values)], form),
                 "published": ", ".join(f"{y:g} at {x:,}" for x, y in marks)
                 or "-",
                 "seconds": f"{seconds:.1f}",
             }
         )
     return result
+
+
+def _cell(values, form):
+    """What a table says of the values of several learners in one bin."""
+    mean = finite_mean(values)
+    if mean is None:
+        return "diverged"
+    text = f"{mean:{form}}"
+    finite = np.isfinite(values)
+    if finite.sum() > 1:
+        text += f"±{standard_error(values):{form}}"
+    if finite.all():
+        # Of three it says little, whoever reads it should know.
+        return f"{text} (n={len(finite)})"
+    return f"{text} ({finite.sum()} of {len(finite)} learners)"

@@ -317,9 +317,11 @@ class _UnitFollower:
                 ].possible_consumers += traced.possible_consumers.get(value, ())
         self._skip_products()
         for key, connections in self._found.items():
-            if key not in self._stated and key not in self._num_calls:
-                if key not in self._connected and connections.error is None:
-                    connections.error = self.reason_if_not_called
+            is_called = key in self._stated or key in self._num_calls
+            if not is_called and key not in self._connected:
+                connections.error = (
+                    connections.error or self.reason_if_not_called
+                )
             tied = self._tied.use_of(connections.layer, connections.consumers)
             if tied is not None and connections.skip_reason is None:
                 connections.error = connections.error or tied

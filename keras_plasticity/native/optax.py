@@ -255,15 +255,7 @@ def _replace(inner, initializer, pairs, replaced, key, params, inner_state):
 
 
 def _path(keys):
-    names = (
-        next(
-            getattr(key, name)
-            for name in ("key", "name", "idx")
-            if hasattr(key, name)
-        )
-        for key in keys
-    )
-    return "/".join(map(str, names))
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def _by_path(params):

@@ -6,38 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx
 from torch import nn
 
 from keras_plasticity import functional
 from keras_plasticity import validation
+from keras_plasticity.native import torch_graph
 from keras_plasticity.native import unit_statistics
 from keras_plasticity.types import Tensor
 
 unit_statistics.check_backend("torch")
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# What hands each unit on, whatever the shape.
-_ELEMENTWISE = (
-    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU),
-    *(nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus),
-    *(nn.Softsign, nn.Tanh, nn.Identity, nn.Dropout, nn.AlphaDropout),
-)
-_ELEMENTWISE_FUNCTIONS = (
-    *("dropout", "elu", "gelu", "leaky_relu", "mish", "relu", "relu_"),
-    *("selu", "sigmoid", "silu", "softplus", "tanh"),
-)
-# What hands channels on.
-_POOLS = (
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d),
-    *(nn.MaxPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-    *(nn.AdaptiveAvgPool3d, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-)
-_POOL_FUNCTIONS = (
-    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d"),
-    *("max_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-)
 # Slots of `torch.optim` that begin at a setting, and not at zero.
 _SLOTS_FROM_SETTINGS = {"sum": "initial_accumulator_value", "step_size": "lr"}
 
@@ -47,8 +25,9 @@ class ContinualBackprop:
 
     It is what `keras_plasticity.optimizers.ContinualBackprop` is to a Keras
     model: the same formulas, for a `torch.nn.Module`. The training loop stays
-    as it is: units are observed while the model computes in training mode, and
-    replaced at the end of `optimizer.step()`.
+    as it is: units are observed in the backward passes through a model in
+    training mode, all of those since the last step together, and replaced at
+    the end of `optimizer.step()`.
 
     The units of `Linear` and of convolutional layers can be replaced that one
     other of these layers reads, through activations, pooling, dropout, batch
@@ -130,7 +109,7 @@ class ContinualBackprop:
         self._initialize = initialize or _reset_parameters
         self.skipped: dict[str, str] = {}
         if connections is None:
-            found = self._find(model)
+            found, self.skipped = torch_graph.find(model)
         else:
             validation.check_mapping("connections", connections)
             found = {name: (to, []) for name, to in connections.items()}
@@ -138,9 +117,7 @@ class ContinualBackprop:
         self._units = {}
         for name, (consumer, normalizations) in found.items():
             for key in (name, consumer):
-                if not isinstance(
-                    modules.get(key), (nn.Linear, *_CONVOLUTIONS)
-                ):
+                if not isinstance(modules.get(key), torch_graph.LAYERS):
                     rule = "names of `Linear` and convolutional layers"
                     raise validation.error("connections", rule, connections)
             self._units[name] = _Units(
@@ -200,29 +177,6 @@ class ContinualBackprop:
         self._hook.remove()
         for units in self._units.values():
             units.hook.remove()
-
-    def _find(self, model):
-        """Dict from layer to its consumer and what is normalized between."""
-        try:
-            graph = fx.symbolic_trace(model).graph
-        except Exception as error:  # Whatever the model does to a `fx.Proxy`.
-            raise ValueError(
-                "`model` must be one that `torch.fx` can trace, or "
-                "`connections` must be given, such as {'conv': 'linear'}. "
-                f"Received: {error}"
-            ) from error
-        modules = dict(model.named_modules())
-        calls = [n for n in graph.nodes if n.op == "call_module"]
-        names = [call.target for call in calls]
-        found = {}
-        for call in calls:
-            if isinstance(modules[call.target], (nn.Linear, *_CONVOLUTIONS)):
-                end, normalizations = _follow(call, modules, names)
-                if isinstance(end, str):
-                    self.skipped[call.target] = end
-                else:
-                    found[call.target] = end.target, normalizations
-        return found
 
     @torch.no_grad()
     def _end_step(self):
@@ -293,8 +247,12 @@ class _Units:
         self.hook = consumer.register_forward_pre_hook(self._observe)
 
     def _observe(self, consumer, inputs):
-        if consumer.training and torch.is_grad_enabled():
-            self._inputs.append(inputs[0].detach())
+        (inputs, *_) = inputs
+        if consumer.training and inputs.requires_grad:
+            value = inputs.detach()
+            # Once there are gradients: passes that no step follows would add
+            # up in memory.
+            inputs.register_hook(lambda _: self._inputs.append(value))
 
     def mask_of_features(self, mask):
         """Which features of the consumer belong to units of a mask."""
@@ -318,71 +276,10 @@ class _Units:
 
     def _by_unit(self, inputs):
         """Of shape `(examples, features a unit, units)`."""
-        if isinstance(self.consumer, _CONVOLUTIONS):
+        if isinstance(self.consumer, torch_graph.CONVOLUTIONS):
             inputs = inputs.movedim(1, -1)
         # `Flatten` has all positions of a channel side by side.
         return inputs.reshape(-1, self._size, self._copies).transpose(1, 2)
-
-
-def _follow(call, modules, names):
-    """Follows the units of a layer to the one that reads them.
-
-    Args:
-        call: `fx.Node` that calls the layer.
-        modules: Dict from name to module.
-        names: List of the names of modules, one for each call.
-
-    Returns:
-        Tuple of the `fx.Node` that calls the reader, or a string, why there is
-        none; and the list of names of normalization layers between.
-    """
-    layer = modules[call.target]
-    are_channels = isinstance(layer, _CONVOLUTIONS)
-    normalizations = []
-    node = call
-    if names.count(call.target) > 1:
-        return "it is called several times", []
-    while True:
-        if len(node.users) != 1:
-            return f"{len(node.users)} operations read it", []
-        (node,) = node.users
-        if node.op == "output":
-            return "outputs of the model", []
-        module = modules.get(node.target) if node.op == "call_module" else None
-        name = getattr(node.target, "__name__", str(node.target))
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-            break
-        if isinstance(module, _NORMALIZATIONS):
-            normalizations.append(node.target)
-        elif _flattens(node, module, name):
-            are_channels = False
-        elif are_channels and (
-            isinstance(module, _POOLS)
-            or (module is None and name in _POOL_FUNCTIONS)
-        ):
-            pass
-        elif not (
-            isinstance(module, _ELEMENTWISE)
-            or (module is None and name in _ELEMENTWISE_FUNCTIONS)
-        ):
-            return f"'{name}' does not hand its units on", []
-    units, features = layer.weight.shape[0], module.weight.shape[1]
-    if names.count(node.target) > 1 or getattr(module, "groups", 1) > 1:
-        return f"'{node.target}' reads it in parts, or several times", []
-    if are_channels != isinstance(module, _CONVOLUTIONS):
-        return f"'{node.target}' does not read its units as features", []
-    copies = features / units
-    if copies != 1 and (are_channels or isinstance(layer, nn.Linear)):
-        return f"'{node.target}' reads {features} features of {units} units", []
-    return node, normalizations
-
-
-def _flattens(node, module, name):
-    """Whether a call puts the positions of each channel side by side."""
-    if module is not None:
-        return isinstance(module, nn.Flatten) and module.start_dim == 1
-    start = node.kwargs.get("start_dim", (*node.args, None, None)[1])
-    return name == "flatten" and start == 1
 
 
 def _reset_parameters(layer):

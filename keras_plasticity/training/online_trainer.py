@@ -415,9 +415,9 @@ class OnlineTrainer:
         steps_per_epoch = math.ceil(data.num_examples / data.batch_size)
         steps = len(run.tasks) * run.epochs * steps_per_epoch
         is_short = steps < _FEWEST_STEPS_TO_COMPILE and not is_resumed
-        if is_short and jit_compile == "auto":
-            if keras.backend.backend() != "jax":
-                jit_compile = False
+        is_jax = keras.backend.backend() == "jax"
+        if is_short and jit_compile == "auto" and not is_jax:
+            jit_compile = False
         self._jit_compiles = jit_compile
         self._learners = LearnerGroups(
             Loop, models(), sizes, data.first_batch(0), jit_compile

@@ -169,11 +169,14 @@ def differing(first, other, path=""):
                     first.get(key), other.get(key), _joined(path, key)
                 )
             return
-    elif isinstance(first, (list, tuple)) and isinstance(other, (list, tuple)):
-        if len(first) == len(other):
-            for i, parts in enumerate(zip(first, other)):
-                yield from differing(*parts, f"{path}[{i}]")
-            return
+    elif (
+        isinstance(first, (list, tuple))
+        and isinstance(other, (list, tuple))
+        and len(first) == len(other)
+    ):
+        for i, parts in enumerate(zip(first, other)):
+            yield from differing(*parts, f"{path}[{i}]")
+        return
     if first != other:
         yield path, first, other
 

@@ -3,13 +3,14 @@
     KERAS_BACKEND=torch python -m tests.benchmarks.architectures
     KERAS_BACKEND=jax python -m tests.benchmarks.architectures --only=GPT2,BERT
 
-Prints a row for one model of every family of `keras.applications` and for
-language and vision models of KerasHub, all small and with random weights: its
-weights, the layers that `make_plastic` made plastic, those whose units are
-replaced, the seconds that it and the optimizer take to find them, and, after
-`--steps` steps of training, the units that were replaced, the loss of the last
-step, and whether the model is the same once it is saved and loaded. What fails
-is printed in the row, and the program ends with 1.
+Prints a row for one model of every family of `keras.applications`, for language
+and vision models of KerasHub and for a stacked LSTM that forecasts a sine wave,
+all small and with random weights: its weights, the layers that `make_plastic`
+made plastic, those whose units are replaced, the seconds that it and the
+optimizer take to find them, and, after `--steps` steps of training, the units
+that were replaced, the loss of the last step, and whether the model is the same
+once it is saved and loaded. What fails is printed in the row, and the program
+ends with 1.
 """
 
 import argparse
@@ -151,7 +152,23 @@ def _vit():
     return model, x, _classes(4)
 
 
+def _lstm():
+    """Forecasts a wave from its last values."""
+    model = keras.Sequential(
+        [
+            keras.Input((12, 1)),
+            keras.layers.LSTM(32, return_sequences=True),
+            keras.layers.LSTM(16),
+            keras.layers.Dense(1),
+        ]
+    )
+    wave = np.sin(0.4 * np.arange(44, dtype="float32"))
+    windows = np.lib.stride_tricks.sliding_window_view(wave, 13)[..., None]
+    return model, windows[:, :12], windows[:, 12]
+
+
 MODELS = {
+    "LSTM": _lstm,
     "GPT2": _gpt2,
     "Llama": _llama,
     "Gemma": _gemma,
@@ -188,7 +205,7 @@ def measure(make, steps):
     plastic = list({id(layer): layer for layer in plastic}.values())
     row["plastic"] = len(plastic)
     row["replaceable"] = sum(layer.replaceable for layer in plastic)
-    _compile(model)
+    _compile(model, keras.backend.is_int_dtype(y.dtype))
     start = time.perf_counter()
     model.optimizer.build(model.trainable_variables)
     row["optimizer"] = time.perf_counter() - start
@@ -201,7 +218,7 @@ def measure(make, steps):
     return row
 
 
-def _compile(model):
+def _compile(model, has_classes):
     model.compile(
         ContinualBackprop(
             keras.optimizers.Adam(1e-3),
@@ -209,7 +226,9 @@ def _compile(model):
             maturity_threshold=2,
             seed=0,
         ),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if has_classes
+        else "mse",
     )
 
 

@@ -362,6 +362,22 @@ def test_evaluation_frozen_layers_and_the_end():
     assert plasticity.num_replaced == {"0": 18}
 
 
+def test_a_pass_without_a_backward_pass_leaves_nothing_behind():
+    model = _network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    plasticity = ContinualBackprop(model, optimizer)
+    model(torch.ones(2, 4))
+    optimizer.step()
+    assert (plasticity.state_dict()["0"]["age"] == 0).all()
+    model(torch.zeros(2, 4))  # Nor does it count.
+    model(torch.ones(2, 4)).sum().backward()
+    expected = model[:2](torch.ones(4)).detach()
+    optimizer.step()
+    torch.testing.assert_close(
+        plasticity.state_dict()["0"]["mean_activation"], expected
+    )
+
+
 def test_several_batches_of_one_step_are_one_batch():
     def after(batches):
         torch.manual_seed(0)

@@ -71,11 +71,11 @@ def _slots_by_weight(model, optimizer):
                 -1
             ].startswith(prefix):
                 yield weight, slot, tuple(range(len(weight.shape)))
-        if isinstance(optimizer, keras.optimizers.Adafactor):
-            if len(weight.shape) == 2:
-                # The mean square over columns, and over rows.
-                yield weight, optimizer._r[index], (0,)
-                yield weight, optimizer._c[index], (1,)
+        is_factored = isinstance(optimizer, keras.optimizers.Adafactor)
+        if is_factored and len(weight.shape) == 2:
+            # The mean square over columns, and over rows.
+            yield weight, optimizer._r[index], (0,)
+            yield weight, optimizer._c[index], (1,)
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ class Flag:
         validation.check_string("help", self.help)
         if not isinstance(self.default, (str, bool)):
             validation.check_number("default", self.default)
-        if self.interval is not None:
-            if not validation.is_interval(self.interval):
-                rule = "`None` or an interval such as '[0, 1)'"
-                raise validation.error("interval", rule, self.interval)
+        interval = self.interval
+        if interval is not None and not validation.is_interval(interval):
+            rule = "`None` or an interval such as '[0, 1)'"
+            raise validation.error("interval", rule, interval)
         _check_tuple("choices", self.choices, str, "a tuple of strings")
         if not any(self.type is each for each in (float, int, bool)):
             rule = "`float`, `int` or `bool`"
