@@ -1,6 +1,7 @@
 """Measures of the eigenvalues of a loss's second derivatives."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def hessian_rank(
     return float(shares[np.abs(values) > epsilon].sum() / shares.sum())
 
 
-def _check_vector(name, value):
+def _check_vector(name: str, value: Any) -> np.ndarray:
     rule = "a list of finite numbers, at least one"
     array = validation.check_array(name, value, rule).astype("float64")
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():

@@ -45,7 +45,7 @@ def effective_rank(features: Tensor) -> Tensor:
     return rank + change - ops.stop_gradient(change)
 
 
-def _of_singular_values(values):
+def _of_singular_values(values: Tensor) -> Tensor:
     """The effective rank, and its derivatives by the singular values."""
     total = ops.maximum(ops.sum(values), _EPSILON)
     p = values / total

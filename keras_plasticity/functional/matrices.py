@@ -149,11 +149,11 @@ def shrink_towards_direction(
 _SMALLEST = 1e-12
 
 
-def _divide(x, norm):
+def _divide(x: Tensor, norm: Tensor) -> Tensor:
     return x / ops.where(norm > 0, norm, 1.0)
 
 
-def at_least_float32(x):
+def at_least_float32(x: Tensor) -> Tensor:
     """Half precision is too coarse for products of many matrices."""
     is_half = keras.backend.standardize_dtype(x.dtype) in (
         "float16",
@@ -162,7 +162,7 @@ def at_least_float32(x):
     return ops.cast(x, "float32") if is_half else x
 
 
-def check_matrix(name, value):
+def check_matrix(name: str, value: Tensor) -> Tensor:
     """Checks that an argument is one matrix or more: a tensor."""
     (tensor,) = validation.check_tensors(**{name: value})
     shape = validation.shape_of(tensor)

@@ -9,19 +9,19 @@ from keras_plasticity import validation
 from keras_plasticity.types import Tensor
 
 
-def _sigmoid(distance):
+def _sigmoid(distance: Tensor) -> Tensor:
     return 2.0 * ops.sigmoid(-distance)
 
 
-def _exponential(distance):
+def _exponential(distance: Tensor) -> Tensor:
     return ops.exp(-distance)
 
 
-def _softplus(distance):
+def _softplus(distance: Tensor) -> Tensor:
     return ops.softplus(-distance) / math.log(2.0)
 
 
-def _linear(distance):
+def _linear(distance: Tensor) -> Tensor:
     return ops.maximum(1.0 - distance, 0.0)
 
 

@@ -4,6 +4,8 @@ An optimizer adds them to the gradients of the loss, or takes steps along them.
 A kernel is a matrix of shape `(inputs, units)`: one column a unit.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -149,11 +151,11 @@ def spectral_norm_and_gradient(
     return value, gradient
 
 
-def _norm(vector):
+def _norm(vector: Tensor) -> Tensor:
     return ops.sqrt(ops.sum(ops.square(vector)))
 
 
-def _check_matrix(matrix, **other):
+def _check_matrix(matrix: Tensor, **other: Any) -> Tensor:
     """A matrix and another tensor, of one floating-point dtype."""
     (matrix,) = validation.check_tensors(matrix=matrix)
     (value,) = validation.check_tensors(**other)

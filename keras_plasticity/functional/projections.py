@@ -55,7 +55,7 @@ def project_to_norm(tensors: Sequence[Tensor], norm: Tensor) -> list[Tensor]:
     return [factor * tensor for tensor in tensors]
 
 
-def _check_tensors(tensors):
+def _check_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
     tensors = validation.check_list(
         "tensors", tensors, rule="a list of tensors"
     )

@@ -7,7 +7,9 @@ read as the shortest decimal number that stands for the float, as a person
 would write it, and no update loses anything.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from keras import ops
 
@@ -136,7 +138,9 @@ def least_useful_unit(
     )
 
 
-def _check_units(utility, age, maturity_threshold):
+def _check_units(
+    utility: Tensor, age: Tensor, maturity_threshold: Tensor
+) -> None:
     shape = validation.shape_of(utility)
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(
@@ -154,7 +158,7 @@ def _check_units(utility, age, maturity_threshold):
         )
 
 
-def _check_digits(digits):
+def _check_digits(digits: Any) -> Sequence[Any]:
     rule = "the result of `count_digits`"
     parts = validation.check_list("digits", digits, rule=rule)
     if len(parts) != 3:

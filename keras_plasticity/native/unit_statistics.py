@@ -30,7 +30,7 @@ class Settings:
     decay_rate: float = 0.99
     utility: str | Callable[..., Tensor] = "contribution"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         validation.check_in_interval(
             "replacement_rate", self.replacement_rate, "[0, 1]"
         )
@@ -142,7 +142,9 @@ def update_statistics(
     )
     indices = ops.arange(shape[-1])
 
-    def replace_next(due, age, replaced):
+    def replace_next(
+        due: Tensor, age: Tensor, replaced: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         unit = functional.least_useful_unit(utility, age, threshold)
         is_chosen = indices == ops.cast(unit, indices.dtype)
         return (
@@ -168,7 +170,7 @@ def update_statistics(
     )
 
 
-def check_backend(expected: str):
+def check_backend(expected: str) -> None:
     """Checks that Keras computes with the framework of a module here.
 
     Args:

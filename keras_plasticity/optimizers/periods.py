@@ -1,7 +1,9 @@
 """When something happens that does not happen in every update."""
 
+from keras_plasticity.types import Tensor
 
-def follows_period(number, period):
+
+def follows_period(number: Tensor, period: Tensor) -> Tensor:
     """Whether an update is the first one after a whole number of periods.
 
     These are the updates `period + 1`, `2 * period + 1`, and so on: a rule of
@@ -18,7 +20,7 @@ def follows_period(number, period):
     return ((number - 1) % period == 0) & (number != 1)
 
 
-def ends_period(number, period):
+def ends_period(number: Tensor, period: Tensor) -> Tensor:
     """Whether an update is the last one of a period.
 
     Args:

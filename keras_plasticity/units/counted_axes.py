@@ -4,10 +4,14 @@ The axes are listed in the order in which they count, the first one slowest,
 which need not be their order in the tensor.
 """
 
+from collections.abc import Sequence
+
 from keras import ops
 
+from keras_plasticity.types import Tensor
 
-def flatten(values, axes):
+
+def flatten(values: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Puts the counted axes of a tensor into one.
 
     Args:
@@ -25,7 +29,9 @@ def flatten(values, axes):
     return ops.reshape(values, (-1,))
 
 
-def along(values, axes, shape):
+def along(
+    values: Tensor, axes: tuple[int, ...], shape: Sequence[int]
+) -> Tensor:
     """Spreads the values over the counted axes of a tensor.
 
     Args:
