@@ -28,6 +28,9 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `quotient(number, divisor)`: an int32 tensor that is not negative, divided by
   a positive integer without remainder.
 - `no_gradient()`: a context in which assignments are not differentiated.
+- `compile_small_loops_whole()`: has loops of small steps compiled into one
+  kernel each on a CPU, in the whole process, where the compiler was not used
+  yet.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
 - `count_true(masks)`: int32 tensor, how many entries of each of a list of
@@ -97,6 +100,7 @@ assign_part = _active.assign_part
 assign_whole = _active.assign_whole
 column_magnitudes = _active.column_magnitudes
 compiled = _active.compiled
+compile_small_loops_whole = _active.compile_small_loops_whole
 compute_now = _active.compute_now
 count_true = _active.count_true
 gradients = _active.gradients

@@ -8,10 +8,14 @@ import keras
 import numpy as np
 
 from keras_plasticity.backend import slices
+from keras_plasticity.backend import xla_flags
 
 # With this one and larger ones quotients of an int32 are below 2**22, where
 # float32 is exact to a quarter.
 _SMALLEST_DIVISOR = 2**9
+# The first version seen to compile larger loops whole. The XLA of 0.7 ends the
+# process.
+_WHOLE_LOOPS = (0, 10, 0)
 # The largest array in which a CPU writes a part by a selection. Those of
 # learners side by side are smaller.
 _MOST_SELECTED = 2**12
@@ -342,6 +346,12 @@ def use_device(name):
         # The default of all threads, unlike that of `jax.default_device(...)`.
         jax.config.update("jax_default_device", devices[0])
     return bool(devices)
+
+
+def compile_small_loops_whole():
+    """See `keras_plasticity.backend`."""
+    if jax.__version_info__ >= _WHOLE_LOOPS:
+        xla_flags.compile_small_loops_whole()
 
 
 def set_matmul_precision(precision):

@@ -68,6 +68,7 @@ def configure_backend(flag_values: flags.FlagValues, problem: Problem) -> str:
     """
     check_flag_values(flag_values, defined=("device", "matmul_precision"))
     validation.check_type("problem", problem, Problem, "a `Problem`")
+    backend.compile_small_loops_whole()
     backend.set_matmul_precision(flag_values.matmul_precision)
     num_weights = _weights_in_a_step(
         problem.num_weights, flag_values.num_learners or problem.num_learners

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_plasticity import backend
-from keras_plasticity.training import jax_kernel
 from keras_plasticity.training import nests
 from keras_plasticity.training.interruption import only_remembers
 from keras_plasticity.training.jax_programs import Programs
@@ -249,18 +248,18 @@ class JaxLoop:
             )
             scan = self._scan(program, batches)
             where = self._where(batches, 0)
-            arguments = self._arguments(program, data[0], where)
-            traced = _trace(scan, arguments)
+            traced = self._trace(scan, program, data[0], where)
             if _is_slow_in_a_loop(traced.jaxpr):
                 function = self._one_by_one(program, data[0], batches)
             else:
-                function = _in_place(_compiled(traced, arguments))
+                function = _in_place(traced.lower().compile())
             self._functions[key] = program, function
         return self._functions[key]
 
-    def _arguments(self, program, data, where):
-        """The arguments of the first learner's program."""
-        return self._states[0], self._constants(program)[0], data, where
+    def _trace(self, function, program, data, where):
+        constants = self._constants(program)[0]
+        function = jax.jit(function, donate_argnums=0)
+        return function.trace(self._states[0], constants, data, where)
 
     def _scan(self, program, batches):
         """All steps in one: a function `(state, constants, data, where)`."""
@@ -297,7 +296,7 @@ class JaxLoop:
             return where[..., i, :]
 
         first = where_at(self._where(batches, 0), 0)
-        traced = _trace(step, self._arguments(program, data, first))
+        traced = self._trace(step, program, data, first)
         step = _in_place(traced.lower().compile())
 
         def run(state, constants, data, where):
@@ -383,29 +382,6 @@ def _is_slow_in_a_loop(jaxpr):
     if backend.platform() != "cpu":
         return False
     return "conv_general_dilated" in str(jaxpr)
-
-
-def _trace(function, arguments):
-    # The state's buffers are used again for the new one.
-    return jax.jit(function, donate_argnums=0).trace(*arguments)
-
-
-def _compiled(traced, arguments):
-    """Many steps compiled, as one kernel where that is faster."""
-    program = traced.jaxpr
-    if backend.platform() == "cpu" and jax_kernel.is_fast(program):
-        kernel = jax_kernel.one_kernel(program)
-        tree = jax.tree.structure(traced.out_info)
-
-        def function(*arguments):
-            values = kernel(*jax.tree.leaves(arguments))
-            return jax.tree.unflatten(tree, values)
-
-        lowered = jax.jit(function, donate_argnums=0).lower(*arguments)
-        # What one kernel cannot hold, for all that is known of it, many can.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            return lowered.compile()
-    return traced.lower().compile()
 
 
 def _get_state(model):

@@ -1,11 +1,16 @@
 """The few things that each backend does its own way."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 from keras_plasticity import backend
+from keras_plasticity.backend import xla_flags
 from tests.helpers import to_numpy
 
 
@@ -188,6 +193,61 @@ def test_count_true(sizes):
     counts = backend.count_true([ops.convert_to_tensor(m) for m in masks])
     assert keras.backend.standardize_dtype(counts.dtype) == "int32"
     assert to_numpy(counts).tolist() == [int(mask.sum()) for mask in masks]
+
+
+@pytest.mark.parametrize("before", [None, "", "--xla_dump_to=a"])
+def test_the_flag_of_small_loops(before, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("XLA_FLAGS", before)
+    xla_flags.compile_small_loops_whole()
+    once = os.environ["XLA_FLAGS"]
+    first, *rest = once.split()[::-1]
+    assert first.startswith("--xla_backend_extra_options=xla_cpu_small_while")
+    assert rest == (before or "").split()
+    xla_flags.compile_small_loops_whole()
+    assert os.environ["XLA_FLAGS"] == once
+
+
+def test_the_users_extra_options_of_xla_stay(monkeypatch):
+    flags = (
+        "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0"
+    )
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    backend.compile_small_loops_whole()
+    assert os.environ["XLA_FLAGS"] == flags
+
+
+_SMALL_LOOP = """
+import os
+import jax
+from keras_plasticity import backend
+{call}
+def loop(x):
+    return jax.lax.scan(lambda c, _: (c @ jax.numpy.outer(c, c), None), x,
+                        length=9)[0]
+x = jax.numpy.ones(100)
+print("xla_cpu_small_call" in jax.jit(loop).lower(x).compile().as_text())
+"""
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="The loops are those of JAX."
+)
+@pytest.mark.parametrize("call", ["", "backend.compile_small_loops_whole()"])
+def test_small_loops_are_compiled_whole(call):
+    import jax
+
+    if not call and jax.__version_info__ >= (0, 11):
+        pytest.skip("XLA compiles such loops whole by itself.")
+    output = subprocess.run(
+        [sys.executable, "-c", _SMALL_LOOP.format(call=call)],
+        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert output.split() == [str(bool(call))]
 
 
 def test_quotient():

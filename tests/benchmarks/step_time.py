@@ -596,6 +596,10 @@ def print_rows(rows):
 
 def main(_):
     if CELLS.value:
+        from keras_plasticity import backend
+
+        # As the trainers do.
+        backend.compile_small_loops_whole()
         measure(json.loads(CELLS.value), REPEATS.value, SECONDS.value)
         return
     import importlib.metadata as metadata

@@ -57,6 +57,9 @@ _FIXED = {
         "seed": 5,
         "reset_optimizer_state": False,
         "outgoing": "random",
+        "new_weights": "initial",
+        "shared_weights": "incoming",
+        "reset_bias_slots": True,
     },
     "SelfNormalizedResets": {
         "max_threshold": 100,
