@@ -35,8 +35,8 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
     # For layers whose class `make_plastic` changes: they never go through this
     # constructor.
     _replaceable = True
-    # The optimizers that were built on the layer, once it is built.
-    _optimizers = ()
+    # The optimizers that were built on the layer; `None` before the first.
+    _optimizers = None
     # Whether what calls the layer has seen to it that its inputs are observed.
     _is_observed = False
 
@@ -62,12 +62,14 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
         Args:
             optimizer: Optimizer, which is not kept alive.
         """
+        if self._optimizers is None:
+            self._optimizers = weakref.WeakSet()
         self._optimizers.add(optimizer)
 
     def _check_no_optimizer(self, replaceable):
         if self._optimizers:
             gc.collect()  # A model may have been compiled with a new one.
-        for optimizer in self._optimizers:
+        for optimizer in self._optimizers or ():
             raise ValueError(
                 f"`replaceable` of layer '{self.name}' cannot change any more: "
                 f"a `{type(optimizer).__name__}` was built on the layer, with "
@@ -93,7 +95,6 @@ class PlasticLayer(keras_compat.QuantizedAsOne):
 
     def add_statistics(self):
         """Creates the statistics; the kernel has to exist."""
-        self._optimizers = weakref.WeakSet()
         self.statistics = UnitStatistics(
             self,
             units=self.unit_view().size,

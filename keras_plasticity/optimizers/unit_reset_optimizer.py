@@ -456,6 +456,8 @@ class UnitResetOptimizer(OptimizerWrapper):
 
     def _note_due(self, hidden, took_part):
         """Counts how many units of each layer are due."""
+        if not hidden:
+            return
         nums_due = self._nums_due(hidden, took_part)
         for units, due in zip(hidden, nums_due):
             units.due = due

@@ -455,7 +455,7 @@ class _Embedded(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.embedding = keras.layers.Embedding(7, 4)
+        self.embedding = keras.layers.Embedding(7, 4, name="embedding")
         self.hidden = keras.layers.Dense(5, name="hidden")
         self.last = keras.layers.Dense(3, name="last")
 
