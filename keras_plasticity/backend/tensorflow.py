@@ -341,7 +341,7 @@ def use_device(name):
 
 
 def compile_small_loops_whole():
-    """There are no such loops."""
+    """See `keras_plasticity.backend`; JAX alone does so."""
 
 
 def set_matmul_precision(precision):

@@ -14,6 +14,7 @@ from keras_plasticity.diagnosis.differentiation import differentiation_of
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
+from keras_plasticity.training import nests
 
 # The points of a learning curve.
 _NUM_POINTS = 20
@@ -306,7 +307,7 @@ def settle(model, x):
     momenta = [layer.momentum for layer in layers]
     size = len(keras.tree.flatten(x)[0])
     chosen = np.linspace(0, size - 1, min(size, _BATCH_SIZE), dtype="int64")
-    x = keras.tree.map_structure(lambda array: array[chosen], x)
+    x = nests.take(x, chosen)
     try:
         for layer in layers:
             layer.momentum = 0.0

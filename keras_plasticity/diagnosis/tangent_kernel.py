@@ -10,6 +10,7 @@ from keras_plasticity import validation
 from keras_plasticity.diagnosis.arguments import check_weights
 from keras_plasticity.diagnosis.differentiation import differentiation_of
 from keras_plasticity.diagnosis.examples import take_examples
+from keras_plasticity.training import nests
 
 
 def tangent_kernel_rank(
@@ -136,5 +137,5 @@ def tangent_kernel_gradients(
     check_weights(model)
     size = len(keras.tree.flatten(x)[0])
     chosen = np.linspace(0, size - 1, min(size, num_examples), dtype="int64")
-    x = keras.tree.map_structure(lambda array: array[chosen], x)
+    x = nests.take(x, chosen)
     return derivatives.output_gradients(x)

@@ -70,30 +70,30 @@ class _ReplacementRate(Hyperparameter):
     def build(self, optimizer):
         pass  # Not before the layers are known.
 
-    def build_for(self, optimizer, sizes):
-        """Adds the variables.
-
-        Args:
-            optimizer: `ContinualBackprop`.
-            sizes: List of the numbers of units of the layers.
-        """
+    def build_for_layers(self, optimizer):
+        """Adds the variables, once the layers are known."""
         value = Setting.__get__(self, optimizer)
         rate = 0.0 if isinstance(value, Schedule) else value
-        largest = max(sizes, default=1)
-        _, fraction, base = functional.count_digits(rate, largest)
+        _, fraction, base = self._digits(optimizer, rate)
         places = len(str(base)) - 1
         size = max(math.ceil(_FEWEST_PLACES / places), len(fraction))
         # The fraction of a unit that each layer carries.
         optimizer._count = optimizer.add_variable(
-            (size, len(sizes)), dtype="int32", initializer="zeros", name="count"
+            (size, len(optimizer.hidden)),
+            dtype="int32",
+            initializer="zeros",
+            name="count",
         )
         optimizer._rate_base = base
-        optimizer._largest = largest
         super().build(optimizer)
+
+    def _digits(self, optimizer, rate):
+        sizes = [units.size for units in optimizer.hidden]
+        return functional.count_digits(rate, max(sizes, default=1))
 
     def encode(self, optimizer, value):
         # The whole number, and the digits after it, that fit.
-        whole, digits, _ = functional.count_digits(value, optimizer._largest)
+        whole, digits, _ = self._digits(optimizer, value)
         size = optimizer._count.shape[0]
         digits = [*digits, *[0] * size][:size]
         return np.asarray([whole, *digits], "int32")
@@ -240,10 +240,12 @@ class ContinualBackprop(UnitResetOptimizer):
                 outgoing.consumer.check_folds_constants(units.layer)
 
     def _add_network_state(self):
-        sizes = [units.size for units in self.hidden]
-        type(self).replacement_rate.build_for(self, sizes)
+        type(self).replacement_rate.build_for_layers(self)
         self._waiting = self.add_variable(
-            (len(sizes),), dtype="int32", initializer="zeros", name="waiting"
+            (len(self.hidden),),
+            dtype="int32",
+            initializer="zeros",
+            name="waiting",
         )
         self._network_variables = [self._count, self._waiting]
 

@@ -561,34 +561,34 @@ class UnitResetOptimizer(OptimizerWrapper):
             hidden = hidden[::-1]
         if not hidden:
             return
-        if not backend.avoids_branches():
-            if len(hidden) == 1:
-                self._replace_all(hidden)
-                return
-            is_any_due = sum(units.due for units in hidden) > 0
-            backend.repeat(
-                ops.cast(is_any_due, "int32"),
-                lambda: self._replace_all(hidden),
-                each_once(
-                    [v for units in hidden for v in units.touched_variables()]
-                    + self._read_variables()
-                ),
-            )
+        avoids_branches = backend.avoids_branches()
+        if not avoids_branches and len(hidden) == 1:
+            self._replace_all(hidden)
             return
         bounds = [self._room(units) for units in hidden]
-        if all(most is not None and most <= _MOST_LOOKED_AT for most in bounds):
+        if avoids_branches and all(
+            most is not None and most <= _MOST_LOOKED_AT for most in bounds
+        ):
             for units, most in zip(hidden, bounds):
                 self._look_at(units, most)
             return
         # One question for all layers.
         is_any_due = sum(units.due for units in hidden) > 0
-        backend.run_if(
-            is_any_due,
+        variables = each_once(
+            [v for units in hidden for v in units.touched_variables()]
+            + self._read_variables()
+        )
+        if avoids_branches:
+            backend.run_if(
+                is_any_due, lambda: self._replace_all(hidden), variables
+            )
+            return
+        # A loop costs time even where it makes no iteration, and a branch
+        # would be computed for each of several learners side by side.
+        backend.repeat(
+            ops.cast(is_any_due, "int32"),
             lambda: self._replace_all(hidden),
-            each_once(
-                [v for units in hidden for v in units.touched_variables()]
-                + self._read_variables()
-            ),
+            variables,
         )
 
     def _read_variables(self):
