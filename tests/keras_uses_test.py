@@ -368,7 +368,7 @@ class TestDtypesAndMemory:
 
 
 @pytest.mark.skipif(_BACKEND == "torch", reason="Keras runs one at a time")
-@pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.parametrize("steps", [2, 4, 6, 64])
 def test_steps_per_execution(steps, reference):
     expected, data = reference
     model = make_model(activation="relu")

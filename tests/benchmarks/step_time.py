@@ -28,6 +28,7 @@ TABLE = flags.DEFINE_multi_enum(
         "steps",
         "targets",
         "fit",
+        "steps_per_execution",
         "methods",
         "convolutions",
         "imagenet",
@@ -100,6 +101,7 @@ def cell(problem, method, mode, learners=1, **changes):
         "rate": RATES.get(problem, 1e-6),
         "momentum": MOMENTUM.get(problem, 0.0),
         "data_format": None,
+        "steps_per_execution": 1,
     }
     result.update(changes)
     return result
@@ -131,6 +133,21 @@ def table_cells(table, backend):
         return result + [
             cell("regression", "contribution", mode)
             for mode in ("fit", "engine")
+        ]
+    if table == "steps_per_execution":
+        # Keras has no such thing on PyTorch.
+        many = [1] if backend == "torch" else [1, 64]
+        return [
+            each
+            for problem in list(PROBLEMS)[:2]
+            for method in METHODS[:2]
+            for each in (
+                *(
+                    cell(problem, method, "fit", steps_per_execution=steps)
+                    for steps in many
+                ),
+                cell(problem, method, "engine"),
+            )
         ]
     if table == "methods":
         return [
@@ -380,13 +397,15 @@ def build_model(spec):
             utility=method,
             seed=0,
         )
+    steps = spec["steps_per_execution"]
     if spec["outputs"] == 1:
-        model.compile(optimizer, "mse")
+        model.compile(optimizer, "mse", steps_per_execution=steps)
     else:
         model.compile(
             optimizer,
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
+            steps_per_execution=steps,
         )
     return model
 
@@ -571,6 +590,8 @@ def print_rows(rows):
     for row in rows:
         if row["data_format"]:
             row["mode"] += f", {row['data_format']}"
+        if row["steps_per_execution"] > 1:
+            row["mode"] += f", {row['steps_per_execution']} a call"
         key = (row["backend"], row["mode"], row["learners"], row["batch"])
         key += (tuple(row["hidden"]),)
         if row["method"] == "bp":
