@@ -298,10 +298,6 @@ class ContinualBackprop(UnitResetOptimizer):
     def _counts_together(self):
         return type(self).num_due is ContinualBackprop.num_due
 
-    @property
-    def _counts_together(self):
-        return type(self).num_due is ContinualBackprop.num_due
-
     def num_due(self, units):
         (due,) = self._nums_due([units], [True])
         return due
