@@ -1,12 +1,20 @@
 """Loops and in-place writes, and the device, on TensorFlow."""
 
 import contextlib
+import math
 import threading
 
 import keras
 import tensorflow as tf
 
 from keras_plasticity.backend import slices
+from keras_plasticity.backend import xla_flags
+
+# The first version seen to compile larger loops whole.
+_WHOLE_LOOPS = (2, 21)
+# The largest array in which XLA writes a part by a selection on a CPU. It takes
+# as long as some steps of the network, and happens once in hundreds of them.
+_MOST_SELECTED = 2**17
 
 
 class _ForXla(threading.local):
@@ -114,6 +122,9 @@ def are_positive(values):
 
 def assign_part(variable, shape, axes, indices, value):
     """Writes `value` at `indices` of `axes`, in place."""
+    if _for_xla.is_on and math.prod(shape) <= _MOST_SELECTED:
+        _assign_by_selection(variable, shape, axes, indices, value)
+        return
     # Positions in the flattened weight of the elements to write: the given
     # index along `axes`, every index along the other axes.
     position = tf.zeros((), tf.int32)
@@ -144,6 +155,29 @@ def assign_part(variable, shape, axes, indices, value):
         value = tf.where(selection.condition, value, before)
         selection.written.add(id(variable))
     target.scatter_nd_update(coordinates, value)
+
+
+def _assign_by_selection(variable, shape, axes, indices, value):
+    """Writes a part of an array, without the operation that is made for it.
+
+    That is a scatter, which cannot be part of a larger kernel of XLA.
+    """
+    is_written = True
+    sizes = list(shape)
+    for axis, index in zip(axes, indices):
+        sizes[axis] = 1
+        along = [-1 if each == axis else 1 for each in range(len(shape))]
+        is_here = tf.range(shape[axis]) == tf.cast(index, tf.int32)
+        is_written = tf.logical_and(is_written, tf.reshape(is_here, along))
+    target = _on_this_replica(variable)
+    selection = _Selection.active
+    if selection is not None:
+        is_written = tf.logical_and(is_written, selection.condition)
+        selection.written.add(id(variable))
+    before = tf.reshape(target.read_value(), shape)
+    value = tf.reshape(tf.cast(value, variable.dtype), sizes)
+    after = tf.where(is_written, value, before)
+    target.assign(tf.reshape(after, variable.shape))
 
 
 def assign_whole(variable, value):
@@ -341,7 +375,10 @@ def use_device(name):
 
 
 def compile_small_loops_whole():
-    """See `keras_plasticity.backend`; JAX alone does so."""
+    """See `keras_plasticity.backend`."""
+    version = tf.__version__.split(".")[:2]
+    if tuple(map(int, version)) >= _WHOLE_LOOPS:
+        xla_flags.compile_small_loops_whole()
 
 
 def set_matmul_precision(precision):

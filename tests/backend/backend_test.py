@@ -1,8 +1,7 @@
 """The few things that each backend does its own way."""
 
+import contextlib
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,6 +11,21 @@ from keras import ops
 from keras_plasticity import backend
 from keras_plasticity.backend import xla_flags
 from tests.helpers import to_numpy
+
+
+def _as_for_xla():
+    """Contexts in which parts of arrays are written: XLA has its own way."""
+    if keras.backend.backend() != "tensorflow":
+        return [contextlib.nullcontext]
+    from keras_plasticity.backend import tensorflow as tensorflow_backend
+
+    return [contextlib.nullcontext, tensorflow_backend.tracing_for_xla]
+
+
+@pytest.fixture(params=_as_for_xla(), ids=lambda each: each.__name__)
+def tracing(request):
+    with request.param():
+        yield
 
 
 @pytest.mark.parametrize("times", [0, 1, 5])
@@ -43,8 +57,10 @@ def test_repeat_runs_the_body_so_often(times):
         ((70, 80), 0),
         ((70, 80), 1),
         ((20, 30, 40), 1),
+        ((400, 500), 1),
     ],
 )
+@pytest.mark.usefixtures("tracing")
 def test_assign_part_writes_one_row_or_column(shape, axis):
     before = np.arange(np.prod(shape), dtype="float32").reshape(shape)
     variable = keras.Variable(before)
@@ -62,6 +78,7 @@ def test_assign_part_writes_one_row_or_column(shape, axis):
     )
 
 
+@pytest.mark.usefixtures("tracing")
 def test_assign_part_in_another_shape_on_two_axes():
     # Row 1 of group 2 of a grouped convolution's kernel.
     before = np.arange(2 * 3 * 12, dtype="float32").reshape(2, 3, 12)
@@ -216,38 +233,6 @@ def test_the_users_extra_options_of_xla_stay(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flags)
     backend.compile_small_loops_whole()
     assert os.environ["XLA_FLAGS"] == flags
-
-
-_SMALL_LOOP = """
-import os
-import jax
-from keras_plasticity import backend
-{call}
-def loop(x):
-    return jax.lax.scan(lambda c, _: (c @ jax.numpy.outer(c, c), None), x,
-                        length=9)[0]
-x = jax.numpy.ones(100)
-print("xla_cpu_small_call" in jax.jit(loop).lower(x).compile().as_text())
-"""
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "jax", reason="The loops are those of JAX."
-)
-@pytest.mark.parametrize("call", ["", "backend.compile_small_loops_whole()"])
-def test_small_loops_are_compiled_whole(call):
-    import jax
-
-    if not call and jax.__version_info__ >= (0, 11):
-        pytest.skip("XLA compiles such loops whole by itself.")
-    output = subprocess.run(
-        [sys.executable, "-c", _SMALL_LOOP.format(call=call)],
-        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert output.split() == [str(bool(call))]
 
 
 def test_quotient():
