@@ -150,6 +150,11 @@ def _add_suite(commands):
         help="runs at a time on this machine; default: 1",
     )
     add(
+        "--ray",
+        metavar="ADDRESS",
+        help="train on the cluster of Ray at this address, or auto",
+    )
+    add(
         "--resume",
         action="store_true",
         help="resume the suite in --log_dir, if there is one",
@@ -172,6 +177,7 @@ def _suite(known, rest):
         known.data_dir,
         known.trainers,
         known.processes,
+        known.ray,
         known.resume,
     )
 

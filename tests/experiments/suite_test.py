@@ -296,6 +296,20 @@ def test_of_learners_that_diverge_nothing_is_told(executor, tmp_path):
     assert told == {"here: 1 of 30 diverged"}
 
 
+def test_on_a_cluster_of_ray(executor, tmp_path, monkeypatch):
+    addresses = []
+
+    class FakeCluster(executor):
+        def __init__(self, trainer, address):
+            addresses.append(address)
+            super().__init__(trainer, 2)
+
+    monkeypatch.setattr(driver, "RayCluster", FakeCluster)
+    run_suite(tmp_path, ["bp"], ray_address="10.0.0.1:6379")
+    assert addresses == ["10.0.0.1:6379"]
+    assert [row["method"] for row in rows_of(tmp_path)] == ["bp"]
+
+
 def test_a_trainer_that_cannot_be_run(executor, tmp_path, monkeypatch):
     def die(self, arguments):
         return self._pool.submit(raise_it)
@@ -376,6 +390,7 @@ def test_what_differs_from_other_results(executor, tmp_path, capsys):
     [
         ({"methods": ["bp", "no"]}, "A method is one or more of"),
         ({"methods": []}, "`methods` must be a list of one or more"),
+        ({"ray_address": 5}, "`ray_address` must be"),
         ({"methods": ["bp", "bp"]}, "`methods` must be .* each once"),
         ({"problems": ["mnist"]}, "`problems` must be .*label_permuted_mnist"),
         (

@@ -50,6 +50,7 @@ def suite(
     data_dir: str | None = None,
     trainers: str | None = None,
     processes: int = 1,
+    ray_address: str | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Tunes methods on problems with equal budgets, and compares them.
@@ -90,8 +91,10 @@ def suite(
             downloaded if need be.
         trainers: String, the folder of the trainers. Defaults to `None`: the
             examples of the checkout that this package is in.
-        processes: Integer, how many runs are trained at a time. Defaults to
-            `1`.
+        processes: Integer, how many runs this machine trains at a time.
+            Defaults to `1`.
+        ray_address: String, the address of a cluster of Ray that trains in
+            place of this machine, see `sweep`. Defaults to `None`: no cluster.
         resume: Boolean, whether to resume the suite in `log_dir`, if there is
             one. Defaults to `False`.
 
@@ -99,8 +102,9 @@ def suite(
         Dict, the content of `results.json`.
 
     Raises:
+        ConnectionError: If there is no cluster at `ray_address`.
         FileExistsError: If `log_dir` holds a suite, and not `resume`.
-        ImportError: If matplotlib is not installed.
+        ImportError: If matplotlib is not installed, or with `ray_address` Ray.
         SystemExit: With a message, which was printed: 1 if a method failed;
             128 and the signal's number after Ctrl-C, SIGTERM or SIGHUP.
         ValueError: If an argument is not as described, if a method cannot be
@@ -126,6 +130,8 @@ def suite(
     problems = _check_problems(problems, size)
     methods = _check_methods(methods)
     processes = validation.check_positive_integer("processes", processes)
+    if ray_address is not None:
+        ray_address = validation.check_path("ray_address", ray_address)
     resume = validation.check_boolean("resume", resume)
     if method_file is not None:
         method_file = os.path.abspath(method_file)
@@ -160,7 +166,9 @@ def suite(
         _open(log_dir, identity, resume)
         executors = {
             trainer: stack.enter_context(
-                sweep_driver.open_executor(trainer, processes, None, caught)
+                sweep_driver.open_executor(
+                    trainer, processes, ray_address, caught
+                )
             )
             for trainer in dict.fromkeys(cell.trainer for cell in cells)
         }

@@ -271,23 +271,19 @@ class _Driver:
         arguments = [
             jobs.arguments_of(self._plan.flags, setting) for setting in checked
         ]
-        with contextlib.ExitStack() as stack:
-            if not isinstance(executor, LocalProcesses):
-                executor = LocalProcesses(self._plan.trainer, 1)
-                stack.callback(executor.close)
-            print(f"Checking {len(checked)} settings of {self._plan.trainer}")
-            for attempt in range(self._retries + 1):
-                future = executor.check(arguments)
-                self._wait([future], executor)
-                try:
-                    refused = future.result()
-                    break
-                except WorkerDied as error:
-                    if attempt == self._retries:
-                        raise ValueError(
-                            f"{self._plan.trainer} cannot be run, and nothing "
-                            f"was trained: {error}"
-                        ) from error
+        print(f"Checking {len(checked)} settings of {self._plan.trainer}")
+        for attempt in range(self._retries + 1):
+            future = executor.check(arguments)
+            self._wait([future], executor)
+            try:
+                refused = future.result()
+                break
+            except WorkerDied as error:
+                if attempt == self._retries:
+                    raise ValueError(
+                        f"{self._plan.trainer} cannot be run, and nothing was "
+                        f"trained: {error}"
+                    ) from error
         if refused is not None:
             index, error = refused
             raise ValueError(

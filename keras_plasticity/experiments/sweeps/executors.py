@@ -1,9 +1,10 @@
 """Where the jobs of a sweep are done: here, or on a cluster of Ray.
 
 An executor has `at_a_time`, the number of jobs that it does at a time;
-`submit`, which returns a `concurrent.futures.Future` of an `Outcome`; `stop`,
-after which jobs end as soon as they can in order; and `close`. Whatever a
-future raises, its job was not done and can be tried again.
+`submit`, which returns a `concurrent.futures.Future` of an `Outcome`; `check`,
+which has the trainer check flags; `stop`, after which jobs end as soon as they
+can in order; and `close`. Whatever a future raises, its job was not done and
+can be tried again.
 """
 
 import concurrent.futures
@@ -79,8 +80,8 @@ class LocalProcesses:
             self._kill()
             raise
         # Those that are left are idle.
-        for worker in self._idle:
-            worker.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _kill(self):
         with self._lock:
@@ -131,29 +132,42 @@ class RayCluster:
 
     def __init__(self, trainer: str, address: str):
         self._ray = _import_ray()
-        _connect(self._ray, address)
+        # Several trainers share a connection.
+        self._connected_itself = not self._ray.is_initialized()
+        if self._connected_itself:
+            _connect(self._ray, address)
         cpus = self._ray.cluster_resources().get("CPU", 1)
         self.at_a_time = max(1, int(cpus))
         self._trainer = trainer
         self._references = []
+        # That needs no cluster.
+        self._checker = LocalProcesses(trainer, 1)
         # The driver tries again, for whatever reason a job was not done.
         self._task = self._ray.remote(max_retries=0)(_do_job_on_node)
 
     def submit(self, job: Job | Group) -> concurrent.futures.Future:
+        self._checker.close()
         reference = self._task.remote(
             self._trainer, keras.backend.backend(), job
         )
         self._references.append(reference)
         return reference.future()
 
+    def check(self, arguments: list[list[str]]) -> concurrent.futures.Future:
+        """See `LocalProcesses`; it is done on this machine."""
+        return self._checker.check(arguments)
+
     def stop(self):
+        self._checker.stop()
         for reference in self._references:
             # In a task that runs it raises a `KeyboardInterrupt`.
             self._ray.cancel(reference)
 
     def close(self, at_once: bool = False):
-        del at_once  # Processes whose driver is gone end by themselves.
-        self._ray.shutdown()
+        self._checker.close(at_once)
+        # Processes whose driver is gone end by themselves.
+        if self._connected_itself:
+            self._ray.shutdown()
 
 
 def _check(worker, arguments):
