@@ -79,7 +79,9 @@ def require(*command, **environment):
 
 def install(python, *packages):
     """Installs packages, again where a download breaks off."""
-    command = (python, "-m", "pip", "install", "-q", *packages)
+    # Of 25,000 files few are ever imported: Python compiles those by itself.
+    options = ("-q", "--no-compile")
+    command = (python, "-m", "pip", "install", *options, *packages)
     for _ in range(2):
         if run(*command)[0] == 0:
             return
