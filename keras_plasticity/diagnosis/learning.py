@@ -11,6 +11,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.callbacks import new_layers
 from keras_plasticity.diagnosis.differentiation import differentiation_of
+from keras_plasticity.models.make_plastic import make_alike
 from keras_plasticity.seeds import derived_seed
 from keras_plasticity.training import OnlineTrainer
 from keras_plasticity.training import TaskCallback
@@ -119,6 +120,8 @@ class Copies:
             keras.utils.set_random_seed(seed % 2**31)
             copy = validation.check_model("build_model()", self._build_model())
         new_layers.check_alike(self._model, copy)
+        # Neither says what has become plastic in place.
+        make_alike(copy, self._model)
         return copy
 
     def _compiled(self, copy):
@@ -319,5 +322,5 @@ def settle(model, x):
 
 
 def assign(values, variables):
-    for value, variable in zip(values, variables):
+    for value, variable in zip(values, variables, strict=True):
         variable.assign(keras.ops.copy(keras.ops.convert_to_tensor(value)))

@@ -118,6 +118,43 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
     return model
 
 
+def make_alike(model: keras.Model, like: keras.Model):
+    """Makes those layers of a model plastic that are so in another one.
+
+    Args:
+        model: A built `keras.Model`.
+        like: A `keras.Model` of the same architecture, of which layers may have
+            been made plastic in place.
+
+    Raises:
+        ValueError: If it is of another architecture.
+    """
+    kinds = {*_PLASTIC_CLASSES, *_PLASTIC_CLASSES.values()}
+    of_kinds = [
+        [each for each in keras_compat.in_order(one) if type(each) in kinds]
+        for one in (model, like)
+    ]
+    if len(of_kinds[0]) != len(of_kinds[1]):
+        raise ValueError(
+            f"Model '{model.name}' must be of the architecture of "
+            f"'{like.name}'. Received: {len(of_kinds[0])} layers with weights, "
+            f"expected {len(of_kinds[1])}"
+        )
+    pairs = [
+        (layer, other)
+        for layer, other in zip(*of_kinds, strict=True)
+        if _PLASTIC_CLASSES.get(type(layer)) is type(other)
+    ]
+    for layer, other in pairs:
+        keras_compat.change_class(layer, type(other))
+    for layer, other in pairs:
+        if type(other) in _ATTENTION.values():
+            layer.replaceable = other.replaceable
+        else:
+            in_place.complete(layer, other.replaceable)
+    keras_compat.track_new_variables(model)
+
+
 def _find_layers(model, attentions):
     """The layers that could become plastic, regardless of the graph.
 

@@ -344,6 +344,76 @@ def test_a_model_without_a_config():
         )
 
 
+@keras.saving.register_keras_serializable("diagnose_test")
+class Block(keras.layers.Layer):
+    """A block whose config says nothing of the layers in it."""
+
+    def build(self, input_shape):
+        self.attention = keras.layers.MultiHeadAttention(2, 3)
+        self.attention.build(input_shape, input_shape)
+        self.hidden = keras.layers.Dense(6, "relu")
+        self.hidden.build(input_shape)
+        self.last = keras.layers.Dense(input_shape[-1])
+        self.last.build((*input_shape[:-1], 6))
+
+    def call(self, inputs):
+        x = inputs + self.attention(inputs, inputs)
+        return self.last(self.hidden(x))
+
+
+def _made_of_blocks():
+    inputs = keras.Input((4,))
+    x = keras.layers.Reshape((2, 2))(inputs)
+    x = keras.layers.Flatten()(Block()(x))
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    keras_plasticity.models.make_plastic(model)
+    return model, None
+
+
+def _own():
+    def build_model():
+        model = Own(5)
+        model(np.zeros((1, 4)))
+        return model
+
+    model = build_model()
+    keras_plasticity.models.make_plastic(model)
+    return model, build_model
+
+
+@pytest.mark.parametrize("make", [_made_of_blocks, _own])
+def test_a_model_that_was_made_plastic_in_place(make):
+    model, build_model = make()
+    model.compile(
+        keras_plasticity.optimizers.ContinualBackprop(
+            keras.optimizers.SGD(0.05), 0.2, maturity_threshold=1, seed=1
+        ),
+        "mse",
+    )
+    x, y = data()
+    model.fit(x, y, verbose=0)
+    copies = learning.Copies(model, None, None, build_model, seed=0)
+    for copy in (copies.old(), copies.new(1)):
+        assert [type(v) for v in plastic_layers(copy)] == [
+            type(v) for v in plastic_layers(model)
+        ]
+        for old, new in zip(model.variables, copy.variables, strict=True):
+            assert old.shape == new.shape
+    np.testing.assert_array_equal(to_numpy(copies.old()(x)), to_numpy(model(x)))
+    diagnosis = keras_plasticity.diagnose(
+        model, (x, y), num_steps=5, num_new=3, build_model=build_model
+    )
+    assert np.isfinite(diagnosis.ratio)
+
+
+def plastic_layers(model):
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if hasattr(layer, "replaceable")
+    ]
+
+
 def test_the_figure(tmp_path):
     pytest.importorskip("matplotlib")
     diagnosis = keras_plasticity.diagnose(
