@@ -350,8 +350,14 @@ class TestDtypesAndMemory:
         trained, (x, _) = reference
         trained.export(tmp_path / "exported", verbose=False)
         restored = tf.saved_model.load(tmp_path / "exported")
+        try:
+            served = restored.serve(x)
+        except tf.errors.InvalidArgumentError as error:
+            if "Cannot deserialize computation" not in str(error):
+                raise
+            pytest.skip("this TensorFlow is too old for programs of this JAX")
         np.testing.assert_allclose(
-            np.asarray(restored.serve(x)), to_numpy(trained(x)), rtol=1e-5
+            np.asarray(served), to_numpy(trained(x)), rtol=1e-5
         )
 
     def test_summary_counts(self):

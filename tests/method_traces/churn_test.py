@@ -33,6 +33,9 @@ def test_c_chain():
     recent = keras_plasticity.layers.RecentInputs(batch)
     trace = Trace("cchain_ddqn", before=[recent])
     data, model = trace.data, trace.model
+    # Adam amplifies: another last digit of the first weights changes the last
+    # ones by up to 2e-4.
+    trace.tolerance = 5e-4
     # PyTorch's epsilon.
     optimizer = keras_plasticity.optimizers.ChurnRegularization(
         keras.optimizers.Adam(3e-3, epsilon=1e-8)
@@ -53,7 +56,10 @@ def test_c_chain():
             churn = _forward(online, data["reg_state"][step])
             churn = churn - _forward(before, data["reg_state"][step])
             np.testing.assert_allclose(
-                np.mean(churn**2), data["reg_loss"][step], rtol=1e-2, atol=1e-7
+                np.sqrt(np.mean(churn**2)),
+                np.sqrt(data["reg_loss"][step]),
+                rtol=1e-2,
+                atol=1e-4,
             )
             recent.examples.assign(UNIT * data["reg_state"][step])
             recent.scales.assign(np.full(batch, UNIT))

@@ -184,8 +184,10 @@ def test_trac(name):
             (optimizer._variances, "variance"),
         ):
             expected = trace.data[name][step]
+            # One near zero is a sum of numbers as large as the others.
+            atol = 1e-5 * max(1.0, np.abs(expected).max())
             np.testing.assert_allclose(
-                to_numpy(variable), expected, rtol=1e-3, atol=1e-4
+                to_numpy(variable), expected, rtol=1e-3, atol=atol
             )
 
     # It amplifies roundings.
