@@ -5,6 +5,7 @@ Tested with Keras 3.15.1.
 
 import contextlib
 import functools
+import sys
 import threading
 import types
 
@@ -78,13 +79,55 @@ def forget_calls(layer):
     for part in to_compute.values():
         part.compute_output_spec = types.MethodType(_compute_spec, part)
     try:
-        yield
+        with _symbolic_operations(layer):
+            yield
     finally:
         for part in to_compute.values():
             del part.compute_output_spec
         for part, (inbound, outbound) in zip(parts, counts):
             del part._inbound_nodes[inbound:]
             del part._outbound_nodes[outbound:]
+
+
+@contextlib.contextmanager
+def _symbolic_operations(layer):
+    """Context in which an attention layer's `call` takes symbolic tensors.
+
+    Tested with Keras 3.15.1, whose layers call `keras.ops`, and with the
+    nightly 3.16.0.dev2026102704, whose attention layers call those functions
+    of the backend that are behind them.
+    """
+    modules = {
+        sys.modules[kind.__module__]
+        for kind in type(layer).__mro__
+        if kind in ATTENTION
+    }
+    before = {
+        module: module.backend
+        for module in modules
+        if hasattr(getattr(module, "backend", None), "ops")
+    }
+    for module, own in before.items():
+        module.backend = _PublicOperations(own)
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            module.backend = own
+
+
+class _PublicOperations:
+    """A module, and those in it, with the functions of `keras.ops`."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        value = getattr(self.module, name)
+        if isinstance(value, types.ModuleType):
+            return _PublicOperations(value)
+        is_operation = ".ops" in self.module.__name__
+        return getattr(keras.ops, name, value) if is_operation else value
 
 
 def _compute_spec(layer, *args, **kwargs):

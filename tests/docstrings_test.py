@@ -19,7 +19,7 @@ from tests.helpers import make_model
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 # Modules of one backend.
-_OF_A_BACKEND = re.compile(r"\.(jax|optax|tensorflow|torch)(_loop)?$")
+_OF_A_BACKEND = re.compile(r"\.(jax|optax|tensorflow|torch)(_\w+)?$")
 # Examples that are not run, and why.
 _NOT_RUN = {
     "callbacks.mlflow_tracker.MLflowTracker": "needs mlflow",
