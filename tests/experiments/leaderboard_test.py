@@ -76,3 +76,22 @@ def test_results_that_cannot_be_joined(reference):
     next(iter(second["problems"].values()))["num_settings"] = 99
     with pytest.raises(ValueError, match="the same tasks and seeds"):
         leaderboard.join([first, second])
+
+
+def test_a_method_alone_that_has_diverged(reference):
+    problem = reference["problems"]["slowly_changing_regression"]
+    assert problem["methods"]["input_norm"]["status"] != "done"
+    alone, rest = copy.deepcopy(reference), copy.deepcopy(reference)
+    method = rest["problems"]["slowly_changing_regression"]["methods"].pop(
+        "input_norm"
+    )
+    # What a suite says of tasks comes from results.
+    known = ("title", "flags", "num_settings", "tuning_seeds", "report_seeds")
+    alone["problems"] = {
+        "slowly_changing_regression": {
+            **{name: problem[name] for name in known},
+            "methods": {"input_norm": method},
+        }
+    }
+    for parts in ([rest, alone], [alone, rest]):
+        assert leaderboard.join(parts) == reference

@@ -52,15 +52,16 @@ def join(all_results):
             }
             methods = {**there["methods"], **done}
             size = len(there["methods"]) + len(done)
-            if len(methods) < size or there != {
-                **problem,
-                "methods": there["methods"],
-            }:
+            # What nothing is known of where all have diverged is left out.
+            tasks = {k: v for k, v in problem.items() if k != "methods"}
+            if len(methods) < size or any(
+                there.get(k, v) != v for k, v in tasks.items()
+            ):
                 raise ValueError(
                     f"The results must have each method of {name} once, and "
                     "of the same tasks and seeds."
                 )
-            there["methods"] = methods
+            there.update(tasks, methods=methods)
     return joined
 
 
