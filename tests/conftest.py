@@ -52,6 +52,7 @@ _ON_ALL = (
     "tests/optimizers/unit_resets_oracle_test.py",
     "tests/optimizers/without_branches_test.py",
     # One for each backend.
+    "tests/docstrings_test.py::test_code_runs[native.",
     "tests/site/code_test.py::test_code_runs[guides/loop-",
     "tests/training/compiled_steps_test.py",
     "tests/training/interruption_test.py",

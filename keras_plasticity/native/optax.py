@@ -81,15 +81,19 @@ def continual_backprop(
     Example:
 
     ```python
+    draw = jax.nn.initializers.lecun_uniform()
+    params = {
+        "a": {"kernel": draw(jax.random.key(0), (4, 6)), "bias": jnp.zeros(6)},
+        "b": {"kernel": draw(jax.random.key(1), (6, 3)), "bias": jnp.zeros(3)},
+    }
+
     def model(params, x):
         hidden = jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"])
         return hidden @ params["b"]["kernel"] + params["b"]["bias"], hidden
 
-
     def loss_fn(params, x, y):
         outputs, hidden = model(params, x)
         return jnp.mean((outputs - y) ** 2), {"a": hidden}
-
 
     optimizer = continual_backprop(optax.adam(1e-3), [("a", "b")])
     state = optimizer.init(params)
