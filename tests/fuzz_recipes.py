@@ -1585,6 +1585,7 @@ RECIPES |= {
             "data_dir": _is(None),
             "trainers": _is(None),
             "processes": _is(1),
+            "ray_address": _is(None),
             "resume": _is(False),
         },
         raises=(OSError,),
