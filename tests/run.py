@@ -117,6 +117,9 @@ def test(python, backend, arguments, which, cache):
         "-q",
         "-n",
         "2",
+        # No process is left with all the long tests.
+        "--dist",
+        "worksteal",
         "-rs",
         *which,
         *arguments,

@@ -10,21 +10,31 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
+_PARTS = {
+    "kills": 1,
+    "files": 5,
+    "tasks": 30,
+    "disks": 1,
+    "clocks": 1,
+    "folders": 1,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="It forks its runs.")
-def test_a_few_of_all(tmp_path):
+@pytest.mark.parametrize(
+    "parts",
+    [("kills", "files", "tasks"), ("disks", "clocks", "folders")],
+    ids=" ".join,
+)
+def test_a_few_of_all(parts):
     pytest.importorskip("matplotlib")
     run = subprocess.run(
         [
             sys.executable,
             "-m",
             "tests.soak",
-            "--kills=1",
-            "--disks=1",
-            "--clocks=1",
-            "--folders=1",
-            "--files=5",
-            "--tasks=30",
+            *(f"--{part}={_PARTS[part]}" for part in parts),
             "--trainer=slowly_changing_regression",
         ],
         cwd=_ROOT,
@@ -32,5 +42,5 @@ def test_a_few_of_all(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    for part in ("kills", "files", "disks", "clocks", "folders", "tasks"):
+    for part in parts:
         assert f"\n{part}" in run.stdout
