@@ -28,9 +28,9 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `quotient(number, divisor)`: an int32 tensor that is not negative, divided by
   a positive integer without remainder.
 - `no_gradient()`: a context in which assignments are not differentiated.
-- `compile_small_loops_whole()`: has loops of small steps compiled into one
-  kernel each on a CPU, in the whole process, where the compiler was not used
-  yet.
+- `compile_small_loops_whole(batch_size)`: has loops of small steps compiled
+  into one kernel each on a CPU, in the whole process, where the compiler was
+  not used yet and does so well for steps of this batch size.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
 - `count_true(masks)`: int32 tensor, how many entries of each of a list of

@@ -348,8 +348,9 @@ def use_device(name):
     return bool(devices)
 
 
-def compile_small_loops_whole():
+def compile_small_loops_whole(batch_size=1):
     """See `keras_plasticity.backend`."""
+    del batch_size  # It leaves products of matrices out.
     if jax.__version_info__ >= _WHOLE_LOOPS:
         xla_flags.compile_small_loops_whole()
 

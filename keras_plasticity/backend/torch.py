@@ -306,8 +306,8 @@ def use_device(name):
     return True
 
 
-def compile_small_loops_whole():
-    """See `keras_plasticity.backend`; JAX alone does so."""
+def compile_small_loops_whole(batch_size=1):
+    """See `keras_plasticity.backend`; PyTorch has no such compiler."""
 
 
 def set_matmul_precision(precision):

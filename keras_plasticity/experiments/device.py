@@ -68,7 +68,10 @@ def configure_backend(flag_values: flags.FlagValues, problem: Problem) -> str:
     """
     check_flag_values(flag_values, defined=("device", "matmul_precision"))
     validation.check_type("problem", problem, Problem, "a `Problem`")
-    backend.compile_small_loops_whole()
+    batch_size = 1
+    if "batch_size" in flag_values:
+        batch_size = flag_values.batch_size
+    backend.compile_small_loops_whole(batch_size)
     backend.set_matmul_precision(flag_values.matmul_precision)
     num_weights = _weights_in_a_step(
         problem.num_weights, flag_values.num_learners or problem.num_learners

@@ -8,6 +8,8 @@ import sys
 import keras
 import pytest
 
+from keras_plasticity import backend
+
 _RUN = """
 import keras
 from keras_plasticity import backend, layers, optimizers, streams, training
@@ -71,3 +73,10 @@ def test_a_step_is_part_of_one_kernel(tmp_path):
     program = _program_of_steps(tmp_path)
     assert program.count("xla_cpu_small_call") == 1
     assert " while(" not in program
+
+
+def test_batches_on_tensorflow(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    backend.compile_small_loops_whole(16)
+    is_jax = keras.backend.backend() == "jax"
+    assert ("XLA_FLAGS" in os.environ) == (is_jax and _has_whole_loops())

@@ -620,8 +620,9 @@ def main(_):
         from keras_plasticity import backend
 
         # As the trainers do.
-        backend.compile_small_loops_whole()
-        measure(json.loads(CELLS.value), REPEATS.value, SECONDS.value)
+        cells = json.loads(CELLS.value)
+        backend.compile_small_loops_whole(max(each["batch"] for each in cells))
+        measure(cells, REPEATS.value, SECONDS.value)
         return
     import importlib.metadata as metadata
 
