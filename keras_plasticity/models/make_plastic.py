@@ -130,8 +130,15 @@ def make_alike(model: keras.Model, like: keras.Model):
         ValueError: If it is of another architecture.
     """
     kinds = {*_PLASTIC_CLASSES, *_PLASTIC_CLASSES.values()}
+    # Each once: several models within it may share a layer.
     of_kinds = [
-        [each for each in keras_compat.in_order(one) if type(each) in kinds]
+        list(
+            {
+                id(each): each
+                for each in keras_compat.in_order(one)
+                if type(each) in kinds
+            }.values()
+        )
         for one in (model, like)
     ]
     if len(of_kinds[0]) != len(of_kinds[1]):
