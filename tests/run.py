@@ -48,6 +48,9 @@ _WHICH = {
 # GB of CUDA packages with it.
 TORCH = "torch==2.13.0"
 OLDEST = "tests/oldest_versions.txt"
+# What is imported is compiled for the first process only: many tests begin
+# others, which import Keras and a backend, too.
+_COMPILE_ONCE = {"PYTHONDONTWRITEBYTECODE": ""}
 # Packages of other versions warn of other things, which is no error.
 _WARNINGS = ["-Wdefault"]
 
@@ -59,7 +62,7 @@ def run(*command, **environment):
     process = subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **_COMPILE_ONCE, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -79,7 +82,8 @@ def require(*command, **environment):
 
 def install(python, *packages):
     """Installs packages, again where a download breaks off."""
-    # Of 25,000 files few are ever imported: Python compiles those by itself.
+    # Of 25,000 files few are ever imported: Python compiles those by itself,
+    # see `_COMPILE_ONCE`.
     options = ("-q", "--no-compile")
     command = (python, "-m", "pip", "install", *options, *packages)
     for _ in range(2):
