@@ -1,16 +1,14 @@
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_plasticity import backend
 from keras_plasticity import functional
-from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.callbacks.boundary_callback import BoundaryCallback
 from keras_plasticity.callbacks.kernels import find_kernels
+from keras_plasticity.diagnosis.differentiation import differentiation_of
 from keras_plasticity.training import nests
 from keras_plasticity.weights import weights_of
 
@@ -130,14 +128,24 @@ class DASH(BoundaryCallback):
     def _directions(self, model, variables, x, y):
         """The average direction in which the loss falls, for each variable."""
         directions = [ops.zeros(v.shape, v.dtype) for v in variables]
+        differentiation = differentiation_of(model)
         num_examples = len(keras.tree.flatten(x)[0])
         for start in range(0, num_examples, self.batch_size):
-            part = slice(start, start + self.batch_size)
-            x_part, y_part = nests.take((x, y), part)
-            if not start:
-                keras_compat.build_loss(model, x_part, y_part)
-                advance = _advance_of(model, variables, self.alpha)
-            directions = advance(directions, x_part, y_part)
+            batch = nests.take((x, y), slice(start, start + self.batch_size))
+            gradients = dict(
+                zip(
+                    map(id, weights_of(model)),
+                    differentiation.training_gradients(*batch),
+                    strict=True,
+                )
+            )
+            directions = [
+                (1.0 - self.alpha) * direction
+                - self.alpha * ops.cast(gradients[id(variable)], variable.dtype)
+                for variable, direction in zip(
+                    variables, directions, strict=True
+                )
+            ]
         return directions
 
     def get_config(self) -> dict[str, Any]:
@@ -169,76 +177,3 @@ def _check_data(data):
             "data", f"{rule}, with one entry for each example", data
         )
     return arrays
-
-
-class _Advance:
-    """Takes a batch into the directions, compiled.
-
-    It is compiled once for each shape of a batch, and does not keep the model.
-
-    Args:
-        model: `keras.Model`.
-        variables: List of variables, by which the loss is differentiated.
-        others: List of all other variables that it depends on.
-        loss: What Keras has made of the compiled loss.
-        alpha: Float, see `DASH`.
-    """
-
-    def __init__(self, model, variables, others, loss, alpha):
-        self._model = weakref.ref(model)
-        self._alpha = alpha
-        self._variables = variables
-        self._others = others
-        self._loss = loss
-        self._compute = backend.compiled(self._directions)
-
-    def is_for(self, variables, others, loss, alpha):
-        """Whether it computes what it would if it were made now."""
-        same = [*map(id, variables)] == [*map(id, self._variables)]
-        same = same and [*map(id, others)] == [*map(id, self._others)]
-        return same and loss is self._loss and alpha == self._alpha
-
-    def __call__(self, directions, x, y):
-        values, others = (
-            [ops.convert_to_tensor(variable) for variable in each]
-            for each in (self._variables, self._others)
-        )
-        return self._compute(values, others, directions, x, y)
-
-    def _directions(self, values, others, directions, x, y):
-        model = self._model()
-
-        def compute_loss(values):
-            scope = keras.StatelessScope(
-                state_mapping=[
-                    *zip(self._variables, values, strict=True),
-                    *zip(self._others, others, strict=True),
-                ],
-                collect_losses=True,
-            )
-            with scope:
-                outputs = model(x, training=True)
-                return model.compute_loss(x, y, outputs, training=True)
-
-        _, gradients = backend.value_and_gradients(compute_loss, values)
-        return [
-            (1.0 - self._alpha) * direction
-            - (0.0 if gradient is None else self._alpha * gradient)
-            for direction, gradient in zip(directions, gradients, strict=True)
-        ]
-
-
-_kept = weakref.WeakKeyDictionary()
-
-
-def _advance_of(model, variables, alpha):
-    """The `_Advance` of a model: the last one, if nothing has changed."""
-    loss = keras_compat.compiled_loss(model)
-    known = {*map(id, variables)}
-    others = [*model.variables, *(loss.variables if loss else [])]
-    others = list({id(v): v for v in others if id(v) not in known}.values())
-    kept = _kept.get(model)
-    made_of = variables, others, loss, alpha
-    if kept is None or not kept.is_for(*made_of):
-        kept = _kept[model] = _Advance(model, *made_of)
-    return kept

@@ -22,7 +22,8 @@ class Differentiation:
     """Derivatives of a model's loss on data, by its trainable weights.
 
     The loss is the one that the model was compiled with, with what its layers
-    add (`add_loss`, regularizers), in inference mode. The weights are those of
+    add (`add_loss`, regularizers), in inference mode but for
+    `training_gradients`. The weights are those of
     `keras_plasticity.weights_of(model)`, in their order. Nothing in the model
     changes, and weights that have changed since are seen.
 
@@ -115,6 +116,28 @@ class Differentiation:
             ValueError: If the model is not built, or not compiled.
         """
         return float(self._mean("gradient_norm", x, y, None)[0])
+
+    def training_gradients(self, x, y):
+        """The gradients of the loss as a step of training computes them.
+
+        That is in training mode, with the dropout that comes next. Still
+        nothing in the model changes, so a second call has the same dropout.
+
+        Args:
+            x: Array, or nest of arrays: inputs of one batch.
+            y: Array, or nest of arrays: targets of one batch; or `None`.
+
+        Returns:
+            List of tensors, in float32 at least: zeros for a weight that the
+            loss does not depend on.
+
+        Raises:
+            ValueError: If the model is not built, or not compiled.
+        """
+        with keras_compat.keep_losses(self._check_model()):
+            self._build_loss(x, y)
+            _, *gradients = self._run("training_gradients", x, y)
+        return gradients
 
     def hessian_vector_product(self, x, y, vectors, batch_size=None):
         """The product of the loss's second derivatives and a vector.
@@ -264,7 +287,7 @@ def _weak(thing):
     return weakref.ref(thing) if thing is not None else lambda: None
 
 
-def _loss(reference, variables, others, x, y, weights):
+def _loss(reference, variables, others, x, y, weights, training=False):
     """The loss of a batch, where all variables have the values given.
 
     Args:
@@ -274,6 +297,7 @@ def _loss(reference, variables, others, x, y, weights):
         x: Tensor, or nest of tensors.
         y: Tensor, or nest of tensors.
         weights: List of tensors, the values of the weights.
+        training: Boolean, whether the model is in training mode.
 
     Returns:
         Scalar tensor.
@@ -284,7 +308,7 @@ def _loss(reference, variables, others, x, y, weights):
         collect_losses=True,
     )
     with scope:
-        outputs = model(x, training=False)
+        outputs = model(x, training=training)
         is_without = keras_compat.compiled_loss(model) is None
         if is_without and not model.losses and _has_keras_loss(model):
             raise NoLossError(
@@ -292,7 +316,7 @@ def _loss(reference, variables, others, x, y, weights):
                 f"`model.compile(loss=...)`. Received: model '{model.name}', "
                 "which has no loss"
             )
-        loss = model.compute_loss(x, y, outputs, training=False)
+        loss = model.compute_loss(x, y, outputs, training=training)
     return _at_least_float32(loss)
 
 
@@ -390,6 +414,10 @@ _PROGRAMS = {
     "gradients": (_loss, _gradients_program),
     "loss": (_loss, _loss_program),
     "output_gradients": (_combined_output, _flat_gradients_program),
+    "training_gradients": (
+        functools.partial(_loss, training=True),
+        _gradients_program,
+    ),
 }
 
 

@@ -92,12 +92,41 @@ def test_nothing_changes():
     derivatives = differentiation.Differentiation(model)
     derivatives.loss(x, y)
     derivatives.loss_and_gradients(x, y)
+    derivatives.training_gradients(x, y)
     derivatives.hessian_vector_product(x, y, values_of(model))
     after, losses_after = _state(model)
     for a, b in zip(after, before, strict=True):
         np.testing.assert_array_equal(a, b)
     assert losses_after == losses_before
     model.fit(x, y, verbose=0)
+
+
+def test_training_gradients_are_those_of_a_step():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, activation="tanh"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5, seed=3),
+            keras.layers.Dense(3, kernel_regularizer="l2"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    x, y = make_data(8)
+    before = values_of(model)
+    derivatives = differentiation.Differentiation(model)
+    gradients = derivatives.training_gradients(x, y)
+    # The same dropout again.
+    again = derivatives.training_gradients(x, y)
+    model.train_on_batch(x, y)
+    after = values_of(model)
+    for gradient, same, old, new in zip(
+        gradients, again, before, after, strict=True
+    ):
+        np.testing.assert_allclose(to_numpy(gradient), old - new, atol=1e-5)
+        np.testing.assert_array_equal(to_numpy(gradient), to_numpy(same))
+    _, inference = derivatives.loss_and_gradients(x, y)
+    assert not np.allclose(to_numpy(gradients[0]), inference[0], atol=1e-3)
 
 
 def test_what_has_changed_is_seen():
