@@ -55,7 +55,6 @@ _ON_ALL = (
     "tests/docstrings_test.py::test_code_runs[native.",
     "tests/site/code_test.py::test_code_runs[guides/loop-",
     "tests/training/compiled_steps_test.py",
-    "tests/training/interruption_test.py",
 )
 _ON_ONE = (
     "tests/datasets/",
@@ -139,7 +138,7 @@ def fast_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_compilation_of_an_twelfth(request):
+def _fast_compilation_of_a_twelfth(request):
     is_part = request.config.getoption("--twelfth") is not None
     if is_part and not request.node.nodeid.startswith(_ON_ALL):
         with _fast_compilation():

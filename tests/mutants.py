@@ -5,10 +5,12 @@
 A mutant is the package with one small change: a comparison flipped, a sign, a
 constant, a deleted statement. The tests ought to fail with it. Each folder of
 the package has the same share of the mutants, which are drawn by `--seed`, so
-a larger `--mutants` continues with the same ones. For each mutant the tests
-nearest to its file run first, then those of its folder and `_MORE_TESTS`, until
-one fails, hangs, or `--seconds` are over. Modules of another backend are left
-out, and so are messages, docstrings and annotations. It all happens in
+a larger `--mutants` continues with the same ones. For each mutant tests run
+until one fails, hangs, or `--seconds` are over: with `--coverage` those of CI
+that execute the changed line, as the suite has recorded there once; without
+it, and for what is executed when a module is imported, those nearest to the
+file, then those of its folder and `_MORE_TESTS`. Modules of another backend are
+left out, and so are messages, docstrings and annotations. It all happens in
 temporary copies of the project.
 
 It prints a table, and the line of each survivor: a test that is missing, or a
@@ -39,6 +41,8 @@ import keras  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow  # noqa: E402, F401
 
+from tests.covering import Covering  # noqa: E402
+from tests.covering import record  # noqa: E402
 from tests.mutants_equivalent import EQUIVALENT  # noqa: E402
 from tests.mutations import mutants_of  # noqa: E402
 
@@ -179,7 +183,7 @@ class Run:
 
     Args:
         folder: String, the folder of the copy.
-        tests: List of files.
+        tests: List of files, or of tests.
         seconds: Integer, how long new tests are begun.
         mutant: Dict, from `draw`; `None` for the package as it is.
     """
@@ -239,8 +243,11 @@ def _test(folder, tests, seconds):
     os.environ[_SECONDS] = str(seconds)
     # Compiled files would hide changes within a second.
     sys.dont_write_bytecode = True
-    arguments = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-    return pytest.main([*arguments, "-p", "tests.mutants", *tests])
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "tests.mutants"]
+    if not any("::" in test for test in tests):
+        arguments += ["-m", "not slow"]
+    return pytest.main([*arguments, *tests])
 
 
 def run(
@@ -249,6 +256,7 @@ def run(
     jobs: int = 1,
     seconds: int = 60,
     tests=None,
+    coverage=None,
 ) -> list[dict]:
     """Runs the tests with each mutant.
 
@@ -258,6 +266,8 @@ def run(
         jobs: Integer, how many to run at once.
         seconds: Integer, how long new tests are begun.
         tests: List of test files. Defaults to those of `tests_of`.
+        coverage: String, a folder that `record` has made, or is to make.
+            Defaults to none.
 
     Returns:
         List of dicts like the mutants, without their source and with
@@ -271,8 +281,7 @@ def run(
     known |= {each: {"outcome": "equivalent"} for each in EQUIVALENT}
     left_out = set()
     new = [mutant for mutant in mutants if key(mutant) not in known]
-    # Now: the copies have no tests that are written while they run.
-    tests = {m["path"]: tests or tests_of(m["path"]) for m in new}
+    near = {m["path"]: tests or tests_of(m["path"]) for m in new}
 
     def finish(run):
         failed = run.has_failed()
@@ -298,10 +307,25 @@ def run(
             parent = stack.enter_context(tempfile.TemporaryDirectory())
             folders.append(f"{parent}/project")
             shutil.copytree(ROOT, folders[-1], ignore=_NOT_COPIED)
-        # First without a mutant, once for each folder.
-        whole = {frozenset(those): those for those in tests.values()}
-        waiting = [(those, None) for those in whole.values()]
-        waiting += [(tests[mutant["path"]], mutant) for mutant in new]
+        if coverage is not None and not os.path.exists(coverage):
+            record(coverage, folders[0], jobs)
+        chosen = [near[mutant["path"]] for mutant in new]
+        if coverage is not None:
+            covering = Covering(coverage)
+            names = "path", "before", "line"
+            chosen = [
+                covering.tests_of(*[mutant[n] for n in names], seconds) or tests
+                for mutant, tests in zip(new, chosen, strict=True)
+            ]
+        # First without a mutant, once for each folder. Of those that were
+        # recorded it is known that they passed.
+        whole = {
+            frozenset(tests): tests
+            for tests in chosen
+            if not any("::" in test for test in tests)
+        }
+        waiting = [(tests, None) for tests in whole.values()]
+        waiting += zip(chosen, new, strict=True)
         running = []
         stack.callback(lambda: [each.stop() for each in running])
         while waiting or running:
@@ -359,9 +383,21 @@ def main():
         "--seconds", type=int, default=60, help="for the tests of one mutant"
     )
     parser.add_argument("--results", help="file to continue and append to")
+    parser.add_argument(
+        "--coverage",
+        help="folder with what the tests execute, recorded first where there "
+        "is none",
+    )
     args = parser.parse_args()
     mutants = draw(args.mutants, args.seed, args.folder)
-    print(table(run(mutants, args.results, args.jobs, args.seconds)))
+    results = run(
+        mutants,
+        args.results,
+        args.jobs,
+        args.seconds,
+        coverage=args.coverage,
+    )
+    print(table(results))
 
 
 if __name__ == "__main__":

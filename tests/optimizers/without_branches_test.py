@@ -21,9 +21,12 @@ from tests.small_models import dense
 from tests.small_models import two_readers
 
 _BACKEND = keras.backend.backend()
-pytestmark = pytest.mark.skipif(
-    _BACKEND == "torch", reason="On PyTorch the host runs every step."
-)
+pytestmark = [
+    pytest.mark.skipif(
+        _BACKEND == "torch", reason="On PyTorch the host runs every step."
+    ),
+    pytest.mark.usefixtures("fast_compilation"),
+]
 
 
 def continual_backprop(inner, **kwargs):
