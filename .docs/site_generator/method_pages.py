@@ -356,8 +356,8 @@ def _in_comparison(part):
         return []
     value, half = values[part.name]
     words = (
-        f"{value:+.2f} ± {half:.2f} points of accuracy above Adam alone, over "
-        "the last ten of forty tasks of Online Permuted MNIST"
+        f"{value:+.2f} ± {half:.2f} points of accuracy, compared with Adam "
+        "alone, over the last ten of forty tasks of Online Permuted MNIST"
     )
     return [
         plots.intervals(values, part.name, words),

@@ -65,9 +65,9 @@ def diagnose(
             a PyTorch `DataLoader`), or a
             `keras_plasticity.diagnosis.RecentExamples`. At least a few
             hundred.
-        num_steps: Integer, the updates that each copy makes. Defaults to one
-            pass over the data, or several up to 1,000 updates. Fewer tell
-            less: new models have hardly learned then.
+        num_steps: Integer, the updates that each copy makes. Defaults to
+            1,000 updates, or one pass over the data where that is more. Fewer
+            tell less: new models have hardly learned then.
         batch_size: Integer, the number of examples of each update: that which
             the model is trained with. Defaults to 32.
         num_new: Integer, at least 3, how many newly initialized models it is
