@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_plasticity import functional
@@ -39,8 +38,9 @@ class DASH(BoundaryCallback):
 
     Args:
         data: For `fit` only: the examples of the new task, a tuple `(x, y)` of
-            arrays; or a function that takes the number of occasions before
-            this one and returns such a tuple. Defaults to `None`.
+            arrays, of which `y` may be `None`; or a function that takes the
+            number of occasions before this one and returns such a tuple.
+            Defaults to `None`.
         alpha: Float in (0, 1], the weight of each batch. Defaults to `0.3`.
         min_factor: Float in [0, 1], the least factor. Defaults to `0.3`.
         batch_size: Integer, the examples of a batch. Defaults to `256`.
@@ -85,7 +85,7 @@ class DASH(BoundaryCallback):
         )
 
     def on_boundary(self, model, learner, task, x, y):
-        if y is None:
+        if x is None:
             x, y = self._data_of(task)
         kernels = find_kernels(model)
         trainable = {id(variable) for variable in weights_of(model)}
@@ -127,23 +127,16 @@ class DASH(BoundaryCallback):
 
     def _directions(self, model, variables, x, y):
         """The average direction in which the loss falls, for each variable."""
-        directions = [ops.zeros(v.shape, v.dtype) for v in variables]
+        directions = [0.0] * len(variables)
         differentiation = differentiation_of(model)
-        num_examples = len(keras.tree.flatten(x)[0])
+        num_examples = len(nests.arrays(x)[0])
         for start in range(0, num_examples, self.batch_size):
             batch = nests.take((x, y), slice(start, start + self.batch_size))
-            gradients = dict(
-                zip(
-                    map(id, weights_of(model)),
-                    differentiation.training_gradients(*batch),
-                    strict=True,
-                )
-            )
+            gradients = differentiation.training_gradients(*batch, variables)
             directions = [
-                (1.0 - self.alpha) * direction
-                - self.alpha * ops.cast(gradients[id(variable)], variable.dtype)
-                for variable, direction in zip(
-                    variables, directions, strict=True
+                (1.0 - self.alpha) * direction - self.alpha * gradient
+                for direction, gradient in zip(
+                    directions, gradients, strict=True
                 )
             ]
         return directions
@@ -166,11 +159,11 @@ def _check_data(data):
     )
     if not isinstance(data, tuple) or len(data) != 2:
         raise validation.error("data", rule, data)
-    arrays = keras.tree.map_structure(
+    arrays = nests.map_arrays(
         lambda array: validation.check_array("data", array, rule), data
     )
-    flat = keras.tree.flatten(arrays)
-    if not flat or any(not each.ndim for each in flat):
+    flat = nests.arrays(arrays)
+    if not nests.arrays(arrays[0]) or any(not each.ndim for each in flat):
         raise validation.error("data", rule, data)
     if len({len(each) for each in flat}) > 1 or not len(flat[0]):
         raise validation.error(

@@ -43,9 +43,9 @@ class Differentiation:
 
     def __init__(self, model):
         self._model = weakref.ref(model)
-        # What the programs were compiled for: dict from `id` to variable.
+        # What the programs were made for: dict from `id` to variable.
         self._variables = {}
-        self._loss = _weak(None)
+        self._compilation = None
         self._programs = {}
 
     def loss(self, x, y, batch_size=None):
@@ -117,7 +117,7 @@ class Differentiation:
         """
         return float(self._mean("gradient_norm", x, y, None)[0])
 
-    def training_gradients(self, x, y):
+    def training_gradients(self, x, y, weights):
         """The gradients of the loss as a step of training computes them.
 
         That is in training mode, with the dropout that comes next. Still
@@ -126,6 +126,7 @@ class Differentiation:
         Args:
             x: Array, or nest of arrays: inputs of one batch.
             y: Array, or nest of arrays: targets of one batch; or `None`.
+            weights: List of `keras.Variable`s, by which to differentiate.
 
         Returns:
             List of tensors, in float32 at least: zeros for a weight that the
@@ -136,7 +137,9 @@ class Differentiation:
         """
         with keras_compat.keep_losses(self._check_model()):
             self._build_loss(x, y)
-            _, *gradients = self._run("training_gradients", x, y)
+            _, *gradients = self._run(
+                "training_gradients", x, y, weights=weights
+            )
         return gradients
 
     def hessian_vector_product(self, x, y, vectors, batch_size=None):
@@ -218,31 +221,35 @@ class Differentiation:
         except Exception as error:  # Whatever a backend raises.
             raise _misfit(model, x, y, error) from error
 
-    def _run(self, name, *arguments):
+    def _run(self, name, *arguments, weights=None):
         """Runs a program on values of the variables, and other arguments."""
         model = self._model()
-        weights = weights_of(model)
+        of_model = weights_of(model)
+        weights = of_model if weights is None else weights
         loss = keras_compat.compiled_loss(model)
-        variables = {id(v): v for v in weights}
-        for v in [*model.variables, *(loss.variables if loss else [])]:
-            variables.setdefault(id(v), v)
-        if [*variables] != [*self._variables] or self._loss() is not loss:
+        variables = [*weights, *of_model, *model.variables]
+        variables += loss.variables if loss else []
+        variables = {id(v): v for v in variables}
+        compilation = _compilations.get(model)
+        is_same = variables.keys() == self._variables.keys()
+        if not is_same or self._compilation is not compilation:
             # Kept, so that no other object takes the place of one of them.
             self._variables = variables
-            self._loss = _weak(loss)
+            self._compilation = compilation
             self._programs = {}
         variables = [*variables.values()]
-        if name not in self._programs:
+        key = name, *map(id, weights)
+        if key not in self._programs:
             function, program = _PROGRAMS[name]
             function = functools.partial(function, self._model, variables)
-            self._programs[name] = backend.compiled(
+            self._programs[key] = backend.compiled(
                 functools.partial(program, function)
             )
         values = [keras.ops.convert_to_tensor(v) for v in variables]
         size = len(weights)
         try:
-            return self._programs[name](
-                values[:size], values[size:], *arguments
+            return self._programs[key](
+                values[:size], values[size:], _loss_scale(model), *arguments
             )
         except NoLossError:
             raise
@@ -280,11 +287,24 @@ def differentiation_of(model):
 
 
 _kept = weakref.WeakKeyDictionary()
+# Something new for each time that a model is compiled.
+_compilations = weakref.WeakKeyDictionary()
 
 
-def _weak(thing):
-    """A function that returns a thing, or `None` if it is no more."""
-    return weakref.ref(thing) if thing is not None else lambda: None
+def _note_compiled(model):
+    _compilations[model] = object()
+
+
+keras_compat.after_compile(_note_compiled)
+
+
+def _loss_scale(model):
+    """What a step multiplies the loss by, so that no gradient underflows."""
+    one = keras.ops.ones((), "float32")
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return one
+    return keras.ops.cast(optimizer.scale_loss(one), "float32")
 
 
 def _loss(reference, variables, others, x, y, weights, training=False):
@@ -368,21 +388,25 @@ def _combined_output(reference, variables, others, x, y, weights):
     return keras.ops.sum(outputs * keras.ops.cast(direction, outputs.dtype))
 
 
-def _loss_program(function, weights, others, x, y):
+def _loss_program(function, weights, others, scale, x, y):
+    del scale
     with backend.no_gradient():
         return [function(others, x, y, weights)]
 
 
-def _gradients_program(function, weights, others, x, y):
+def _gradients_program(function, weights, others, scale, x, y):
     function = functools.partial(function, others, x, y)
     if not weights:
         return [function(weights)]
-    loss, gradients = backend.value_and_gradients(function, weights)
-    return [loss, *_as_gradients(gradients, weights)]
+    loss, gradients = backend.value_and_gradients(
+        lambda weights: keras.ops.multiply(function(weights), scale), weights
+    )
+    gradients = _as_gradients(gradients, weights)
+    return [keras.ops.divide(each, scale) for each in (loss, *gradients)]
 
 
-def _gradient_norm_program(function, weights, others, x, y):
-    _, *gradients = _gradients_program(function, weights, others, x, y)
+def _gradient_norm_program(function, *arguments):
+    _, *gradients = _gradients_program(function, *arguments)
     largest = keras.ops.max(
         keras.ops.stack([keras.ops.max(keras.ops.abs(g)) for g in gradients])
     )
@@ -392,14 +416,15 @@ def _gradient_norm_program(function, weights, others, x, y):
     return [largest * keras.ops.sqrt(sum(squares))]
 
 
-def _flat_gradients_program(function, weights, others, x, y):
-    _, *gradients = _gradients_program(function, weights, others, x, y)
+def _flat_gradients_program(function, *arguments):
+    _, *gradients = _gradients_program(function, *arguments)
     return [
         keras.ops.concatenate([keras.ops.reshape(g, (-1,)) for g in gradients])
     ]
 
 
-def _curvature_program(function, weights, others, x, y, vectors):
+def _curvature_program(function, weights, others, scale, x, y, vectors):
+    del scale
     function = functools.partial(function, others, x, y)
     vectors = [keras.ops.cast(v, w.dtype) for v, w in zip(vectors, weights)]
     products = backend.hessian_vector_product(function, weights, vectors)

@@ -134,6 +134,8 @@ def shrink_towards_direction(
     minimum = validation.check_in_interval("minimum", minimum, "[0, 1]")
     rank = len(shapes[0])
     axis = validation.check_integer("axis", axis, -rank, rank - 1)
+    dtype = weights.dtype
+    weights, direction = map(at_least_float32, (weights, direction))
     lengths = [
         ops.maximum(
             ops.sqrt(ops.sum(ops.square(each), axis=axis, keepdims=True)), 1e-8
@@ -142,7 +144,7 @@ def shrink_towards_direction(
     ]
     dot = ops.sum(weights * direction, axis=axis, keepdims=True)
     cosine = dot / lengths[0] / lengths[1]
-    return weights * ops.clip(cosine, minimum, 1.0)
+    return ops.cast(weights * ops.clip(cosine, minimum, 1.0), dtype)
 
 
 # Of the largest singular value, below which there is nothing to even out.

@@ -6,8 +6,10 @@ import weakref
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_plasticity import callbacks
+from keras_plasticity.training import OnlineTrainer
 from tests.helpers import make_data
 from tests.helpers import to_numpy
 
@@ -100,6 +102,71 @@ def test_it_is_compiled_once():
     for _ in range(3):
         _shrink(model, data)
     assert not traced
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+def test_half_precision(policy):
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, activation="relu", dtype=policy),
+            keras.layers.Dense(3, dtype=policy),
+        ]
+    )
+    model.compile("sgd", "mse")
+    _shrink(model, make_data(20))
+    for variable in model.trainable_variables:
+        assert variable.dtype == policy
+        assert np.isfinite(to_numpy(ops.cast(variable, "float32"))).all()
+
+
+class _Reconstruction(keras.Model):
+    """Learns without targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_loss(self, x, y, outputs, *arguments, training=True):
+        return ops.mean(ops.square(outputs - x))
+
+
+def test_without_targets():
+    x, _ = make_data(20)
+
+    def new():
+        keras.utils.set_random_seed(0)
+        model = _Reconstruction()
+        model(x[:1])
+        model.compile("sgd")
+        return model
+
+    class Stream:
+        def __len__(self):
+            return 2
+
+        def task(self, index):
+            return x, None
+
+    engine, fit = new(), new()
+    OnlineTrainer(engine).fit(Stream(), 4, callbacks=[callbacks.DASH()])
+    dash = callbacks.DASH((x, None))
+    for _ in range(2):
+        fit.fit(x, batch_size=4, shuffle=False, verbose=0, callbacks=[dash])
+    without = new()
+    OnlineTrainer(without).fit(Stream(), 4)
+    for a, b, c in zip(*(m.get_weights() for m in (engine, fit, without))):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.abs(a - c).max() > 1e-4
+
+
+@pytest.mark.parametrize("data", [(None, None), (None, np.ones((3, 1)))])
+def test_data_without_inputs(data):
+    with pytest.raises(ValueError, match=r"`data` must be .* a tuple \(x, y\)"):
+        callbacks.DASH(data)
 
 
 def test_the_model_is_not_kept():

@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from keras_plasticity import functional
+from tests.helpers import to_numpy
 
 
 def matrices(*shape, seed=0):
@@ -201,3 +202,10 @@ def test_a_matrix_that_is_not_finite_stays():
         ),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_vectors_of_zeros_in_half_precision(dtype):
+    zeros = ops.zeros((3,), dtype)
+    shrunk = functional.shrink_towards_direction(zeros, ops.ones((3,)), 0.3)
+    np.testing.assert_array_equal(to_numpy(shrunk), 0)
