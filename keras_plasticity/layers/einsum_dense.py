@@ -87,7 +87,7 @@ class EinsumDense(PlasticLayer, keras.layers.EinsumDense):
         initializer = self.kernel_initializer
         labels = find_labels(self.equation)
         axes = (labels.feature_axes, labels.unit_axes)
-        if axes == ((0,), (1,)) or not hasattr(initializer, "input_axes"):
+        if not hasattr(initializer, "input_axes"):
             return initializer
         if None not in (initializer.input_axes, initializer.output_axes):
             return initializer

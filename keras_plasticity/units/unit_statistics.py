@@ -401,4 +401,4 @@ def _firing_level(activation):
         return 0.0  # As of all activation layers of Keras.
     with backend.compute_now():
         value = activation(ops.zeros((1, 1)))
-        return float(ops.convert_to_numpy(value)[0, 0])
+        return float(ops.convert_to_numpy(value).item())

@@ -402,6 +402,22 @@ def states(model):
     ]
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_it_returns_what_it_has_changed(name):
+    make_callback, kinds = ALL[name]
+    model = make("bp" if kinds == "both" else kinds)
+    model.fit(*STREAM.task(0), batch_size=3, verbose=0)
+    weights = keras_plasticity.weights_of(model)
+    before = [to_numpy(v) for v in weights]
+    changed = make_callback().on_boundary(model, 0, 1, *STREAM.task(1))
+    expected = {
+        v.path
+        for v, value in zip(weights, before, strict=True)
+        if (to_numpy(v) != value).any()
+    }
+    assert expected and expected <= {v.path for v in changed}
+
+
 @pytest.mark.parametrize(
     ("name", "method"),
     mostly_slow(

@@ -760,6 +760,17 @@ def test_tensorboard_has_all_of_it(tmp_path):
     assert buckets[-1, 1] == ages.max()
 
 
+def test_histograms_of_fit(tmp_path):
+    x, y = make_data(9, DIMS)
+    monitor = PlasticityMonitor(x, tmp_path)
+    model = compiled()
+    for _ in range(2):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    tags = read(tmp_path)
+    for tag in ("utility/layer_0", "age/layer_1"):
+        assert [step for step, _ in tags[tag]] == [0, 1, 2, 3, 4]
+
+
 def test_an_open_writer_is_used_and_left_open(tmp_path):
     with SummaryWriter(tmp_path) as writer:
         monitor = PlasticityMonitor(

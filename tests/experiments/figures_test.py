@@ -108,12 +108,23 @@ def test_diagnostics_against_tasks(drawn, tmp_path):
             values = [task["per_learner"][name] for task in run["per_task"]]
             bins = scale * np.reshape(values[:4], (2, 2, 2)).mean(axis=1)
             check_curve(line, band, [2, 4], bins)
+    for axes in figure.axes[:2]:
+        bottom, top = axes.get_ylim()
+        assert bottom == 0.0 and top > axes.lines[0].get_ydata().max()
     # One entry a run, in their order, though two panels lack one of them.
     [legend] = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == [
         "bp (n=2)",
         "linear (n=2)",
     ]
+
+
+def test_where_no_unit_is_dead_that_is_to_be_seen(drawn, tmp_path):
+    run = make_run(3)
+    for task in run["per_task"]:
+        task["per_learner"]["dead_units"] = [0.0, 0.0]
+    figures.draw(make_summary(), {"bp": run}, str(tmp_path / "figure"))
+    assert drawn[-1].axes[0].get_ylim() == (0.0, 1.0)
 
 
 def test_epochs_of_the_first_and_the_last_task(drawn, tmp_path):

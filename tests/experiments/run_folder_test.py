@@ -1,5 +1,6 @@
 """The folder of a run: locked, told apart, and read with care."""
 
+import io
 import json
 import os
 import subprocess
@@ -126,6 +127,25 @@ def test_nothing_to_resume(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no run to resume.*--resume=auto"):
         open_folder(str(tmp_path / "terminal"), resume=True)
     assert not closed(str(tmp_path / "auto"), resume="auto").is_resumed
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_terminal_is_what_reads_and_writes(
+    tmp_path, monkeypatch, reads, writes
+):
+    class Stream(io.StringIO):
+        def __init__(self, is_terminal):
+            super().__init__()
+            self.isatty = lambda: is_terminal
+
+    monkeypatch.setattr(sys, "stdin", Stream(reads))
+    monkeypatch.setattr(sys, "stdout", Stream(writes))
+    if reads and writes:
+        with pytest.raises(ValueError, match="no run to resume"):
+            open_folder(str(tmp_path / "run"), resume=True)
+    else:
+        assert not closed(str(tmp_path / "run"), resume=True).is_resumed
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,19 @@ def test_progress_shows_tasks_and_the_last_figure(monkeypatch, capsys):
         assert text in printed
 
 
+def test_time_left_of_long_tasks(monkeypatch, capsys):
+    seconds = 0.0
+    console = terminal.console.Console()
+    monkeypatch.setattr(console, "get_time", lambda: seconds)
+    monkeypatch.setattr(terminal, "_TERMINAL", console)
+    bar = terminal.TaskProgress("bp", 10, str)
+    with bar:
+        for task in range(4):
+            seconds += 600.0
+            bar.on_task_end(task, task)
+    assert "left 1:00:00" in capsys.readouterr().out
+
+
 def test_nothing_is_markup(capsys):
     text = "logs/[/a] :smile: [red]b"
     terminal.print_settings("settings: ", {"log_dir": text})

@@ -15,6 +15,7 @@ from keras_plasticity import utils
 from keras_plasticity.experiments import figures
 from keras_plasticity.experiments import recorder
 from keras_plasticity.experiments import run_settings
+from keras_plasticity.experiments import unwritten
 from keras_plasticity.experiments.lasting_writer import LastingWriter
 from keras_plasticity.experiments.unwritten import Unwritten
 from tests.examples.trainers import load
@@ -41,6 +42,28 @@ def points(folder, tag):
         (e.step, round(float(e.tensor_proto.float_val[0]), 4))
         for e in events.Tensors(tag)
     ]
+
+
+def test_a_reason_is_told_once_until_it_is_written(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        unwritten.logging, "warning", lambda text, *args: told.append(args[0])
+    )
+    lost = Unwritten()
+    full, vanished = OSError("full"), OSError("vanished")
+    lost.add("a", full)
+    lost.add("a", vanished)
+    lost.add("b", full, is_told=True)
+    lost.add("b", full)
+    assert told == ["a"]
+    assert lost.reasons == {"a": "vanished", "b": "full"}
+    with lost.attempt("a"):
+        pass
+    assert lost.reasons == {"b": "full"}
+    with lost.attempt("a"):
+        raise full
+    assert told == ["a", "a"]
+    assert str(lost) == "Not written: b (full); a (full)"
 
 
 class TestLastingWriter:

@@ -57,3 +57,12 @@ def test_without_events_the_quantile_is_1():
     histogram[1, 0] = 5  # At age 0, which is left out.
     quantile = functional.age_quantile(ops.convert_to_tensor(histogram), 0.9)
     np.testing.assert_array_equal(to_numpy(quantile), [1, 1])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 0), (5, 1), (1, 5, 2)])
+def test_no_histogram_of_units(shape):
+    with pytest.raises(
+        ValueError, match=r"must be .* \(units, bins\)"
+    ) as error:
+        functional.age_quantile(ops.zeros(shape), 0.5)
+    assert f"histogram.shape={shape}" in str(error.value)

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import pytest
 
@@ -489,6 +491,21 @@ def test_layer_that_is_skipped_is_reported():
     found = graph.find_connections(_plastic_layers(model), model)
     with pytest.warns(UserWarning, match="'hidden': merged with.*'sum'"):
         graph.check(found)
+
+
+@pytest.mark.parametrize("number", [3, 4, 6])
+def test_of_many_that_are_skipped_three_are_named(number):
+    x = inputs = keras.Input((5,))
+    for i in range(number):
+        x = keras.layers.Add()([x, Dense(5, name=f"hidden_{i}")(x)])
+    model = keras.Model(inputs, Dense(2)(x))
+    found = graph.find_connections(_plastic_layers(model), model)
+    with pytest.warns(UserWarning, match=f"units of {number} ") as warned:
+        graph.check(found)
+    message = str(warned[0].message)
+    assert message.count("'hidden_") == 3
+    more = re.findall("and [0-9]+ more", message)
+    assert more == ([f"and {number - 3} more"] if number > 3 else [])
 
 
 def test_plastic_layer_inside_time_distributed():

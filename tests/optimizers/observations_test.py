@@ -263,7 +263,7 @@ class TestHeads:
 
     def test_sequence_of_tasks(self):
         model = self._make()
-        optimizer = _make_optimizer(replacement_rate=0.1)
+        optimizer = _make_optimizer(replacement_rate=0.2)
         heads = [model.get_layer(f"head_{i}") for i in range(3)]
         num_before = 0
         for task in range(3):
@@ -281,8 +281,15 @@ class TestHeads:
                 np.testing.assert_array_equal(to_numpy(head.bias), bias)
             # A unit begins anew for all tasks.
             (new,) = np.nonzero(to_numpy(model.get_layer("b").age) == 0)
+            assert new.size
             for head in heads:
                 np.testing.assert_array_equal(to_numpy(head.kernel)[new], 0)
+                # The first of its activations is the mean of them.
+                for variable in (
+                    head.statistics.running_mean,
+                    head.statistics.shrinkage,
+                )[head not in untrained :]:
+                    np.testing.assert_array_equal(to_numpy(variable)[new], 0)
 
     def test_a_model_for_each_task(self):
         whole = self._make()

@@ -122,6 +122,18 @@ def test_bad_arguments(arguments, message):
         SlowlyChangingRegression(**arguments)
 
 
+def test_the_smallest_of_all():
+    stream = SlowlyChangingRegression(
+        num_tasks=1,
+        examples_per_task=1,
+        num_bits=1,
+        num_slow_bits=0,
+        num_target_units=1,
+    )
+    x, y = stream.task(0)
+    assert len(stream) == 1 and x.shape == (1, 1) and y.shape == (1, 1)
+
+
 def test_numbers_of_numpy():
     stream = SlowlyChangingRegression(
         num_tasks=np.int64(3),

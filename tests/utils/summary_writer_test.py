@@ -59,6 +59,19 @@ def read(log_dir):
     }
 
 
+@pytest.mark.parametrize("value", [None, [("a", 1)], "a", 3])
+@pytest.mark.parametrize("name", ["hparams", "results"])
+def test_what_is_no_dict(tmp_path, name, value):
+    if name == "results" and value is None:
+        pytest.skip("There may be none.")
+    arguments = {"hparams": {"a": 1}, name: value}
+    with (
+        summary_writer.SummaryWriter(tmp_path) as writer,
+        pytest.raises(ValueError, match=f"`{name}` must be a dict. Received"),
+    ):
+        writer.hparams(**arguments)
+
+
 def test_scalars_histograms_and_text_come_back(tmp_path):
     with summary_writer.SummaryWriter(tmp_path / "new") as writer:
         writer.scalar("task/loss", 0.5, step=0)
