@@ -4,6 +4,8 @@ It is recorded by coverage.py: `pip install pytest-cov`.
 """
 
 import ast
+import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -12,6 +14,8 @@ import xml.etree.ElementTree as xml
 
 _DATA = "coverage"
 _TESTS = "tests.xml"
+_FILES = "files.json"
+_SIGNATURES = "tests/signatures_test.py::test_parameters_and_defaults"
 # What it takes to collect the tests of one more file.
 _SECONDS_OF_FILE = 0.5
 
@@ -24,35 +28,54 @@ def record(folder, project, jobs: int = 1):
         project: String, a folder with a copy of the project.
         jobs: Integer, the number of processes.
     """
-    folder = os.path.abspath(folder)
-    os.makedirs(folder, exist_ok=True)
+    unfinished = f"{os.path.abspath(folder)}.unfinished"
+    os.makedirs(unfinished, exist_ok=True)
     subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "--brief"),
-            *("-p", "no:cacheprovider", "-n", str(jobs), "--dist", "worksteal"),
+            *("-n", str(jobs), "--dist", "worksteal"),
             *("--cov=keras_plasticity", "--cov-context=test", "--cov-report="),
-            f"--junit-xml={folder}/{_TESTS}",
+            f"--junit-xml={unfinished}/{_TESTS}",
         ],
         cwd=project,
         env={
             **os.environ,
-            "COVERAGE_FILE": f"{folder}/{_DATA}",
+            "COVERAGE_FILE": f"{unfinished}/{_DATA}",
             "PYTHONPATH": str(project),
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         check=False,  # Tests that fail are left out.
     )
+    digests = {
+        each.relative_to(project).as_posix(): _digest(each.read_text())
+        for each in pathlib.Path(project).rglob("*.py")
+    }
+    pathlib.Path(unfinished, _FILES).write_text(json.dumps(digests))
+    os.rename(unfinished, folder)
+
+
+def _digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Covering:
-    """What was recorded.
+    """What was recorded, as far as files are still what they were then.
 
     Args:
         folder: String, see `record`.
+        project: String, the folder of the project now.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, project):
         import coverage
+
+        digests = json.loads(pathlib.Path(folder, _FILES).read_text())
+        self._same = {
+            path
+            for path, digest in digests.items()
+            if os.path.exists(f"{project}/{path}")
+            and _digest(pathlib.Path(project, path).read_text()) == digest
+        }
 
         self._data = coverage.CoverageData(f"{folder}/{_DATA}")
         self._data.read()
@@ -66,7 +89,7 @@ class Covering:
         self._contexts = {}
 
     def tests_of(self, path: str, source: str, line: int, seconds: float):
-        """The tests that execute a line and passed, the quickest first.
+        """The tests that execute a line and passed, the nearest first.
 
         Args:
             path: String, the module's path in the project.
@@ -76,24 +99,29 @@ class Covering:
 
         Returns:
             List of tests, as arguments of pytest, those of the module's own
-            files before all others. For what is executed when the module is
-            imported, they are those of any of its lines. The list is empty if
-            there are none in this process.
+            files and folder before all others. For what is executed when the
+            module is imported, they are those of any of its lines, and of
+            signatures. The list is empty if there are none in this process.
         """
         tests = self._tests_of_lines(path, _lines_of_statement(source, line))
+        # Defaults are among what is executed when a module is imported.
+        found = [] if tests else [_SIGNATURES]
         tests = tests or self._tests_of_lines(path)
-        stem = pathlib.Path(path).stem.strip("_")
-        files, found = set(), []
-        for test in sorted(
-            tests, key=lambda t: (stem not in _file(t), tests[t])
-        ):
+        folder, stem = pathlib.Path(path).parent.name, pathlib.Path(path).stem
+        places = (stem.strip("_"), f"tests/{folder}/")
+
+        def order(test):
+            return [place not in _file(test) for place in places], tests[test]
+
+        files = set()
+        for test in sorted(tests, key=order):
             seconds -= tests[test]
             seconds -= _SECONDS_OF_FILE * (_file(test) not in files)
-            if seconds < 0 and found:
+            if seconds < 0 and files:
                 break
             files.add(_file(test))
             found.append(test)
-        return found
+        return found if files else []
 
     def _tests_of_lines(self, path, lines=None):
         """Dict from test to seconds, of some lines or of the whole module."""
@@ -104,13 +132,14 @@ class Covering:
         for line in contexts if lines is None else lines:
             for test in contexts.get(line, ()):
                 test = test.rpartition("|")[0]
-                if test and _case(test) in self._seconds:
+                is_known = _case(test) in self._seconds
+                if test and is_known and _file(test) in self._same:
                     tests[test] = self._seconds[_case(test)]
         return tests
 
     def _contexts_of(self, path):
         for name in self._data.measured_files():
-            if name.endswith(f"/{path}"):
+            if name.endswith(f"/{path}") and path in self._same:
                 return self._data.contexts_by_lineno(name)
         return {}
 

@@ -1,9 +1,14 @@
 """Which tests are chosen for a line, from what was recorded."""
 
+import json
+
 import coverage
 import pytest
 
+from tests.covering import _FILES
+from tests.covering import _SIGNATURES
 from tests.covering import Covering
+from tests.covering import _digest
 
 _PATH = "keras_plasticity/seeds.py"
 _SOURCE = """\
@@ -49,14 +54,20 @@ def fixture_covering(tmp_path):
     data.write()
     text = f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>"
     (tmp_path / "tests.xml").write_text(text)
-    return Covering(str(tmp_path))
+    digests = {}
+    for name in (_PATH, "tests/a_test.py", "tests/seeds_test.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        digests[name] = _digest(name)
+    (tmp_path / _FILES).write_text(json.dumps(digests))
+    return Covering(str(tmp_path), str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         # Where the module is imported: those of all lines.
-        (1, [_OWN, _IN_CLASS, _SLOW]),
+        (1, [_SIGNATURES, _OWN, _IN_CLASS, _SLOW]),
         (5, [_OWN, _IN_CLASS, _SLOW]),
         (6, [_OWN, _SLOW]),
         # A part of a statement, with the lines before it.
@@ -77,3 +88,12 @@ def test_a_module_that_nothing_executes(covering):
 def test_until_the_seconds_are_over(covering, seconds, number):
     tests = covering.tests_of(_PATH, _SOURCE, 5, seconds)
     assert tests == [_OWN, _IN_CLASS, _SLOW][:number]
+
+
+def test_what_has_changed_since_is_left_out(covering, tmp_path):
+    (tmp_path / "tests/a_test.py").write_text("Another one.")
+    again = Covering(str(tmp_path), str(tmp_path))
+    assert again.tests_of(_PATH, _SOURCE, 5, seconds=60) == [_OWN]
+    (tmp_path / _PATH).write_text("Another one.")
+    again = Covering(str(tmp_path), str(tmp_path))
+    assert again.tests_of(_PATH, _SOURCE, 5, seconds=60) == []

@@ -105,3 +105,22 @@ def test_models_are_noted_when_they_are_compiled():
     assert graph.find_model(part.layers, variables, optimizer) is model
     # Keras would warn of a class that has a `compile` of its own.
     assert keras.models.clone_model(model).compiled
+
+
+def test_models_with_a_graph():
+    class OfOnesOwn(keras.Sequential):
+        def call(self, inputs):
+            return super().call(inputs)
+
+    inputs = keras.Input((3,))
+    layers = [keras.Input((3,)), keras.layers.Dense(2)]
+    functional = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    for model, expected in (
+        (keras.Sequential(layers), True),
+        (keras.Sequential(layers[1:]), False),  # Not built.
+        (OfOnesOwn(layers), False),
+        (OfOnesOwn(layers[1:]), False),
+        (functional, True),
+        (layers[1], False),
+    ):
+        assert keras_compat.is_graph_model(model) == expected

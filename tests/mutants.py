@@ -311,7 +311,7 @@ def run(
             record(coverage, folders[0], jobs)
         chosen = [near[mutant["path"]] for mutant in new]
         if coverage is not None:
-            covering = Covering(coverage)
+            covering = Covering(coverage, ROOT)
             names = "path", "before", "line"
             chosen = [
                 covering.tests_of(*[mutant[n] for n in names], seconds) or tests

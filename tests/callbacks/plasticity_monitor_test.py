@@ -760,6 +760,11 @@ def test_tensorboard_has_all_of_it(tmp_path):
     assert buckets[-1, 1] == ages.max()
 
 
+def test_before_it_measures():
+    monitor = PlasticityMonitor(8)
+    assert monitor.history == [] and monitor.num_units is None
+
+
 def test_histograms_of_fit(tmp_path):
     x, y = make_data(9, DIMS)
     monitor = PlasticityMonitor(x, tmp_path)

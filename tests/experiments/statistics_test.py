@@ -16,6 +16,14 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+@pytest.mark.parametrize("seeds", [["a", 0], [0, 0.5], [1, None], 3, "0"])
+def test_seeds_that_are_none(seeds):
+    with pytest.raises(ValueError, match="`selection_seeds` must be a list of"):
+        experiments.check_separate_seeds(seeds, [7])
+    with pytest.raises(ValueError, match="`report_seeds` must be a list of"):
+        experiments.check_separate_seeds([7], seeds)
+
+
 @pytest.mark.parametrize("num_tasks", [1, 9, 10, 11, 20, 101])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_measures_of_a_curve(num_tasks, shape):

@@ -362,6 +362,25 @@ def test_outer_product():
     )
 
 
+@pytest.mark.parametrize("other_too", [False, True])
+def test_outer_product_beside_units(other_too):
+    """Of what a layer reads, a part are pairs of units."""
+    inputs = keras.Input((5,))
+    first, second = Dense(3, name="first")(inputs), Dense(4, name="b")(inputs)
+    x = keras.layers.Flatten()(ops.einsum("ai,aj->aij", first, second))
+    others = [first, second] if other_too else [first]
+    x = keras.layers.Concatenate()([x, *others])
+    model = keras.Model(inputs, Dense(2)(x))
+    found = _find(model, "first")
+    (feature_map,) = found.consumers.values()
+    expected = [0] * 4 + [1] * 4 + [2] * 4 + [0, 1, 2] + [-1] * 4 * other_too
+    assert feature_map.unit_of_feature.tolist() == expected
+    assert found.error is found.skip_reason is None
+    assert "multiplied with the units of layer 'first'" in (
+        _find(model, "b").skip_reason
+    )
+
+
 def test_length_that_the_layer_does_not_know():
     way, expected = _WAYS["reshaped"]
     connections = _find(_make(way, _heads(shape=(None, 3, 2))))

@@ -253,6 +253,12 @@ def test_there_is_no_such_task(method, index):
         getattr(stream, method)(*arguments)
 
 
+def test_the_first_order_is_not_drawn_as_that_of_the_classes():
+    for seed in range(5):
+        drawn = np.random.default_rng(seed).permutation(6).tolist()
+        assert make_stream(seed=seed).order(0, 0).tolist() != drawn
+
+
 @pytest.mark.parametrize("epoch", [-1, 0.5])
 def test_there_is_no_such_epoch(epoch):
     with pytest.raises(ValueError, match=f"epoch={epoch}"):

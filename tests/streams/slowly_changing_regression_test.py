@@ -122,6 +122,16 @@ def test_bad_arguments(arguments, message):
         SlowlyChangingRegression(**arguments)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_all_inputs_are_bits(seed):
+    stream = SlowlyChangingRegression(
+        num_tasks=3, examples_per_task=50, seed=seed
+    )
+    for task in range(3):
+        x, _ = stream.task(task)
+        assert set(np.unique(x)) == {0.0, 1.0}
+
+
 def test_the_smallest_of_all():
     stream = SlowlyChangingRegression(
         num_tasks=1,

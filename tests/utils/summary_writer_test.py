@@ -72,6 +72,22 @@ def test_what_is_no_dict(tmp_path, name, value):
         writer.hparams(**arguments)
 
 
+@pytest.mark.parametrize("suffix", ["a/b", " ", "a b", "*", 3, None])
+def test_bad_suffixes(tmp_path, suffix):
+    with pytest.raises(ValueError, match="`suffix` must be a string of letter"):
+        summary_writer.SummaryWriter(tmp_path / "new", suffix=suffix)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_histogram_of_what_is_not_finite(tmp_path, value):
+    with (
+        summary_writer.SummaryWriter(tmp_path) as writer,
+        pytest.raises(ValueError, match="`values` must be .*finite"),
+    ):
+        writer.histogram("ages", [1.0, value], 0)
+
+
 def test_scalars_histograms_and_text_come_back(tmp_path):
     with summary_writer.SummaryWriter(tmp_path / "new") as writer:
         writer.scalar("task/loss", 0.5, step=0)
