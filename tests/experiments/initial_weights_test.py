@@ -1,7 +1,9 @@
 import keras
 import numpy as np
+import pytest
 
 from keras_plasticity import experiments
+from keras_plasticity.experiments import activations
 from tests.helpers import to_numpy
 
 
@@ -30,3 +32,16 @@ def test_each_initializer_has_its_own_seed():
     rng = np.random.default_rng(0)
     one, other = (experiments.pytorch_initializer(rng) for _ in range(2))
     assert one.seed != other.seed
+
+
+def test_gains_are_those_of_the_paper():
+    assert activations.GAINS == pytest.approx(
+        {
+            "relu": 1.41421356,
+            "leaky_relu": 1.41414285,
+            "tanh": 1.66666667,
+            "sigmoid": 1.0,
+            "elu": 1.41421356,
+            "swish": 1.41421356,
+        }
+    )

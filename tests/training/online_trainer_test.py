@@ -57,6 +57,12 @@ def build(seed=0, method="cbp", metrics=None, loss="mse"):
     return model
 
 
+def test_before_it_trains():
+    trainer = OnlineTrainer(build())
+    assert trainer.compile_seconds == 0.0 and not trainer.interrupted
+    assert trainer.checkpoint_error is trainer.resumed_from is None
+
+
 @pytest.mark.parametrize("method", ["bp", "cbp"])
 @pytest.mark.parametrize(
     ("batch_size", "epochs"), [(1, 1), (2, 1), (3, 1), (4, 3)]
