@@ -13,6 +13,7 @@ import pytest
 from keras import ops
 
 import keras_plasticity
+from keras_plasticity.diagnosis import learning
 from tests.helpers import make_data
 from tests.helpers import make_model
 
@@ -97,6 +98,8 @@ def test_results_are_those_shown(name):
 )
 def test_code_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Of the updates that a diagnosis makes, a few are enough here.
+    monkeypatch.setattr(learning, "_FEWEST_STEPS", 20)
     with keras_plasticity.utils.SummaryWriter("logs") as writer:
         names = {**_DOCUMENTED[name].globs, **_what_is_at_hand(writer)}
         examples = _code(name)

@@ -127,9 +127,11 @@ def assert_same_state(actual, expected):
 
 @pytest.mark.parametrize(
     "case",
-    CASES
-    if _BACKEND == "jax"
-    else mostly_slow(list(CASES), "convolutional", "accumulated"),
+    mostly_slow(
+        list(CASES),
+        *("convolutional", "accumulated"),
+        *(("dense", "mean moved", "redo") if _BACKEND == "jax" else ()),
+    ),
 )
 def test_equals_the_loops(case, monkeypatch):
     data = make_data(80)
