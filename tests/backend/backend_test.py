@@ -332,3 +332,34 @@ def test_window():
     start = ops.convert_to_tensor([3], dtype="int32")
     part = backend.window(vector, start, 4)
     np.testing.assert_array_equal(to_numpy(part), [6, 8, 10, 12])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch is told what to trace."
+)
+def test_within_what_is_traced():
+    """As outside, but that both ways are computed and one is selected."""
+    from keras_plasticity.backend import torch as torch_backend
+
+    vector = ops.arange(10, dtype="float32")
+    variables = [keras.Variable(np.zeros(2)), keras.Variable(np.ones(2))]
+    with torch_backend.tracing():
+        for start in (0, 3, 6):
+            found = backend.window(vector, ops.full((1,), start, "int32"), 4)
+            np.testing.assert_array_equal(
+                to_numpy(found), np.arange(start, start + 4)
+            )
+        for condition in (False, True):
+            scope = keras.StatelessScope(
+                [(variable, variable.value) for variable in variables]
+            )
+            with scope:
+                number = backend.keep_if(
+                    ops.convert_to_tensor(condition),
+                    lambda: variables[0].assign(ops.full((2,), 5.0)) is None,
+                    variables,
+                )
+                values = [to_numpy(v) for v in variables]
+            assert int(number) == 0
+            expected = [5.0 * condition, 1.0]
+            np.testing.assert_array_equal(values, np.outer(expected, [1, 1]))

@@ -16,7 +16,7 @@ from keras_plasticity.experiments.sweeps import plan as plans
 from tests.examples.trainers import load
 from tests.examples.trainers import run
 
-_TINY = ["--num_examples=600", "--examples_per_task=200", "--num_learners=2"]
+_TINY = ["--num_examples=300", "--examples_per_task=100", "--num_learners=2"]
 
 
 def write(tmp_path, content):
