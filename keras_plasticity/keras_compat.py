@@ -89,6 +89,11 @@ def forget_calls(layer):
             del part._outbound_nodes[outbound:]
 
 
+# Who traces an attention layer changes a module of Keras, for all threads: one
+# at a time.
+_TRACING = threading.RLock()
+
+
 @contextlib.contextmanager
 def _symbolic_operations(layer):
     """Context in which an attention layer's `call` takes symbolic tensors.
@@ -102,18 +107,27 @@ def _symbolic_operations(layer):
         for kind in type(layer).__mro__
         if kind in ATTENTION
     }
-    before = {
-        module: module.backend
-        for module in modules
-        if hasattr(getattr(module, "backend", None), "ops")
-    }
-    for module, own in before.items():
-        module.backend = _PublicOperations(own)
-    try:
-        yield
-    finally:
+    with _TRACING if modules else contextlib.nullcontext():
+        before = {
+            module: module.backend
+            for module in modules
+            if _has_operations(getattr(module, "backend", None))
+        }
         for module, own in before.items():
-            module.backend = own
+            module.backend = _PublicOperations(own)
+        try:
+            yield
+        finally:
+            for module, own in before.items():
+                module.backend = own
+
+
+def _has_operations(backend):
+    """Whether functions of a backend have to be put behind those of `ops`."""
+    # Those of a context around this one are.
+    return not isinstance(backend, _PublicOperations) and hasattr(
+        backend, "ops"
+    )
 
 
 class _PublicOperations:

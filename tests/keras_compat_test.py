@@ -1,5 +1,9 @@
 """Patches of Keras objects, each by itself: what broke if Keras has changed."""
 
+import sys
+import threading
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -124,3 +128,77 @@ def test_models_with_a_graph():
         (layers[1], False),
     ):
         assert keras_compat.is_graph_model(model) == expected
+
+
+_ATTENTION = {
+    "multi-head": lambda: keras.layers.MultiHeadAttention(2, 3),
+    "grouped": lambda: keras.layers.GroupQueryAttention(3, 2, 1),
+    "plastic": lambda: keras_plasticity.layers.MultiHeadAttention(2, 3),
+}
+
+
+@pytest.fixture(params=_ATTENTION)
+def attention(request, monkeypatch):
+    """An attention layer as in Keras 3.16, and the module that calls `ops`.
+
+    A tuple of a function that makes the layer, the module, and its backend.
+    """
+    make = _ATTENTION[request.param]
+    kind = next(k for k in type(make()).__mro__ if k in keras_compat.ATTENTION)
+    module = sys.modules[kind.__module__]
+    backend = types.ModuleType("keras.src.backend.some_backend")
+    backend.__getattr__ = vars(module)["backend"].__getattribute__
+    backend.ops = types.ModuleType("keras.src.backend.some_backend.ops")
+    backend.ops.einsum = lambda *args: "takes no symbolic tensors"
+    monkeypatch.setattr(module, "backend", backend)
+    return make, module, backend
+
+
+def test_threads_that_trace_attention_leave_nothing_behind(attention):
+    make, module, backend = attention
+    entered, left = threading.Event(), threading.Event()
+    seen = []
+
+    def trace_too():
+        with keras_compat.forget_calls(make()):
+            entered.set()
+            seen.append(module.backend.ops.einsum)
+            left.wait(10)
+
+    thread = threading.Thread(target=trace_too)
+    with keras_compat.forget_calls(make()):
+        thread.start()
+        # It has to wait. If it did not, it would put back what it finds now.
+        entered.wait(0.5)
+        assert module.backend is not backend
+    left.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert seen == [keras.ops.einsum]
+    assert module.backend is backend
+
+
+def test_attention_is_traced_inside_a_trace(attention):
+    make, module, backend = attention
+    with keras_compat.forget_calls(make()):
+        outer = module.backend
+        with keras_compat.forget_calls(make()):
+            assert module.backend is outer
+            assert outer.module is backend
+        assert module.backend is outer
+        with pytest.raises(KeyError), keras_compat.forget_calls(make()):
+            raise KeyError
+        assert module.backend is outer
+    assert module.backend is backend
+
+
+def test_threads_that_trace_other_layers_do_not_wait():
+    entered = threading.Event()
+
+    def trace_too():
+        with keras_compat.forget_calls(keras.layers.Dense(3)):
+            entered.set()
+
+    with keras_compat.forget_calls(keras.layers.MultiHeadAttention(2, 3)):
+        threading.Thread(target=trace_too).start()
+        assert entered.wait(10)
