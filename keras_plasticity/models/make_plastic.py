@@ -8,7 +8,9 @@ from keras_plasticity import layers
 from keras_plasticity import validation
 from keras_plasticity.graph.units import name_of
 from keras_plasticity.layers import in_place
+from keras_plasticity.layers.attention import PlasticAttention
 from keras_plasticity.layers.einsum_dense import find_labels
+from keras_plasticity.units.unit_statistics import UnitStatistics
 
 _PLASTIC_CLASSES = {
     getattr(keras.layers, name): getattr(layers, name)
@@ -119,47 +121,112 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
 
 
 def make_alike(model: keras.Model, like: keras.Model):
-    """Makes those layers of a model plastic that are so in another one.
+    """Makes a model like another one in what its config may not say.
+
+    Which layers are plastic, and whose units are replaceable: both may have
+    been changed in the built model, and a config says nothing of layers that a
+    layer makes for itself.
 
     Args:
-        model: A built `keras.Model`.
-        like: A `keras.Model` of the same architecture, of which layers may have
-            been made plastic in place.
+        model: A built `keras.Model`, which no optimizer trains yet.
+        like: A `keras.Model` with weights of the same shapes.
 
     Raises:
-        ValueError: If it is of another architecture.
+        ValueError: If it is of another architecture, or if it has a plastic
+            layer in the place of a plain one.
     """
-    kinds = {*_PLASTIC_CLASSES, *_PLASTIC_CLASSES.values()}
-    # Each once: several models within it may share a layer.
-    of_kinds = [
-        list(
-            {
-                id(each): each
-                for each in keras_compat.in_order(one)
-                if type(each) in kinds
-            }.values()
-        )
-        for one in (model, like)
-    ]
-    if len(of_kinds[0]) != len(of_kinds[1]):
-        raise ValueError(
-            f"Model '{model.name}' must be of the architecture of "
-            f"'{like.name}'. Received: {len(of_kinds[0])} layers with weights, "
-            f"expected {len(of_kinds[1])}"
-        )
-    pairs = [
-        (layer, other)
-        for layer, other in zip(*of_kinds, strict=True)
-        if _PLASTIC_CLASSES.get(type(layer)) is type(other)
-    ]
+    pairs = _pair_layers(model, like)
     for layer, other in pairs:
-        keras_compat.change_class(layer, type(other))
-    for layer, other in pairs:
-        if type(other) in _ATTENTION.values():
-            layer.replaceable = other.replaceable
-        else:
-            in_place.complete(layer, other.replaceable)
+        _check_kinds(layer, other, like)
+    _make_layers_plastic(pairs)
     keras_compat.track_new_variables(model)
+    for layer, other in pairs:
+        # Those of an attention layer come after it, and have the last word.
+        if _is_plastic(other):
+            layer.replaceable = other.replaceable
+    _check_variables(model, like)
+
+
+def _pair_layers(model, like):
+    """The layers of two models that have weights, in pairs.
+
+    A layer that is shared may come several times. Those of statistics are
+    left out, which plain layers do not have.
+    """
+    found = [
+        [
+            layer
+            for layer in keras_compat.in_order(each)
+            if layer.weights and not isinstance(layer, UnitStatistics)
+        ]
+        for each in (model, like)
+    ]
+    if len(found[0]) != len(found[1]):
+        raise ValueError(
+            "`build_model` must return a model of the same architecture. "
+            f"Received: '{model.name}', with {len(found[0])} layers that have "
+            "weights, those that contain other layers included, expected "
+            f"{len(found[1])} as in '{like.name}'"
+        )
+    return list(zip(*found, strict=True))
+
+
+def _is_plastic(layer):
+    return isinstance(layer, (layers.PlasticLayer, PlasticAttention))
+
+
+def _becomes_plastic(layer, other):
+    return _PLASTIC_CLASSES.get(type(layer)) is type(other)
+
+
+def _check_kinds(layer, other, like):
+    """Checks that a layer is plastic, or can become so, just if another is."""
+    if _becomes_plastic(layer, other):
+        return
+    if _is_plastic(layer) != _is_plastic(other):
+        received, expected = (
+            f"a {'plastic' if _is_plastic(each) else 'plain'} "
+            f"`{type(each).__name__}`"
+            for each in (layer, other)
+        )
+        raise ValueError(
+            "`build_model` must return a model with plastic layers only where "
+            f"'{like.name}' has them. Layers of `keras.layers` become plastic "
+            "where they have to. Received: layer "
+            f"'{layer.name}', {received}, expected {expected} like "
+            f"'{other.name}'"
+        )
+
+
+def _make_layers_plastic(pairs):
+    """Makes those layers plastic that are so in the other model."""
+    # Each once, however many share it.
+    new = {
+        id(layer): (layer, other)
+        for layer, other in pairs
+        if _becomes_plastic(layer, other)
+    }
+    for layer, other in new.values():
+        keras_compat.change_class(layer, type(other))
+    for layer, other in new.values():
+        # Attention layers have no statistics of their own.
+        if isinstance(layer, layers.PlasticLayer):
+            in_place.complete(layer, other.replaceable)
+
+
+def _check_variables(model, like):
+    """Checks the shapes of all variables, those that are no weights, too."""
+    received, expected = (
+        [tuple(variable.shape) for variable in each.variables]
+        for each in (model, like)
+    )
+    if received != expected:
+        raise ValueError(
+            "`build_model` must return a model of the same architecture. "
+            f"Received: '{model.name}' with variables of the shapes "
+            f"{received}, those of statistics and random generators included, "
+            f"expected {expected} as in '{like.name}'"
+        )
 
 
 def _find_layers(model, attentions):

@@ -1,0 +1,279 @@
+"""Copies of a model: what is in them, and what they leave alone."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_plasticity
+from keras_plasticity import keras_compat
+from keras_plasticity import layers
+from keras_plasticity.diagnosis import learning
+from keras_plasticity.models import make_plastic
+from tests.helpers import to_numpy
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+
+def data(num=32):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num, 6, 4)).astype("float32")
+    return x, x[:, :, :1].sum(1)
+
+
+def copies_of(model, build_model=None):
+    return learning.Copies(
+        model, "mse", keras.optimizers.SGD(0.05), build_model, seed=0
+    )
+
+
+def values(variables):
+    return [np.array(to_numpy(variable)) for variable in variables]
+
+
+def assert_equal(variables, expected):
+    for actual, each in zip(values(variables), expected, strict=True):
+        np.testing.assert_array_equal(actual, each)
+
+
+@keras.saving.register_keras_serializable("learning_test")
+class Block(keras.layers.Layer):
+    """A block whose config says nothing of the layers in it.
+
+    Args:
+        kinds: Module with the classes of layers that can be plastic.
+    """
+
+    kinds = keras.layers
+
+    def build(self, input_shape):
+        self.attention = self.kinds.MultiHeadAttention(2, 3)
+        self.attention.build(input_shape, input_shape)
+        self.up = self.kinds.Dense(5, "relu")
+        self.up.build(input_shape)
+        self.normalization = keras.layers.BatchNormalization()
+        self.normalization.build((*input_shape[:-1], 5))
+        self.down = self.kinds.Dense(input_shape[-1])
+        self.down.build((*input_shape[:-1], 5))
+
+    def call(self, x, training=None):
+        x = x + self.attention(x, x)
+        hidden = self.normalization(self.up(x), training=training)
+        return x + self.down(hidden)
+
+
+@keras.saving.register_keras_serializable("learning_test")
+class PlasticBlock(Block):
+    kinds = layers
+
+
+def make_model(block=Block):
+    """A model with a block, whose config describes all but its inside."""
+    inputs = keras.Input((6, 4))
+    x = block(name="block")(inputs)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    x = keras.layers.Dense(3, "relu", name="hidden")(x)
+    return keras.Model(inputs, keras.layers.Dense(1, name="last")(x))
+
+
+class Own(keras.Model):
+    """A model that its config does not describe."""
+
+    def __init__(self, block=Block):
+        super().__init__()
+        self.block = block()
+        self.twice = keras.layers.Dense(4)
+        self.pool = keras.layers.GlobalAveragePooling1D()
+        self.last = keras.layers.Dense(1)
+        self.inner = keras.Sequential([self.twice, keras.layers.ReLU()])
+
+    def call(self, x, training=None):
+        x = self.twice(self.block(x, training=training))
+        return self.last(self.pool(self.inner(x)))
+
+
+def make_own(block=Block):
+    model = Own(block)
+    model(np.zeros((1, 6, 4), "float32"))
+    return model
+
+
+def small(kinds=keras.layers, between=None, name=None):
+    """A small model, with a batch normalization or another layer in it."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 4)),
+            keras.layers.Flatten(),
+            kinds.Dense(5, "relu", name="hidden"),
+            between or keras.layers.BatchNormalization(),
+            kinds.Dense(1, name="last"),
+        ],
+        name=name,
+    )
+
+
+def _made_plastic():
+    model = small()
+    make_plastic(model)
+    return model
+
+
+class _DenseOfOnesOwn(keras.layers.Dense):
+    pass
+
+
+class _Kinds:
+    Dense = _DenseOfOnesOwn
+
+
+OTHER_KINDS = {
+    "plastic of plain": (
+        small,
+        lambda: small(layers),
+        "'hidden', a plastic `Dense`, expected a plain `Dense`",
+    ),
+    "made plastic of plain": (small, _made_plastic, "expected a plain"),
+    "attention": (
+        make_own,
+        lambda: make_own(PlasticBlock),
+        "a plastic `MultiHeadAttention`, expected a plain",
+    ),
+    "own of plastic": (
+        lambda: small(layers),
+        lambda: small(_Kinds),
+        "a plain `_DenseOfOnesOwn`, expected a plastic `Dense`",
+    ),
+    "random": (
+        lambda: small(between=keras.layers.ReLU()),
+        lambda: small(between=keras.layers.Dropout(0.5)),
+        "same architecture.*random generators",
+    ),
+    "nested": (
+        small,
+        lambda: keras.Sequential([keras.Input((6, 4)), small()]),
+        "same architecture.*with 5 layers.*expected 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_build_model_must_return_layers_of_the_same_kinds(kind):
+    make, build_model, message = OTHER_KINDS[kind]
+    with pytest.raises(ValueError, match=f"`build_model` must.*{message}"):
+        copies_of(make(), build_model).old()
+
+
+@pytest.mark.parametrize(
+    "make, build_model",
+    [
+        (lambda: small(layers), small),
+        (lambda: small(layers), lambda: small(layers)),
+        (_made_plastic, small),
+        (_made_plastic, _made_plastic),
+        (lambda: make_own(PlasticBlock), make_own),
+        (lambda: make_own(PlasticBlock), lambda: make_own(PlasticBlock)),
+        (lambda: small(_Kinds), small),
+    ],
+)
+def test_build_model_may_return_plain_layers(make, build_model):
+    model = make()
+    x, _ = data()
+    for copy in (
+        copies_of(model, build_model).old(),
+        copies_of(model, build_model).new(0),
+    ):
+        assert replaceable(copy) == replaceable(model)
+    copy = copies_of(model, build_model).old()
+    np.testing.assert_array_equal(to_numpy(copy(x)), to_numpy(model(x)))
+
+
+def replaceable(model):
+    """Whether units may be replaced, of all plastic layers in their order."""
+    return [
+        layer.replaceable
+        for layer in keras_compat.in_order(model)
+        if hasattr(layer, "replaceable")
+    ]
+
+
+def _none_of_a_layer(block):
+    block.up.replaceable = False
+
+
+def _one_of_attention(block):
+    block.attention.replaceable = ["output"]
+
+
+def _none_of_attention(block):
+    block.attention.replaceable = False
+
+
+def _none_of_a_projection(block):
+    keras_compat.projections(block.attention)["value"].replaceable = False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _none_of_a_layer,
+        _one_of_attention,
+        _none_of_attention,
+        _none_of_a_projection,
+    ],
+)
+def test_units_that_may_not_be_replaced(change):
+    model = make_model(PlasticBlock)
+    change(model.get_layer("block"))
+    assert False in replaceable(model)
+    copies = copies_of(model)
+    assert replaceable(copies.old()) == replaceable(model)
+    assert replaceable(copies.new(1)) == replaceable(model)
+
+    model = make_own(PlasticBlock)
+    change(model.block)
+    for build_model in (make_own, lambda: make_own(PlasticBlock)):
+        copy = copies_of(model, build_model).new(1)
+        assert replaceable(copy) == replaceable(model)
+
+
+def test_units_that_may_not_be_replaced_in_what_build_model_returns_alone():
+    def build_model():
+        new = make_own(PlasticBlock)
+        new.block.up.replaceable = False
+        new.block.attention.replaceable = False
+        return new
+
+    model = make_own(PlasticBlock)
+    copy = copies_of(model, build_model).old()
+    assert replaceable(copy) == replaceable(model)
+    assert False not in replaceable(copy)[:1]
+
+
+@keras.saving.register_keras_serializable("learning_test")
+class Chain(keras.layers.Layer):
+    """Plastic layers, of which the config says nothing."""
+
+    def build(self, input_shape):
+        self.parts = [layers.Dense(4, "tanh", name=name) for name in "abc"]
+        for part in self.parts:
+            part.build(input_shape)
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_units_of_a_copy_stay_that_stay_in_the_model():
+    inputs = keras.Input((6, 4))
+    chain = Chain()
+    outputs = layers.Dense(1)(keras.layers.GlobalMaxPooling1D()(chain(inputs)))
+    model = keras.Model(inputs, outputs)
+    chain.parts[1].replaceable = False
+    optimizer = keras_plasticity.optimizers.ContinualBackprop(
+        keras.optimizers.SGD(0.05), 0.5, maturity_threshold=1, seed=1
+    )
+    copy = learning.Copies(model, "mse", optimizer, None, seed=0).new(1)
+    copy.fit(*data(), batch_size=2, verbose=0)
+    replaced = copy.optimizer.num_replaced()
+    assert set(replaced) == {"a", "c"}
+    assert all(replaced.values())
