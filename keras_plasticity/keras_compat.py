@@ -232,6 +232,14 @@ def in_order(layer):
         yield from in_order(child)
 
 
+def is_meant_to_be_trained(layer, variable):
+    """Whether a variable is one of a layer's own weights, frozen or not.
+
+    It is not if the layer only keeps it, as a moving average.
+    """
+    return any(variable is each for each in layer._trainable_variables)
+
+
 def note_caller(layer, callers):
     """Notes the outermost layer whose call has led to `layer`'s call.
 

@@ -120,7 +120,7 @@ class Copies:
             keras.utils.set_random_seed(seed % 2**31)
             copy = validation.check_model("build_model()", self._build_model())
         new_layers.check_alike(self._model, copy)
-        # Neither says what has become plastic in place.
+        # Neither says all that was changed in the built model.
         make_alike(copy, self._model)
         return copy
 
@@ -280,12 +280,27 @@ class _Examples:
 
 def _kept_variables(model):
     """The ids of variables that a new model takes over: nobody trains them."""
-    return {
-        id(v)
+    # Those of a layer within a layer are the inner one's, which comes later.
+    owners = {
+        id(variable): layer
         for layer in keras_compat.in_order(model)
-        if not layer.trainable or isinstance(layer, keras.layers.Normalization)
-        for v in layer.variables
+        for variable in layer.variables
     }
+    return {
+        id(variable)
+        for variable in model.variables
+        if _is_kept(variable, owners[id(variable)])
+    }
+
+
+def _is_kept(variable, layer):
+    if isinstance(layer, keras.layers.Normalization):
+        return True
+    # A weight may be frozen by itself, such as a kernel by LoRA. What is not
+    # there to be trained, such as a moving average, goes with its layer.
+    if keras_compat.is_meant_to_be_trained(layer, variable):
+        return not variable.trainable
+    return not layer.trainable
 
 
 def settle(model, x):

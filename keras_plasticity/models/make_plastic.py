@@ -123,9 +123,9 @@ def make_plastic(model: keras.Model, inputs=None) -> keras.Model:
 def make_alike(model: keras.Model, like: keras.Model):
     """Makes a model like another one in what its config may not say.
 
-    Which layers are plastic, and whose units are replaceable: both may have
-    been changed in the built model, and a config says nothing of layers that a
-    layer makes for itself.
+    Which layers are plastic, whose units are replaceable, and what is trained:
+    all of it may have been changed in the built model, and a config says
+    nothing of layers that a layer makes for itself.
 
     Args:
         model: A built `keras.Model`, which no optimizer trains yet.
@@ -145,6 +145,7 @@ def make_alike(model: keras.Model, like: keras.Model):
         if _is_plastic(other):
             layer.replaceable = other.replaceable
     _check_variables(model, like)
+    _freeze_alike(model, like, pairs)
 
 
 def _pair_layers(model, like):
@@ -227,6 +228,23 @@ def _check_variables(model, like):
             f"{received}, those of statistics and random generators included, "
             f"expected {expected} as in '{like.name}'"
         )
+
+
+def _freeze_alike(model, like, pairs):
+    """Sets what is trained in a model as it is in another one."""
+    # All is looked up first: the two may share a frozen layer.
+    of_layers = [(layer, other.trainable) for layer, other in pairs]
+    of_variables = [
+        (variable, other.trainable)
+        for variable, other in zip(model.variables, like.variables, strict=True)
+    ]
+    # A layer hands it on to all in it, which come after it.
+    for layer, trainable in of_layers:
+        layer.trainable = trainable
+    # Some weights are frozen by themselves, such as a kernel by LoRA.
+    for variable, trainable in of_variables:
+        if variable.trainable != trainable:
+            variable.trainable = trainable
 
 
 def _find_layers(model, attentions):

@@ -97,6 +97,158 @@ def make_own(block=Block):
     return model
 
 
+def _frozen_layer(block):
+    block.up.trainable = False
+
+
+def _frozen_attention(block):
+    block.attention.trainable = False
+
+
+def _frozen_projection(block):
+    keras_compat.projections(block.attention)["key"].trainable = False
+
+
+def _frozen_normalization(block):
+    block.normalization.trainable = False
+
+
+def _frozen_block(block):
+    block.trainable = False
+
+
+def _only_one_trained(block):
+    block.trainable = False
+    block.down.trainable = True
+
+
+def _frozen_kernel(block):
+    block.down.kernel.trainable = False
+
+
+FREEZE = [
+    _frozen_layer,
+    _frozen_attention,
+    _frozen_projection,
+    _frozen_normalization,
+    _frozen_block,
+    _only_one_trained,
+    _frozen_kernel,
+]
+
+
+def stays(variable, block):
+    """Whether training changes nothing of a variable."""
+    if "/statistics/" in variable.path:
+        return False  # An optimizer keeps some of them.
+    if "moving" in variable.name:
+        return not block.normalization.trainable
+    return not variable.trainable
+
+
+def trainables(model):
+    """What is trained of variables, and of layers that have some."""
+    return [variable.trainable for variable in model.variables], [
+        layer.trainable
+        for layer in keras_compat.in_order(model)
+        if layer.weights
+    ]
+
+
+def check_trains_alike(copy, model, block):
+    """Checks that a copy learns, and not what is frozen in the model."""
+    assert trainables(copy) == trainables(model)
+    still = [stays(variable, block) for variable in model.variables]
+    assert any(still)
+    before = values(copy.variables)
+    copy.fit(*data(), batch_size=8, verbose=0)
+    after = values(copy.variables)
+    for variable, is_still, old, new in zip(
+        model.variables, still, before, after, strict=True
+    ):
+        if is_still:
+            np.testing.assert_array_equal(old, new, variable.path)
+            np.testing.assert_array_equal(to_numpy(variable), new)
+        elif variable.name == "kernel":
+            assert np.any(old != new), variable.path
+
+
+@pytest.mark.parametrize("freeze", FREEZE)
+def test_what_is_frozen_in_the_model_is_so_in_copies(freeze):
+    model = make_model()
+    block = model.get_layer("block")
+    freeze(block)
+    copies = copies_of(model)
+    assert trainables(copies.old()) == trainables(model)
+    check_trains_alike(copies.new(1), model, block)
+
+
+# Optimizers refuse a plastic layer of which only the kernel is frozen.
+@pytest.mark.parametrize("freeze", FREEZE[:-1])
+def test_what_is_frozen_in_a_plastic_model_is_so_in_copies(freeze):
+    before = make_model()
+    freeze(before.get_layer("block"))
+    make_plastic(before)
+    assert trainables(copies_of(before).old()) == trainables(before)
+
+    model = make_model()
+    block = model.get_layer("block")
+    make_plastic(model)
+    freeze(block)
+    optimizer = keras_plasticity.optimizers.ContinualBackprop(
+        keras.optimizers.SGD(0.05), seed=1
+    )
+    copies = learning.Copies(model, "mse", optimizer, None, seed=0)
+    check_trains_alike(copies.new(1), model, block)
+
+
+@pytest.mark.parametrize("freeze", FREEZE)
+def test_what_is_frozen_in_the_model_is_so_in_what_build_model_returns(freeze):
+    model = make_own()
+    freeze(model.block)
+    copies = copies_of(model, make_own)
+    assert trainables(copies.new(2)) == trainables(model)
+    check_trains_alike(copies.old(), model, model.block)
+
+
+def test_what_is_frozen_in_what_build_model_returns_alone_is_trained():
+    def build_model():
+        new = make_own()
+        new.block.trainable = False
+        new.last.trainable = False
+        return new
+
+    model = make_own()
+    model.block.up.trainable = False
+    copy = copies_of(model, build_model).new(0)
+    check_trains_alike(copy, model, model.block)
+
+
+def test_a_frozen_layer_that_two_share():
+    model = make_own()
+    # Within a model that comes later, and is trained.
+    model.twice.trainable = False
+    copy = copies_of(model, make_own).new(0)
+    check_trains_alike(copy, model, model.block)
+    assert copy.inner.trainable and not copy.twice.trainable
+
+
+def test_the_kernel_that_lora_adapts_stays():
+    inputs = keras.Input((6, 4))
+    adapted = keras.layers.Dense(3, name="adapted")
+    x = keras.layers.GlobalAveragePooling1D()(adapted(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(x))
+    adapted.enable_lora(2)
+    copy = copies_of(model).new(1)
+    assert trainables(copy) == trainables(model)
+    kernel = values([adapted._kernel])
+    assert_equal([copy.get_layer("adapted")._kernel], kernel)
+    first = values([copy.get_layer("adapted").lora_kernel_a])
+    assert np.any(first[0] != to_numpy(adapted.lora_kernel_a))
+    copy.fit(*data(), verbose=0)
+    assert_equal([copy.get_layer("adapted")._kernel], kernel)
+
+
 def small(kinds=keras.layers, between=None, name=None):
     """A small model, with a batch normalization or another layer in it."""
     return keras.Sequential(
