@@ -94,6 +94,7 @@ class Copies:
         """A copy with the weights of the model."""
         copy = self._compiled(self._new(0))
         assign(self._model.variables, copy.variables)
+        _finalize(copy)
         return copy
 
     def new(self, number):
@@ -110,6 +111,7 @@ class Copies:
         ]
         if pairs:
             assign(*zip(*pairs))
+        _finalize(copy)
         return copy
 
     def _new(self, number):
@@ -301,6 +303,14 @@ def _is_kept(variable, layer):
     if keras_compat.is_meant_to_be_trained(layer, variable):
         return not variable.trainable
     return not layer.trainable
+
+
+def _finalize(model):
+    """Makes normalizations use their new variables."""
+    for layer in keras_compat.in_order(model):
+        if isinstance(layer, keras.layers.Normalization):
+            # They have computed what they use of these when they were built.
+            layer.finalize_state()
 
 
 def settle(model, x):

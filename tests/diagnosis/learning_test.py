@@ -249,6 +249,23 @@ def test_the_kernel_that_lora_adapts_stays():
     assert_equal([copy.get_layer("adapted")._kernel], kernel)
 
 
+@pytest.mark.parametrize("number", [None, 1], ids=["old", "new"])
+def test_normalizations_use_what_the_model_has_adapted_to(number):
+    x, _ = data()
+    normalization = keras.layers.Normalization(name="normalization")
+    normalization.adapt(5.0 * x + 2.0)
+    inputs = keras.Input((6, 4))
+    outputs = keras.layers.Flatten()(normalization(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+    copies = copies_of(model)
+    copy = copies.old() if number is None else copies.new(number)
+    np.testing.assert_allclose(
+        to_numpy(copy.get_layer("normalization")(x)),
+        to_numpy(normalization(x)),
+        rtol=1e-6,
+    )
+
+
 def small(kinds=keras.layers, between=None, name=None):
     """A small model, with a batch normalization or another layer in it."""
     return keras.Sequential(
