@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import weakref
 
 import keras
 import numpy as np
@@ -88,6 +89,9 @@ class Copies:
         optimizer = _keras_optimizer(optimizer)
         self._optimizer = keras.optimizers.serialize(optimizer)
         self._build_model = build_model
+        # What a new model must not have, by ids.
+        self._taken = weakref.WeakValueDictionary()
+        self._take(model)
         self._seed = seed
 
     def old(self):
@@ -121,10 +125,35 @@ class Copies:
         else:
             keras.utils.set_random_seed(seed % 2**31)
             copy = validation.check_model("build_model()", self._build_model())
+            self._check_is_new(copy)
+            self._take(copy)
         new_layers.check_alike(self._model, copy)
         # Neither says all that was changed in the built model.
         make_alike(copy, self._model)
         return copy
+
+    def _check_is_new(self, copy):
+        """Checks that a model has nothing that changes with another one."""
+        for part in (copy, *_changing_variables(copy)):
+            if self._taken.get(id(part)) is not part:
+                continue
+            if part is self._model:
+                what = "`model` itself"
+            elif part is copy:
+                what = f"model '{copy.name}', which it has returned before"
+            else:
+                what = (
+                    f"model '{copy.name}', whose variable '{part.path}' "
+                    "belongs to `model`, or to one that it has returned before"
+                )
+            raise ValueError(
+                "`build_model` must return a new model each time, with layers "
+                f"of its own: make them inside the function. Received: {what}"
+            )
+
+    def _take(self, model):
+        parts = (model, *_changing_variables(model))
+        self._taken.update((id(part), part) for part in parts)
 
     def _compiled(self, copy):
         copy.compile(
@@ -303,6 +332,18 @@ def _is_kept(variable, layer):
     if keras_compat.is_meant_to_be_trained(layer, variable):
         return not variable.trainable
     return not layer.trainable
+
+
+def _changing_variables(model):
+    """The variables of a model that change while it learns."""
+    kept = _kept_variables(model)
+    # The state of a random generator changes in a frozen layer, too.
+    weights = {id(weight) for weight in model.weights}
+    return [
+        variable
+        for variable in model.variables
+        if id(variable) not in kept or id(variable) not in weights
+    ]
 
 
 def _finalize(model):

@@ -280,6 +280,135 @@ def small(kinds=keras.layers, between=None, name=None):
     )
 
 
+class Tied(keras.layers.Layer):
+    """A layer with the weights of another one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.kernel, self.bias = layer.kernel, layer.bias
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel) + self.bias
+
+
+def _tied(model):
+    new = small()
+    return keras.Sequential(
+        [keras.Input((6, 4)), *new.layers[:-1], Tied(model.layers[-1])]
+    )
+
+
+def _within(model):
+    inputs = keras.Input((6, 4))
+    return keras.Model(inputs, keras.layers.ReLU()(model(inputs)))
+
+
+NOT_NEW = {
+    "itself": (lambda model: model, "`model` itself"),
+    "layers": (lambda model: keras.Sequential(model.layers), "hidden/kernel'"),
+    "graph": (
+        lambda model: keras.Model(model.inputs, model.outputs),
+        "hidden/kernel' belongs to `model`",
+    ),
+    "within": (_within, "hidden/kernel'"),
+    "one layer": (
+        lambda model: small(between=model.layers[2]),
+        "variable '.*batch_normalization.*'",
+    ),
+    "one variable": (_tied, "last/kernel'"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_NEW)
+def test_build_model_must_not_return_the_model_or_parts_of_it(kind):
+    build_model, message = NOT_NEW[kind]
+    model = small()
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    model.compile(optimizer, "mse", metrics=["mae"])
+    x, y = data()
+    model.fit(x, y, verbose=0)
+    before = values([*model.variables, *optimizer.variables])
+    with pytest.raises(ValueError, match=f"`build_model` must.*{message}"):
+        keras_plasticity.diagnose(
+            model,
+            (x, y),
+            num_steps=2,
+            num_new=3,
+            build_model=lambda: build_model(model),
+            verbose=False,
+        )
+    # It goes on as if nothing had been asked.
+    assert model.optimizer is optimizer
+    assert_equal([*model.variables, *optimizer.variables], before)
+    assert "mae" in model.evaluate(x, y, verbose=0, return_dict=True)
+
+
+def test_build_model_must_not_return_a_random_layer_of_the_model():
+    dropout = keras.layers.Dropout(0.5)
+    model = small(between=dropout)
+    copies = copies_of(model, lambda: small(between=dropout))
+    with pytest.raises(ValueError, match="seed_generator_state.*belongs to"):
+        copies.old()
+
+
+@pytest.mark.parametrize(
+    "share, message",
+    [
+        (lambda: (lambda model: lambda: model)(small(name="same")), "'same', "),
+        (
+            lambda: (lambda shared: lambda: small(between=shared))(
+                keras.layers.BatchNormalization(name="shared")
+            ),
+            "shared/gamma'",
+        ),
+    ],
+    ids=["model", "layer"],
+)
+def test_build_model_must_return_a_new_model_each_time(share, message):
+    copies = copies_of(small(), share())
+    copies.old()
+    with pytest.raises(ValueError, match=f"{message}.*returned before"):
+        copies.new(0)
+
+
+def test_models_may_share_what_nobody_trains():
+    x, y = data()
+    normalization = keras.layers.Normalization()
+    normalization.adapt(5.0 * x + 2.0)
+    base = keras.Sequential(
+        [
+            keras.Input((6, 4)),
+            normalization,
+            keras.layers.Dense(3, "relu"),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    base.trainable = False
+
+    def build_model():
+        model = keras.Sequential(
+            [keras.Input((6, 4)), base, keras.layers.Flatten()]
+        )
+        model.add(keras.layers.Dense(1))
+        return model
+
+    model = build_model()
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    before, frozen = values(model.variables), trainables(model)
+    diagnosis = keras_plasticity.diagnose(
+        model,
+        (x, y),
+        num_steps=4,
+        num_new=3,
+        build_model=build_model,
+        verbose=False,
+    )
+    learned = diagnosis.learning
+    assert np.all(learned.new_after != learned.new_before)
+    assert_equal(model.variables, before)
+    assert trainables(model) == frozen
+
+
 def _made_plastic():
     model = small()
     make_plastic(model)
