@@ -6,6 +6,7 @@ import csv
 import json
 import pathlib
 import signal
+import sys
 
 import pytest
 
@@ -20,8 +21,10 @@ from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.suites.problems import problems_of
 from keras_plasticity.experiments.sweeps import driver
+from keras_plasticity.experiments.sweeps import executors
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
+from tests.experiments import fake_ray
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _REGRESSION = "slowly_changing_regression"
@@ -296,18 +299,70 @@ def test_of_learners_that_diverge_nothing_is_told(executor, tmp_path):
     assert told == {"here: 1 of 30 diverged"}
 
 
-def test_on_a_cluster_of_ray(executor, tmp_path, monkeypatch):
-    addresses = []
+class FakeWorker:
+    """In place of `WorkerProcess`: it checks flags, and accepts them."""
 
-    class FakeCluster(executor):
-        def __init__(self, trainer, address):
-            addresses.append(address)
-            super().__init__(trainer, 2)
+    def __init__(self, *arguments):
+        self.is_closed = False
+        workers.append(self)
 
-    monkeypatch.setattr(driver, "RayCluster", FakeCluster)
-    run_suite(tmp_path, ["bp"], ray_address="10.0.0.1:6379")
-    assert addresses == ["10.0.0.1:6379"]
-    assert [row["method"] for row in rows_of(tmp_path)] == ["bp"]
+    def run(self, arguments, log):
+        assert not self.is_closed and "--dry_run" in arguments
+        return 0, ""
+
+    def stop(self):
+        pass
+
+    kill = stop
+
+    def close(self, at_once=False):
+        self.is_closed = True
+
+
+workers = []
+
+
+@pytest.fixture
+def cluster(executor, monkeypatch):
+    """A cluster whose runs are made up, as those of `executor`."""
+    ray = fake_ray.FakeRay()
+    do = executor("", 1)._do
+    del workers[:]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(executors, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(executors, "do_job", lambda worker, job: do(job))
+    return ray
+
+
+def test_on_a_cluster_of_ray(cluster, tmp_path):
+    # Each method has two sweeps, whose settings are checked one after another.
+    run_suite(tmp_path, ["bp", "cbp"], ray_address="auto")
+    assert {row["method"] for row in rows_of(tmp_path)} == {"bp", "cbp"}
+    assert cluster.addresses == ["auto"]
+    assert not cluster.is_initialized()
+    assert workers and all(worker.is_closed for worker in workers)
+
+
+def test_trainers_share_a_connection(cluster, tmp_path):
+    problems = [_REGRESSION, _MNIST]
+    run_suite(tmp_path, ["bp"], problems=problems, ray_address="auto")
+    assert [row["problem"] for row in rows_of(tmp_path)] == problems
+    assert cluster.addresses == ["auto"]
+
+
+def test_ray_is_connected_already(cluster, tmp_path):
+    cluster.init("10.0.0.2:6379")
+    for address in ("10.0.0.1:6379", "auto"):
+        with pytest.raises(
+            ConnectionError,
+            match=f"Give its address, 10.0.0.2:6379, .* Received: {address}",
+        ):
+            run_suite(tmp_path / "a", ["bp"], ray_address=address)
+    assert not list((tmp_path / "a").glob("**/runs"))
+    run_suite(tmp_path / "a", ["bp"], ray_address="10.0.0.2:6379")
+    assert [row["method"] for row in rows_of(tmp_path / "a")] == ["bp"]
+    # It was not made here.
+    assert cluster.is_initialized()
 
 
 def test_a_trainer_that_cannot_be_run(executor, tmp_path, monkeypatch):

@@ -164,15 +164,12 @@ def suite(
         lock = run_folder.lock_folder(log_dir)
         stack.callback(run_folder.unlock_folder, log_dir, lock)
         _open(log_dir, identity, resume)
-        executors = {
-            trainer: stack.enter_context(
-                sweep_driver.open_executor(
-                    trainer, processes, ray_address, caught
-                )
-            )
-            for trainer in dict.fromkeys(cell.trainer for cell in cells)
-        }
-        suite_run = _Suite(cells, log_dir, executors, caught)
+        files = list(dict.fromkeys(cell.trainer for cell in cells))
+        executors = stack.enter_context(
+            sweep_driver.open_executors(files, processes, ray_address, caught)
+        )
+        of_trainers = dict(zip(files, executors))
+        suite_run = _Suite(cells, log_dir, of_trainers, caught)
         suite_run.check()
         run_folder.write_json(os.path.join(log_dir, _SUITE), identity)
         results = suite_run.train()

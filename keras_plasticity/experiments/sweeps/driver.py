@@ -15,6 +15,7 @@ from keras_plasticity.experiments import terminal
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.sweeps.executors import LocalProcesses
 from keras_plasticity.experiments.sweeps.executors import RayCluster
+from keras_plasticity.experiments.sweeps.executors import connected_ray
 from keras_plasticity.experiments.sweeps.log import SweepLog
 from keras_plasticity.experiments.sweeps.plan import Plan
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
@@ -166,7 +167,9 @@ def sweep(
         return run_plan(
             plan,
             log_dir,
-            lambda: open_executor(plan.trainer, processes, ray_address, caught),
+            lambda: _open_executor(
+                plan.trainer, processes, ray_address, caught
+            ),
             caught,
             retries,
             table_format,
@@ -222,19 +225,40 @@ def run_plan(
 
 
 @contextlib.contextmanager
-def open_executor(trainer, processes, ray_address, caught):
-    """A context with an executor.
+def open_executors(trainers, processes, ray_address, caught):
+    """A context with executors, which share a connection to a cluster.
 
     Args:
-        trainer: String, the trainer's file.
+        trainers: List of strings, the trainers' files.
         processes: Integer, where there is no cluster.
         ray_address: String or `None`, see `sweep`.
         caught: `Interruption`, after which jobs have time to end in order.
+
+    Returns:
+        List of executors, one for each trainer.
     """
-    if ray_address is None:
+    with contextlib.ExitStack() as stack:
+        ray = None
+        if ray_address is not None:
+            ray = stack.enter_context(connected_ray(ray_address))
+        yield [
+            stack.enter_context(_executor(trainer, processes, ray, caught))
+            for trainer in trainers
+        ]
+
+
+@contextlib.contextmanager
+def _open_executor(trainer, *arguments):
+    with open_executors([trainer], *arguments) as [executor]:
+        yield executor
+
+
+@contextlib.contextmanager
+def _executor(trainer, processes, ray, caught):
+    if ray is None:
         executor = LocalProcesses(trainer, processes)
     else:
-        executor = RayCluster(trainer, ray_address)
+        executor = RayCluster(trainer, ray)
     try:
         yield executor
     except BaseException:

@@ -80,8 +80,16 @@ class LocalProcesses:
             self._kill()
             raise
         # Those that are left are idle.
-        while self._idle:
-            self._idle.pop().close()
+        self.end_idle()
+
+    def end_idle(self):
+        """Ends the processes that do nothing; what comes next starts others."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            for worker in idle:
+                self._workers.remove(worker)
+        for worker in idle:
+            worker.close()
 
     def _kill(self):
         with self._lock:
@@ -122,31 +130,23 @@ class RayCluster:
 
     Args:
         trainer: String, the trainer's file.
-        address: String, that of the cluster, such as `"10.0.0.1:6379"`, or
-            `"auto"`: the one that is running on this machine.
-
-    Raises:
-        ConnectionError: If the cluster is not there.
-        ImportError: If Ray is not installed.
+        ray: The module of Ray, see `connected_ray`.
     """
 
-    def __init__(self, trainer: str, address: str):
-        self._ray = _import_ray()
-        # Several trainers share a connection.
-        self._connected_itself = not self._ray.is_initialized()
-        if self._connected_itself:
-            _connect(self._ray, address)
-        cpus = self._ray.cluster_resources().get("CPU", 1)
+    def __init__(self, trainer: str, ray):
+        self._ray = ray
+        cpus = ray.cluster_resources().get("CPU", 1)
         self.at_a_time = max(1, int(cpus))
         self._trainer = trainer
         self._references = []
         # That needs no cluster.
         self._checker = LocalProcesses(trainer, 1)
         # The driver tries again, for whatever reason a job was not done.
-        self._task = self._ray.remote(max_retries=0)(_do_job_on_node)
+        self._task = ray.remote(max_retries=0)(_do_job_on_node)
 
     def submit(self, job: Job | Group) -> concurrent.futures.Future:
-        self._checker.close()
+        # Nothing is checked while jobs are done. A suite's next sweep is.
+        self._checker.end_idle()
         reference = self._task.remote(
             self._trainer, keras.backend.backend(), job
         )
@@ -165,9 +165,35 @@ class RayCluster:
 
     def close(self, at_once: bool = False):
         self._checker.close(at_once)
+
+
+@contextlib.contextmanager
+def connected_ray(address: str):
+    """A context with the module of Ray, connected to a cluster.
+
+    A process has one connection, which the executors of a suite share. One that
+    was there before stays.
+
+    Args:
+        address: String, that of the cluster, such as `"10.0.0.1:6379"`, or
+            `"auto"`: the one that is running on this machine.
+
+    Raises:
+        ConnectionError: If the cluster is not there, or if this process is
+            connected to another one.
+        ImportError: If Ray is not installed.
+    """
+    ray = _import_ray()
+    if ray.is_initialized():
+        _check_connected_to(ray, address)
+        yield ray
+        return
+    _connect(ray, address)
+    try:
+        yield ray
+    finally:
         # Processes whose driver is gone end by themselves.
-        if self._connected_itself:
-            self._ray.shutdown()
+        ray.shutdown()
 
 
 def _check(worker, arguments):
@@ -208,6 +234,17 @@ def _same_handler_of_sigterm():
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_connected_to(ray, address):
+    # Other forms of an address, such as "auto", may be of another cluster.
+    connected = ray.get_runtime_context().gcs_address
+    if address != connected:
+        raise ConnectionError(
+            "This process is connected to a cluster of Ray already, and can be "
+            f"to one only. Give its address, {connected}, or end the "
+            f"connection by `ray.shutdown()`. Received: {address}"
+        )
 
 
 def _connect(ray, address):
