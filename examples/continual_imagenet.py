@@ -192,7 +192,7 @@ def make_problem(flag_values):
 def run(flag_values):
     problem = make_problem(flag_values)
     # TensorFlow, which reads the images, lets nobody choose afterwards.
-    experiments.configure_backend(flag_values, problem)
+    experiments.configure_backend(flag_values, problem, flag_values.batch_size)
     try:
         images, labels = datasets.load_imagenet(
             flag_values.data_dir, flag_values.cache_dir

@@ -176,7 +176,7 @@ def make_problem(flag_values):
 def run(flag_values):
     problem = make_problem(flag_values)
     # TensorFlow, which reads the data, lets nobody choose afterwards.
-    experiments.configure_backend(flag_values, problem)
+    experiments.configure_backend(flag_values, problem, flag_values.batch_size)
     try:
         images, labels = datasets.load_mnist(flag_values.data_dir)
     except (ImportError, OSError) as error:

@@ -1630,7 +1630,11 @@ RECIPES |= {
     ),
     "experiments.configure_backend": Recipe(
         call=experiments.configure_backend,
-        arguments={"flag_values": _flag_values, "problem": _problem},
+        arguments={
+            "flag_values": _flag_values,
+            "problem": _problem,
+            "batch_size": _is(1),
+        },
     ),
     "experiments.define_flags": Recipe(
         call=experiments.define_flags,

@@ -39,7 +39,9 @@ def define_flags(flag_values):
     )
 
 
-def configure_backend(flag_values: flags.FlagValues, problem: Problem) -> str:
+def configure_backend(
+    flag_values: flags.FlagValues, problem: Problem, batch_size: int = 1
+) -> str:
     """Sets the device and the precision that a trainer's flags ask for.
 
     They are those of the whole process. `run` does this at its start. A trainer
@@ -50,6 +52,8 @@ def configure_backend(flag_values: flags.FlagValues, problem: Problem) -> str:
         flag_values: The parsed `absl.flags.FlagValues`, with the flags of
             `define_flags`.
         problem: `Problem`.
+        batch_size: Integer, that of `run`, by which TensorFlow's compiler is
+            set. Defaults to `1`.
 
     Returns:
         String, the device and why it was chosen.
@@ -62,15 +66,13 @@ def configure_backend(flag_values: flags.FlagValues, problem: Problem) -> str:
     ```python
     def run(flag_values):
         problem = make_problem(flag_values)
-        experiments.configure_backend(flag_values, problem)
+        experiments.configure_backend(flag_values, problem, batch_size=16)
         images, labels = datasets.load_mnist(flag_values.data_dir)
     ```
     """
     check_flag_values(flag_values, defined=("device", "matmul_precision"))
     validation.check_type("problem", problem, Problem, "a `Problem`")
-    batch_size = 1
-    if "batch_size" in flag_values:
-        batch_size = flag_values.batch_size
+    batch_size = validation.check_positive_integer("batch_size", batch_size)
     backend.compile_small_loops_whole(batch_size)
     backend.set_matmul_precision(flag_values.matmul_precision)
     num_weights = _weights_in_a_step(

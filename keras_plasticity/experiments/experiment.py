@@ -106,7 +106,7 @@ def run(
         "a list of `keras_plasticity.training.TaskCallback`s",
     )
     # Before an optimizer makes its first variable.
-    used_device = device.configure_backend(flag_values, problem)
+    used_device = device.configure_backend(flag_values, problem, batch_size)
     try:
         # Of each setting the methods; most runs have one setting.
         variants = [

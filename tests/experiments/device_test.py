@@ -5,9 +5,11 @@ import pathlib
 
 import keras
 import pytest
+from absl import flags
 
 from keras_plasticity import backend
 from keras_plasticity import experiments
+from keras_plasticity import streams
 from keras_plasticity import weights_of
 from keras_plasticity.experiments import device
 from keras_plasticity.experiments import terminal
@@ -125,6 +127,32 @@ def test_precision_is_that_of_the_flag(trainer, tmp_path, monkeypatch):
     summary = run(trainer, tmp_path, *_TINY, argument)
     assert precisions == ["tensorfloat32"]
     assert summary["flags"]["matmul_precision"] == "tensorfloat32"
+
+
+@pytest.mark.parametrize("has_flag", [False, True])
+def test_the_batch_size_is_that_of_the_run(has_flag, trainer, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(backend, "compile_small_loops_whole", sizes.append)
+    flag_values = parse(trainer, *_TINY, "--dry_run")
+    if has_flag:
+        # Of a trainer that takes its own default where nothing is given.
+        flags.DEFINE_integer("batch_size", None, "", flag_values=flag_values)
+    experiments.run(
+        flag_values,
+        trainer.make_problem(flag_values, num_tasks=2),
+        lambda method, seed: trainer.build_model(flag_values, method, seed),
+        lambda seed: streams.SlowlyChangingRegression(seed=seed),
+        num_tasks=2,
+        batch_size=32,
+    )
+    assert sizes == [32]
+
+
+def test_a_batch_size_that_cannot_be(trainer):
+    flag_values = parse(trainer, *_TINY)
+    problem = trainer.make_problem(flag_values, num_tasks=2)
+    with pytest.raises(ValueError, match="`batch_size` must be a positive"):
+        experiments.configure_backend(flag_values, problem, batch_size=0)
 
 
 def test_a_device_that_is_not_there(trainer, tmp_path):
