@@ -30,7 +30,8 @@ replaces units needs a few operations which `keras.ops` does not have:
 - `no_gradient()`: a context in which assignments are not differentiated.
 - `compile_small_loops_whole(batch_size)`: has loops of small steps compiled
   into one kernel each on a CPU, in the whole process, where the compiler was
-  not used yet and does so well for steps of this batch size.
+  not used yet and does so well for steps of this batch size. The last call
+  before the compiler is used counts.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
 - `count_true(masks)`: int32 tensor, how many entries of each of a list of

@@ -378,6 +378,7 @@ def compile_small_loops_whole(batch_size=1):
     """See `keras_plasticity.backend`."""
     if batch_size > 1:
         # Products of small matrices would take up to 26 times as long there.
+        xla_flags.compile_small_loops_apart()
         return
     version = tf.__version__.split(".")[:2]
     if tuple(map(int, version)) >= _WHOLE_LOOPS:

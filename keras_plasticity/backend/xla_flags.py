@@ -5,7 +5,10 @@ import os
 _NAME = "xla_cpu_small_while_loop_byte_threshold"
 # Bytes that an iteration may read and write: about those of a step of a
 # network of 100,000 weights. A step of a larger one is worth a second thread.
-_BYTES = 2**22
+# By the odd number, processes that this one starts, which inherit it, know that
+# it is not the user's, who would take the even one of the documentation.
+_BYTES = 2**22 - 1
+_OPTION = f"--xla_backend_extra_options={_NAME}={_BYTES}"
 
 
 def compile_small_loops_whole():
@@ -24,5 +27,20 @@ def compile_small_loops_whole():
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_backend_extra_options" not in flags:
-        option = f"--xla_backend_extra_options={_NAME}={_BYTES}"
-        os.environ["XLA_FLAGS"] = f"{flags} {option}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {_OPTION}".strip()
+
+
+def compile_small_loops_apart():
+    """Takes back what `compile_small_loops_whole` has set.
+
+    Here, for an earlier run, or in the process that has started this one. It
+    has no effect where XLA has read its flags.
+    """
+    if are_small_loops_whole():
+        flags = os.environ["XLA_FLAGS"].replace(_OPTION, "").strip()
+        os.environ["XLA_FLAGS"] = flags
+
+
+def are_small_loops_whole() -> bool:
+    """Whether the environment has what `compile_small_loops_whole` sets."""
+    return _OPTION in os.environ.get("XLA_FLAGS", "")

@@ -226,12 +226,30 @@ def test_the_flag_of_small_loops(before, monkeypatch):
     assert os.environ["XLA_FLAGS"] == once
 
 
-def test_the_users_extra_options_of_xla_stay(monkeypatch):
+@pytest.mark.parametrize("before", [None, "", "--xla_dump_to=a"])
+def test_the_flag_of_small_loops_is_taken_back(before, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("XLA_FLAGS", before)
+    for _ in range(2):
+        xla_flags.compile_small_loops_whole()
+        assert xla_flags.are_small_loops_whole()
+        xla_flags.compile_small_loops_apart()
+        assert not xla_flags.are_small_loops_whole()
+        assert os.environ.get("XLA_FLAGS", "") == (before or "")
+
+
+@pytest.mark.parametrize("number", [0, 2**22])
+def test_the_users_extra_options_of_xla_stay(number, monkeypatch):
     flags = (
-        "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0"
+        "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold="
+        f"{number}"
     )
     monkeypatch.setenv("XLA_FLAGS", flags)
     backend.compile_small_loops_whole()
+    assert os.environ["XLA_FLAGS"] == flags
+    # Taken back is only what the library has set.
+    backend.compile_small_loops_whole(16)
     assert os.environ["XLA_FLAGS"] == flags
 
 

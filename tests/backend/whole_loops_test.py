@@ -9,6 +9,7 @@ import keras
 import pytest
 
 from keras_plasticity import backend
+from keras_plasticity.backend import xla_flags
 
 _RUN = """
 import keras
@@ -36,7 +37,7 @@ training.OnlineTrainer(build_model, jit_compile=True).fit(stream)
 """
 
 
-def _has_whole_loops():
+def has_whole_loops():
     if keras.backend.backend() == "jax":
         import jax
 
@@ -67,7 +68,7 @@ def _program_of_steps(folder):
 
 
 @pytest.mark.skipif(
-    not _has_whole_loops(), reason="XLA of these versions has no such kernels."
+    not has_whole_loops(), reason="XLA of these versions has no such kernels."
 )
 def test_a_step_is_part_of_one_kernel(tmp_path):
     program = _program_of_steps(tmp_path)
@@ -76,7 +77,11 @@ def test_a_step_is_part_of_one_kernel(tmp_path):
 
 
 def test_batches_on_tensorflow(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    backend.compile_small_loops_whole(16)
+    monkeypatch.setenv("XLA_FLAGS", "")
     is_jax = keras.backend.backend() == "jax"
-    assert ("XLA_FLAGS" in os.environ) == (is_jax and _has_whole_loops())
+    for before in (None, 1):
+        if before is not None:  # The run of a process before this one.
+            backend.compile_small_loops_whole(before)
+        backend.compile_small_loops_whole(16)
+        is_set = xla_flags.are_small_loops_whole()
+        assert is_set == (is_jax and has_whole_loops())

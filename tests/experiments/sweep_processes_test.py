@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import keras
 import pytest
 
+from keras_plasticity import backend
 from keras_plasticity.experiments.sweeps import executors
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.table import read_table
 from keras_plasticity.files import is_alive
+from tests.backend.whole_loops_test import has_whole_loops
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = str(_ROOT / "examples" / "slowly_changing_regression.py")
@@ -166,6 +169,51 @@ def test_one_process_does_one_job_after_another(tmp_path):
         assert failed.status == 2 and "--device=gpu" in failed.message
     log = (tmp_path / "0000" / jobs.LOG).read_text()
     assert "Slowly-Changing Regression" in log
+
+
+_TRAINER_WITH_BATCHES = """
+import os
+from absl import flags
+from keras_plasticity import backend, experiments
+
+def define_flags(flag_values):
+    flags.DEFINE_integer("batch_size", 1, "", flag_values=flag_values)
+    experiments.define_flags(flag_values)
+
+def run(flag_values):
+    backend.compile_small_loops_whole(flag_values.batch_size)
+    print(os.getpid(), os.environ.get("XLA_FLAGS"))
+
+experiments.launch(define_flags, run)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_compiles_for_one_batch_size(tmp_path, monkeypatch):
+    # That of dry runs does not matter, nor that of this process.
+    monkeypatch.setenv("XLA_FLAGS", "")
+    backend.compile_small_loops_whole(1)
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(_TRAINER_WITH_BATCHES)
+    log = str(tmp_path / jobs.LOG)
+    executor = executors.LocalProcesses(str(trainer), 1)
+    for arguments in (["1", "--dry_run"], ["16"], ["16"], ["1"], ["1"]):
+        first, *rest = arguments
+        outcome = executor._pool.submit(
+            executor._with_worker,
+            lambda worker, words: worker.run(words, log),
+            [f"--batch_size={first}", *rest],
+        )
+        assert outcome.result() == (0, "")
+    executor.close()
+    lines = pathlib.Path(log).read_text().splitlines()
+    processes, xla = zip(*(line.split(" ", 1) for line in lines))
+    is_split = keras.backend.backend() == "tensorflow" and has_whole_loops()
+    assert processes[0] == processes[1] == processes[2]
+    assert processes[3] == processes[4]
+    assert (processes[2] != processes[3]) == is_split
+    assert (xla[2] != xla[3]) == is_split
+    assert xla[1] == xla[2] and xla[3] == xla[4]
 
 
 @pytest.mark.slow

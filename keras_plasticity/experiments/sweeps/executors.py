@@ -19,6 +19,7 @@ import keras
 from keras_plasticity.experiments.sweeps.jobs import Group
 from keras_plasticity.experiments.sweeps.jobs import Job
 from keras_plasticity.experiments.sweeps.jobs import do_job
+from keras_plasticity.experiments.sweeps.worker_process import NewProcessNeeded
 from keras_plasticity.experiments.sweeps.worker_process import WorkerProcess
 
 _SECONDS_TO_CONNECT = 5
@@ -111,10 +112,12 @@ class LocalProcesses:
                 self._workers.append(worker)
         try:
             result = function(worker, argument)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._workers.remove(worker)
             worker.close(at_once=True)
+            if isinstance(error, NewProcessNeeded):
+                return self._with_worker(function, argument)
             raise
         with self._lock:
             self._idle.append(worker)

@@ -21,8 +21,10 @@ import traceback
 import keras
 from absl import flags
 
+from keras_plasticity import backend
 from keras_plasticity import datasets
 from keras_plasticity import experiments
+from keras_plasticity.backend import xla_flags
 from keras_plasticity.experiments import command_line
 from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import method_file
@@ -30,6 +32,10 @@ from keras_plasticity.experiments import method_file
 
 class _Loaded(BaseException):
     """Ends a trainer's file where it would start to train."""
+
+
+class _TooLate(BaseException):
+    """Ends a run that needs other flags of XLA than this process has."""
 
 
 def load_trainer(path: str):
@@ -81,7 +87,8 @@ def run_trainer(define_flags, run, path, arguments):
         arguments: List of strings, its flags.
 
     Returns:
-        Tuple of its exit status and of its message, a string.
+        Tuple of its exit status and of its message, a string. The status is
+        `None` if this process cannot run it.
     """
     # Layers are named as in a fresh process, which a checkpoint compares.
     keras.utils.clear_session()
@@ -101,6 +108,8 @@ def _run(define_flags, run, flag_values, arguments):
         if len(rest) > 1:
             raise flags.Error(f"All arguments are flags. Received: {rest[1:]}")
         run(flag_values)
+    except _TooLate:
+        return None, ""
     except flags.Error as error:
         return exit_status.WRONG_FLAGS, str(error)
     except SystemExit as error:
@@ -135,6 +144,10 @@ def main():
         reply(error=f"{path} cannot be used: {type(error).__name__}: {error}")
         return
     datasets.load_mnist = functools.cache(_unchangeable(datasets.load_mnist))
+    used = []
+    backend.compile_small_loops_whole = _unless_too_late(
+        backend.compile_small_loops_whole, used
+    )
     reply(error=None)
     while True:
         request = requests.get()
@@ -143,8 +156,27 @@ def main():
             return
         with _output_to(request["log"]):
             status, message = run_trainer(*trainer, path, request["arguments"])
+        if "--dry_run" not in request["arguments"]:
+            used[:] = [xla_flags.are_small_loops_whole()]
         is_busy.clear()
         reply(status=status, message=message)
+
+
+def _unless_too_late(compile_small_loops_whole, used):
+    """XLA reads its flags once: the first run that trains settles them.
+
+    Args:
+        compile_small_loops_whole: Function, that of `backend`.
+        used: List of what was settled, whether loops are whole; empty at first.
+    """
+
+    @functools.wraps(compile_small_loops_whole)
+    def wrapper(*args, **kwargs):
+        compile_small_loops_whole(*args, **kwargs)
+        if used and used[0] != xla_flags.are_small_loops_whole():
+            raise _TooLate
+
+    return wrapper
 
 
 def _unchangeable(load):

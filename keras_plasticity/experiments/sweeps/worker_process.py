@@ -17,6 +17,10 @@ class WorkerDied(Exception):
     """A worker process has ended without an answer."""
 
 
+class NewProcessNeeded(Exception):
+    """A worker process cannot do what a new one can."""
+
+
 class WorkerProcess:
     """A process that trains by a trainer, see `worker`.
 
@@ -65,6 +69,8 @@ class WorkerProcess:
             Tuple of its exit status and of its message, a string.
 
         Raises:
+            NewProcessNeeded: If what the process has trained before has
+                settled how it compiles, and this needs it otherwise.
             ValueError: If the trainer's file is none.
             WorkerDied: If the process has ended.
         """
@@ -78,6 +84,8 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             print(request, file=self._process.stdin, flush=True)
         reply = self._read()
+        if reply["status"] is None:
+            raise NewProcessNeeded
         return reply["status"], reply["message"]
 
     def stop(self):
