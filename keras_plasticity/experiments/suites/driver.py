@@ -102,7 +102,8 @@ def suite(
         Dict, the content of `results.json`.
 
     Raises:
-        ConnectionError: If there is no cluster at `ray_address`.
+        ConnectionError: If there is no cluster at `ray_address`, or if this
+            process is connected to another one.
         FileExistsError: If `log_dir` holds a suite, and not `resume`.
         ImportError: If matplotlib is not installed, or with `ray_address` Ray.
         SystemExit: With a message, which was printed: 1 if a method failed;

@@ -111,7 +111,8 @@ def sweep(
         List of dicts, the rows of the table.
 
     Raises:
-        ConnectionError: If the cluster is not there.
+        ConnectionError: If the cluster is not there, or if this process is
+            connected to another one.
         FileExistsError: If `log_dir` holds a sweep, and not `resume`.
         ImportError: If Optuna, Ray or pyarrow is needed and not there.
         SystemExit: With a message, which was printed: 1 if a run failed; 128
