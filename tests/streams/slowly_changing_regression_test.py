@@ -122,14 +122,31 @@ def test_bad_arguments(arguments, message):
         SlowlyChangingRegression(**arguments)
 
 
+@pytest.mark.parametrize("flip_one", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_all_inputs_are_bits(seed):
+def test_all_inputs_are_bits(seed, flip_one):
     stream = SlowlyChangingRegression(
-        num_tasks=3, examples_per_task=50, seed=seed
+        num_tasks=3, examples_per_task=50, flip_one=flip_one, seed=seed
     )
     for task in range(3):
         x, _ = stream.task(task)
         assert set(np.unique(x)) == {0.0, 1.0}
+
+
+def test_the_first_slow_bits_are_even():
+    bits = []
+    for seed in range(100):
+        stream = SlowlyChangingRegression(
+            num_tasks=1,
+            examples_per_task=1,
+            flip_one=True,
+            num_target_units=1,
+            seed=seed,
+        )
+        x, _ = stream.task(0)
+        bits += x[0, :15].tolist()
+    # Four standard errors.
+    assert abs(np.mean(bits) - 0.5) < 4 * 0.5 / len(bits) ** 0.5
 
 
 def test_the_smallest_of_all():
