@@ -45,7 +45,7 @@ def test_firing_probabilities():
     fires = {-1: [], 1: []}
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (2000, 20)).astype("float32")
-    for seed in range(100):
+    for seed in range(400):
         stream = SlowlyChangingRegression(seed=seed)
         fired = x @ stream._weights + stream._biases > stream._thresholds
         for bias in fires:
@@ -135,7 +135,7 @@ def test_all_inputs_are_bits(seed, flip_one):
 
 def test_the_first_slow_bits_are_even():
     bits = []
-    for seed in range(100):
+    for seed in range(400):
         stream = SlowlyChangingRegression(
             num_tasks=1,
             examples_per_task=1,
