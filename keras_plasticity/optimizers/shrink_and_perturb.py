@@ -338,10 +338,10 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
-        shrink: Float in [0, 1], what weights are multiplied by in each update.
-            Defaults to `0.99999`.
-        perturb: Float, not negative, what the noise is multiplied by. Defaults
-            to `0.001`.
+        shrink: Float in [0, 1], or a schedule of Keras, what weights are
+            multiplied by in each update. Defaults to `0.99999`.
+        perturb: Float, not negative, or a schedule of Keras, what the noise is
+            multiplied by. Defaults to `0.001`.
         initializer: Keras initializer or its name. It must draw independent
             numbers from a distribution that is symmetric about zero. Its own
             seed is not used. Defaults to `"glorot_uniform"`.
@@ -382,8 +382,8 @@ class ShrinkAndPerturbByInitializer(_PerturbingOptimizer):
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        shrink: float = 0.99999,
-        perturb: float = 0.001,
+        shrink: float | Schedule = 0.99999,
+        perturb: float | Schedule = 0.001,
         initializer: str | keras.initializers.Initializer = "glorot_uniform",
         noise_refresh_steps: int = 10_000,
         seed: int | None = None,

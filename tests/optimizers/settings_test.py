@@ -1,10 +1,13 @@
 """Settings that may be changed later, and those that may not."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 
 from keras_plasticity import optimizers
+from keras_plasticity.optimizers import settings
 from keras_plasticity.optimizers.settings import all_hyperparameters
 from keras_plasticity.optimizers.settings import all_settings
 from tests.helpers import assert_same_weights
@@ -300,6 +303,21 @@ class TestSchedules:
         _run(optimizer)
         with pytest.raises(ValueError, match="from or to a schedule"):
             optimizer.l2 = self._step_at(5, 0.1, 0.2)
+
+    def test_those_that_say_so_take_schedules(self):
+        found = {}
+        for name in optimizers.__all__:
+            each = getattr(optimizers, name)
+            if not issubclass(each, optimizers.OptimizerWrapper):
+                continue
+            for parameter in inspect.signature(each).parameters.values():
+                setting = inspect.getattr_static(each, parameter.name, None)
+                if isinstance(setting, settings.Hyperparameter):
+                    says_so = "Schedule" in str(parameter.annotation)
+                    found[f"{name}.{parameter.name}"] = says_so
+                    assert says_so == setting.schedules, (name, parameter.name)
+        assert found["EffectiveRank.rank_learning_rate"]
+        assert not found["ContinualBackprop.decay_rate"]
 
     def test_no_schedule(self):
         with pytest.raises(ValueError, match="`decay_rate` must be a number"):
