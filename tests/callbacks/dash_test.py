@@ -120,7 +120,7 @@ def test_half_precision(policy):
         assert np.isfinite(to_numpy(ops.cast(variable, "float32"))).all()
 
 
-class _Reconstruction(keras.Model):
+class Reconstruction(keras.Model):
     """Learns without targets."""
 
     def __init__(self):
@@ -139,7 +139,7 @@ def test_without_targets():
 
     def new():
         keras.utils.set_random_seed(0)
-        model = _Reconstruction()
+        model = Reconstruction()
         model(x[:1])
         model.compile("sgd")
         return model
