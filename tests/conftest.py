@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import zlib
 
@@ -17,7 +18,14 @@ import pytest  # noqa: E402
 from keras_plasticity import backend  # noqa: E402
 from keras_plasticity import keras_compat  # noqa: E402
 
-if keras.backend.backend() == "torch":
+_BACKEND = keras.backend.backend()
+
+# Millions of objects of the packages stay for good: to look through them all in
+# each collection took an eighth of the time.
+gc.collect()
+gc.freeze()
+
+if _BACKEND == "torch":
     import torch
 
     # The problems here are tiny: more threads only wait for one another.
@@ -39,15 +47,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("keras_plasticity")
 
 
-# With `--twelfth`, what depends on the backend most runs on all three of them:
-# of all other tests JAX and TensorFlow, which compile, take a twelfth each, and
-# PyTorch takes all (but see `--brief`). What hardly depends on the backend runs
-# on PyTorch only.
+# With `--sample`, what depends on the backend most runs on all three of them:
+# of all other tests JAX and TensorFlow, which compile, take a few each, and
+# PyTorch takes all. What hardly depends on the backend runs on PyTorch only.
 _ON_ALL = (
     "tests/backend/",
     "tests/functional/",
     "tests/golden_traces_test.py",
-    "tests/method_traces/",
     "tests/optimizers/continual_backprop_oracle_test.py",
     "tests/optimizers/unit_resets_oracle_test.py",
     "tests/optimizers/without_branches_test.py",
@@ -72,62 +78,106 @@ _ON_ONE = (
     "tests/utils/",
     "tests/validation_test.py",
 )
+# Of these they take half each, and PyTorch all.
+_SHARED = ("tests/method_traces/",)
+_NUM_SAMPLES = 24
+# Where tests have many cases alike that take their time. With `--brief`, a
+# third of them, another one on each backend, and a twelfth of the slow ones.
+_TABLES = (
+    "tests/backend/backend_test.py",
+    "tests/callbacks/boundary_callback_test.py",
+    "tests/diagnosis/learning_test.py",
+    "tests/examples/layers_test.py",
+    "tests/experiments/command_line_test.py",
+    "tests/experiments/methods_test.py",
+    "tests/graph/paths_test.py",
+    "tests/layers/recurrent_test.py",
+    "tests/layers/replaceable_test.py",
+    "tests/method_traces/",
+    "tests/models/make_plastic_test.py",
+    "tests/native/torch_test.py",
+    "tests/nested_models_test.py",
+    "tests/optimizers/continual_backprop_oracle_test.py",
+    "tests/optimizers/gradient_resets_oracle_test.py",
+    "tests/optimizers/inner_optimizers_test.py",
+    "tests/optimizers/sequences_in_parts_test.py",
+    "tests/optimizers/settings_test.py",
+    "tests/optimizers/shrink_and_perturb_test.py",
+    "tests/optimizers/slots_test.py",
+    "tests/optimizers/unit_resets_oracle_test.py",
+    "tests/optimizers/without_branches_test.py",
+    "tests/optimizers/wrapper_checks_test.py",
+    "tests/training/compiled_steps_test.py",
+    "tests/training/finite_test.py",
+    "tests/training/interruption_test.py",
+    "tests/training/learner_settings_test.py",
+)
+_FEWEST_CASES = 4
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--twelfth",
-        type=int,
-        choices=range(12),
-        help="run only this twelfth of the tests that need not run on all "
-        "backends; default: all tests",
-    )
-    parser.addoption(
         "--brief",
         action="store_true",
-        help="run a twelfth of the slow cases of large tables, and no test "
-        "that is marked `long`",
+        help="of slow tests with many cases run a third, another one on each "
+        "backend, and no test that is marked `long`",
+    )
+    parser.addoption(
+        "--sample",
+        type=int,
+        choices=range(_NUM_SAMPLES),
+        help="of the tests that need not run on all backends run only this "
+        f"sample of {_NUM_SAMPLES}; default: all tests",
     )
 
 
-# Tables of many cases alike, such as checks of each wrapper. With `--brief`, a
-# twelfth of the slow ones.
-_TABLES = (
-    "tests/callbacks/boundary_callback_test.py",
-    "tests/graph/paths_test.py",
-    "tests/optimizers/inner_optimizers_test.py",
-    "tests/optimizers/slots_test.py",
-    "tests/optimizers/wrapper_checks_test.py",
-    "tests/training/compiled_steps_test.py",
-    "tests/training/learner_settings_test.py",
-)
-
-
+@pytest.hookimpl(trylast=True)  # After `-m`.
 def pytest_collection_modifyitems(config, items):
-    twelfth = config.getoption("--twelfth")
-    if twelfth is None and not config.getoption("--brief"):
-        return
-
-    def is_chosen(item):
-        number = zlib.crc32(item.nodeid.encode())
-        if twelfth is None:
-            is_slow = item.get_closest_marker("slow") is not None
-            is_of_table = item.nodeid.startswith(_TABLES)
-            if item.get_closest_marker("long") is not None:
-                return False
-            return not (is_slow and is_of_table) or number % 12 == 0
-        if item.get_closest_marker("long") is not None:
-            return False
-        if item.nodeid.startswith(_ON_ALL):
-            return True
-        if item.nodeid.startswith(_ON_ONE):
-            return False
-        return number % 12 == twelfth
-
-    chosen = [item for item in items if is_chosen(item)]
-    rest = [item for item in items if not is_chosen(item)]
-    config.hook.pytest_deselected(items=rest)
+    chosen = items
+    if config.getoption("--sample") is not None:
+        number = config.getoption("--sample")
+        chosen = [item for item in chosen if _is_in_sample(item, number)]
+    if config.getoption("--brief"):
+        chosen = _brief(chosen)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[x for x in items if x not in kept])
     items[:] = chosen
+
+
+def _number(text):
+    """The same one in each process."""
+    return zlib.crc32(text.encode())
+
+
+def _is_in_sample(item, number):
+    if item.nodeid.startswith(_ON_ALL):
+        return True
+    if item.nodeid.startswith(_ON_ONE):
+        return False
+    if item.nodeid.startswith(_SHARED):
+        return _number(item.nodeid) % 2 == number % 2
+    return _number(item.nodeid) % _NUM_SAMPLES == number
+
+
+def _brief(items):
+    chosen = set()
+    tables = {}
+    for item in items:
+        if item.get_closest_marker("long") is not None:
+            continue
+        if not item.nodeid.startswith(_TABLES):
+            chosen.add(item)
+        elif item.get_closest_marker("slow") is None:
+            name = item.nodeid.partition("[")[0]
+            tables.setdefault(name, []).append(item)
+        elif _number(item.nodeid) % 12 == 0:
+            chosen.add(item)
+    backend_number = ("torch", "jax", "tensorflow").index(_BACKEND)
+    for name, cases in tables.items():
+        start = (_number(name) + backend_number) % 3
+        is_table = len(cases) >= _FEWEST_CASES
+        chosen.update(cases[start::3] if is_table else cases)
+    return [item for item in items if item in chosen]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +188,8 @@ def fast_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_compilation_of_a_twelfth(request):
-    is_part = request.config.getoption("--twelfth") is not None
+def _fast_compilation_of_a_sample(request):
+    is_part = request.config.getoption("--sample") is not None
     if is_part and not request.node.nodeid.startswith(_ON_ALL):
         with _fast_compilation():
             yield
@@ -149,7 +199,7 @@ def _fast_compilation_of_a_twelfth(request):
 
 @contextlib.contextmanager
 def _fast_compilation():
-    if keras.backend.backend() != "jax":
+    if _BACKEND != "jax":
         yield
         return
     import jax
@@ -169,9 +219,9 @@ def _use(settings):
     """Sets what a program sets when it chooses a device, for the process."""
     # In full precision, whatever the device: else results are others.
     backend.set_matmul_precision("float32")
-    if keras.backend.backend() == "torch":
+    if _BACKEND == "torch":
         keras_compat.set_torch_device(settings["device"])
-    elif keras.backend.backend() == "jax":
+    elif _BACKEND == "jax":
         import jax
 
         for name, value in settings.items():
@@ -180,9 +230,9 @@ def _use(settings):
 
 
 def _settings():
-    if keras.backend.backend() == "torch":
+    if _BACKEND == "torch":
         return {"device": str(keras.ops.zeros(()).device.type)}
-    if keras.backend.backend() == "jax":
+    if _BACKEND == "jax":
         import jax
 
         names = ("jax_default_device", "jax_platforms")

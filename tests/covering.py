@@ -21,7 +21,7 @@ _SECONDS_OF_FILE = 0.5
 
 
 def record(folder, project, jobs: int = 1):
-    """Runs the suite as CI does with PyTorch, and records what it executes.
+    """Runs the suite, but for the longest tests, and records what it executes.
 
     Args:
         folder: String, what it is recorded in.
@@ -32,7 +32,7 @@ def record(folder, project, jobs: int = 1):
     os.makedirs(unfinished, exist_ok=True)
     subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "--brief"),
+            *(sys.executable, "-m", "pytest", "-q", "-m", "not long"),
             *("-n", str(jobs), "--dist", "worksteal"),
             *("--cov=keras_plasticity", "--cov-context=test", "--cov-report="),
             f"--junit-xml={unfinished}/{_TESTS}",

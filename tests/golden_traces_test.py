@@ -20,6 +20,7 @@ import pytest
 import keras_plasticity
 from tests.gradients import compiled_step
 from tests.gradients import loss_and_gradients
+from tests.helpers import mostly_slow
 from tests.helpers import to_numpy
 
 _DATA = os.path.join(os.path.dirname(__file__), "data")
@@ -203,15 +204,21 @@ def fit(trace, data_format="channels_last"):
 
 @pytest.mark.parametrize(
     ("name", "data_format"),
-    [
-        ("dense_contribution", "channels_last"),
+    mostly_slow(
+        [
+            ("dense_contribution", "channels_last"),
+            ("dense_mean_corrected_contribution", "channels_last"),
+            ("dense_overall", "channels_last"),
+            ("conv_contribution", "channels_last"),
+            ("conv_contribution", "channels_first"),
+            ("conv_overall", "channels_last"),
+            ("conv_overall", "channels_first"),
+        ],
         ("dense_mean_corrected_contribution", "channels_last"),
         ("dense_overall", "channels_last"),
         ("conv_contribution", "channels_last"),
-        ("conv_contribution", "channels_first"),
-        ("conv_overall", "channels_last"),
         ("conv_overall", "channels_first"),
-    ],
+    ),
 )
 def test_fit(name, data_format):
     trace = Trace(name)
@@ -275,7 +282,9 @@ def _compiled_step_by_hand(model, optimizer, loss_fn, apply):
     return run
 
 
-@pytest.mark.parametrize("method", ["apply_gradients", "apply"])
+@pytest.mark.parametrize(
+    "method", mostly_slow(["apply_gradients", "apply"], "apply_gradients")
+)
 def test_loop_by_hand(method):
     trace = Trace("dense_overall")
     model, optimizer, loss_fn = trace.build()

@@ -197,6 +197,7 @@ def test_xla_on_tensorflow():
 
 # PyTorch's compiler sets off warnings by what it does to look into a step.
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long  # Half a minute, and with C++ in `compiled_steps_test.py`.
 @pytest.mark.skipif(_BACKEND != "torch", reason="It is a part of PyTorch.")
 def test_torch_compile(monkeypatch):
     import torch

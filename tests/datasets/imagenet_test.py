@@ -129,7 +129,7 @@ np.savez("loaded.npz", first=first, second=second, labels=labels)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_folder_is_named(tmp_path):
     """All that `load_imagenet()` does, on data in the default folder."""
     tensorflow_datasets()

@@ -25,7 +25,7 @@ from tests.examples.trainers import run
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _TRAINER = _ROOT / "examples" / "slowly_changing_regression.py"
-_TINY = ["--num_examples=800", "--examples_per_task=200", "--num_learners=2"]
+_TINY = ["--num_examples=400", "--examples_per_task=100", "--num_learners=2"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
 ):
     arguments = [*_TINY, "--method=bp", "--method=cbp"]
     expected = run(trainer, tmp_path / "a", *arguments)
-    run(trainer, tmp_path / "b", *arguments, "--num_examples=400")
+    run(trainer, tmp_path / "b", *arguments, "--num_examples=200")
     capsys.readouterr()
     resumed = run(trainer, tmp_path / "b", *arguments, "--resume")
     assert errors(resumed) == errors(expected)
@@ -63,7 +63,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(
     tasks = [e.step for e in events.Tensors("against_tasks/squared_error")]
     assert tasks == [0, 1, 2, 3]
     steps = [e.step for e in events.Tensors("against_updates/squared_error")]
-    assert steps == [200, 400, 600, 800]
+    assert steps == [100, 200, 300, 400]
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_with_nothing_to_resume_a_run_is_new(trainer, tmp_path, capsys):
         (["--seed=3"], "seed=0 there, seed=3 here"),
         (["--method=bp"], r"method=\['linear'\] there"),
         (["--learning_rate=0.1"], "linear: learning_rate=0.01 there, .*=0.1 h"),
-        (["--num_examples=400"], "num_examples=800 there, .*=400 here"),
+        (["--num_examples=200"], "num_examples=400 there, .*=200 here"),
     ],
 )
 def test_other_settings_are_not_resumed(trainer, tmp_path, changed, message):
@@ -147,7 +147,7 @@ def test_defaults_that_are_given_and_what_to_do_may_change(
 ):
     arguments = [*_TINY, "--method=linear"]
     expected = run(trainer, tmp_path / "a", *arguments)
-    run(trainer, tmp_path / "b", *arguments, "--num_examples=400")
+    run(trainer, tmp_path / "b", *arguments, "--num_examples=200")
     capsys.readouterr()
     resumed = run(
         trainer,
@@ -298,7 +298,7 @@ def test_tensorboard_shows_first_what_is_looked_for(trainer, tmp_path):
 @pytest.mark.slow
 def test_a_tracker_gets_what_figures_show(trainer, tmp_path):
     arguments = [*_TINY, "--method=linear", "--diagnostics", "--tracker=csv"]
-    run(trainer, tmp_path, *arguments, "--num_examples=400")
+    run(trainer, tmp_path, *arguments, "--num_examples=200")
     summary = run(trainer, tmp_path, *arguments, "--resume")
     with open(tmp_path / "linear" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -330,7 +330,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
         raise RuntimeError("No network")
 
     monkeypatch.setattr(tracker.Tracker, "log", fail)
-    arguments = [*_TINY, "--num_examples=200", "--method=linear"]
+    arguments = [*_TINY, "--num_examples=100", "--method=linear"]
     arguments.append("--tracker=csv")
     with pytest.raises(SystemExit, match="not all of it could be written"):
         run(trainer, tmp_path, *arguments)

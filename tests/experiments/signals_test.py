@@ -13,8 +13,8 @@ import keras
 import pytest
 
 _ROOT = pathlib.Path(__file__).parents[2]
-# Two tasks of some seconds each: a step takes half a millisecond on PyTorch.
-_EXAMPLES = 6000 if keras.backend.backend() == "torch" else 600_000
+# Two tasks of half a second or more: so long take a thousand steps on PyTorch.
+_EXAMPLES = 1000 if keras.backend.backend() == "torch" else 600_000
 _LONG = [
     f"--num_examples={2 * _EXAMPLES}",
     f"--examples_per_task={_EXAMPLES}",
@@ -63,7 +63,7 @@ def test_a_signal_within_a_task(tmp_path, number, status):
     folder = tmp_path / "stopped" / "cbp"
     while not list(folder.glob("*tfevents*")) and stopped.poll() is None:
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(0.3)
     stopped.send_signal(number)
     _, told = stopped.communicate(timeout=300)
     assert stopped.returncode == status, told

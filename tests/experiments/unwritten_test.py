@@ -22,8 +22,8 @@ from tests.examples.trainers import load
 from tests.examples.trainers import run
 
 _TINY = [
-    "--num_examples=1000",
-    "--examples_per_task=200",
+    "--num_examples=250",
+    "--examples_per_task=50",
     "--num_learners=2",
     "--method=linear",
 ]
@@ -159,7 +159,7 @@ def test_a_disk_that_is_full_for_a_while(
             tmp_path / "linear", "against_updates/squared_error"
         )
     ]
-    assert steps == [200, 400, 600, 800, 1000]
+    assert steps == [50, 100, 150, 200, 250]
 
 
 def test_a_folder_that_vanishes(trainer, tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_folder_that_vanishes(trainer, tmp_path, monkeypatch):
         run(trainer, log_dir, *_TINY)
     assert len(list(log_dir.glob("*.png"))) == 1
     # It can be resumed, and made longer.
-    summary = run(trainer, log_dir, *_TINY, "--resume", "--num_examples=1200")
+    summary = run(trainer, log_dir, *_TINY, "--resume", "--num_examples=300")
     assert [t["task"] for t in summary["per_task"]] == list(range(6))
 
 
@@ -187,7 +187,7 @@ def test_files_that_vanish_while_the_figure_is_drawn(
         patch.setattr(figures, "draw", remove_and_draw)
         run(trainer, tmp_path, *_TINY)
     assert json.loads((tmp_path / "summary.json").read_text())["runs"]
-    summary = run(trainer, tmp_path, *_TINY, "--resume", "--num_examples=1200")
+    summary = run(trainer, tmp_path, *_TINY, "--resume", "--num_examples=300")
     assert [t["task"] for t in summary["per_task"]] == list(range(6))
 
 

@@ -363,7 +363,7 @@ def test_saved_and_loaded_training_continues(kind, tmp_path):
     assert loaded.optimizer.num_replaced() == model.optimizer.num_replaced()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_forecaster():
     """Learns a sine wave, while a third of its units are replaced."""
     wave = np.sin(0.4 * np.arange(1200))

@@ -456,7 +456,7 @@ class AnyLayout(Stream):
         return (np.asfortranarray(x) if index else x), y
 
 
-@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("in_order", mostly_slow([True, False], False))
 def test_the_layout_of_data_does_not_matter(in_order):
     def run(kind):
         class Source(kind):
