@@ -70,6 +70,8 @@ And what is settled once, for the whole process:
   computes convolutions, `"float32"` or `"tensorfloat32"`, which rounds what is
   multiplied to 10 bits after the point, where float32 has 23.
 - `free_memory()`: bytes free where learners are trained; `None` if unknown.
+- `share_memory(processes)`: has `free_memory` count an equal share at most, for
+  as many processes on one machine, which start at about the same time.
 
 Only the file of the active backend imports that backend.
 """
@@ -79,11 +81,13 @@ import importlib
 import keras
 
 from keras_plasticity import validation
+from keras_plasticity.backend import host_memory
 
 DEVICES = ("cpu", "gpu")
 MATMUL_PRECISIONS = ("float32", "tensorfloat32")
 _BACKENDS = ("jax", "tensorflow", "torch")
-_MEMORY_FILE = "/proc/meminfo"
+# See `share_memory`.
+_processes = 1
 
 if keras.backend.backend() not in _BACKENDS:
     raise ImportError(
@@ -174,18 +178,22 @@ def set_matmul_precision(precision):
 def free_memory():
     """Bytes free where learners are trained; `None` if unknown."""
     if platform() == "cpu":
-        return _free_host_memory()
-    return _active.free_memory()
+        amounts = host_memory.free_and_total()
+    else:
+        amounts = _active.free_and_total_memory()
+    if amounts is None:
+        return None
+    free, total = amounts
+    return min(free, total // _processes)
 
 
-def _free_host_memory():
-    """Bytes available without swapping; `None` if unknown."""
-    try:
-        with open(_MEMORY_FILE) as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name == "MemAvailable":
-                    return 1024 * int(value.split()[0])
-    except OSError:
-        pass  # Only Linux has this file.
-    return None
+def share_memory(processes):
+    """Has `free_memory` count an equal share of the memory at most.
+
+    Processes that start together all see the same memory free.
+
+    Args:
+        processes: Integer, how many share it.
+    """
+    global _processes
+    _processes = processes

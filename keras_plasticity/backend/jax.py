@@ -361,12 +361,13 @@ def set_matmul_precision(precision):
     jax.config.update("jax_default_matmul_precision", value)
 
 
-def free_memory():
-    """See `keras_plasticity.backend`; of an accelerator."""
+def free_and_total_memory():
+    """Bytes that are free on an accelerator, and all; `None` if unknown."""
     stats = _device().memory_stats() or {}
     if not {"bytes_limit", "bytes_in_use"} <= stats.keys():
         return None
-    return stats["bytes_limit"] - stats["bytes_in_use"]
+    total = stats["bytes_limit"]
+    return total - stats["bytes_in_use"], total
 
 
 def _device():

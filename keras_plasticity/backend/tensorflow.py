@@ -391,6 +391,6 @@ def set_matmul_precision(precision):
     )
 
 
-def free_memory():
-    """See `keras_plasticity.backend`; TensorFlow knows of no limit."""
+def free_and_total_memory():
+    """Of an accelerator: `None`, as TensorFlow knows of no limit."""
     return None

@@ -320,11 +320,11 @@ def set_matmul_precision(precision):
     torch.backends.cudnn.allow_tf32 = is_tensorfloat32
 
 
-def free_memory():
-    """See `keras_plasticity.backend`; of an accelerator."""
+def free_and_total_memory():
+    """Bytes that are free on an accelerator, and all; `None` if unknown."""
     if keras.ops.zeros(()).device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info()
     # PyTorch keeps what it has freed, for itself to use again.
     kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return free + kept
+    return free + kept, total

@@ -152,24 +152,29 @@ def test_free_memory():
         assert 2**20 < free < 2**50
 
 
-def test_free_memory_of_the_host_is_that_without_caches_of_files(
-    tmp_path, monkeypatch
-):
-    file = tmp_path / "meminfo"
-    file.write_text("MemFree: 10 kB\nMemAvailable:    5000 kB\n")
-    monkeypatch.setattr(backend, "_MEMORY_FILE", str(file))
-    assert backend._free_host_memory() == 5000 * 1024
-    file.write_text("MemFree: 10 kB\n")
-    assert backend._free_host_memory() is None
-    monkeypatch.setattr(backend, "_MEMORY_FILE", str(tmp_path / "none"))
-    assert backend._free_host_memory() is None
+@pytest.mark.skipif(backend.platform() != "cpu", reason="Of the host.")
+def test_a_share_of_the_memory(monkeypatch):
+    monkeypatch.setattr(backend, "_processes", 1)
+    monkeypatch.setattr(
+        backend.host_memory, "free_and_total", lambda: (700, 900)
+    )
+    for processes, expected in ((1, 700), (2, 450), (3, 300)):
+        backend.share_memory(processes)
+        assert backend.free_memory() == expected
+    # Others use more than their shares.
+    monkeypatch.setattr(
+        backend.host_memory, "free_and_total", lambda: (200, 900)
+    )
+    assert backend.free_memory() == 200
+    monkeypatch.setattr(backend.host_memory, "free_and_total", lambda: None)
+    assert backend.free_memory() is None
 
 
 @pytest.mark.skipif(_BACKEND != "jax", reason="of JAX")
 @pytest.mark.parametrize(
     ("stats", "expected"),
     [
-        ({"bytes_limit": 100, "bytes_in_use": 30}, 70),
+        ({"bytes_limit": 100, "bytes_in_use": 30}, (70, 100)),
         ({"bytes_in_use": 30}, None),
         (None, None),
     ],
@@ -177,7 +182,7 @@ def test_free_memory_of_the_host_is_that_without_caches_of_files(
 def test_free_memory_of_an_accelerator_on_jax(stats, expected, monkeypatch):
     device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
     monkeypatch.setattr(backend._active, "_device", lambda: device)
-    assert backend._active.free_memory() == expected
+    assert backend._active.free_and_total_memory() == expected
 
 
 @pytest.mark.skipif(_BACKEND != "torch", reason="of PyTorch")
@@ -190,4 +195,4 @@ def test_free_memory_of_an_accelerator_on_torch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 70)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 50)
     assert backend._active.platform() == "gpu"
-    assert backend._active.free_memory() == 120
+    assert backend._active.free_and_total_memory() == (120, 900)

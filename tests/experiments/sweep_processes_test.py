@@ -216,6 +216,39 @@ def test_a_process_compiles_for_one_batch_size(tmp_path, monkeypatch):
     assert xla[1] == xla[2] and xla[3] == xla[4]
 
 
+_TRAINER_OF_SHARES = """
+import os
+from keras_plasticity import backend
+from keras_plasticity import experiments
+
+def define_flags(flag_values):
+    pass
+
+def run(flag_values):
+    backend.host_memory.free_and_total = lambda: (500, 600)
+    backend.platform = lambda: "cpu"
+    print(backend.free_memory(), os.environ["OMP_NUM_THREADS"])
+
+experiments.launch(define_flags, run)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_memory_and_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(_TRAINER_OF_SHARES)
+    log = tmp_path / jobs.LOG
+    executor = executors.LocalProcesses(str(trainer), 3)
+    done = executor._with_worker(
+        lambda worker, arguments: worker.run(arguments, str(log)), []
+    )
+    executor.close()
+    assert done == (0, "")
+    assert log.read_text() == "200 2\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),

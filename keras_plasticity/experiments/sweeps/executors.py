@@ -36,9 +36,6 @@ class LocalProcesses:
     def __init__(self, trainer: str, processes: int):
         self.at_a_time = processes
         self._trainer = trainer
-        self._threads = None
-        if processes > 1:
-            self._threads = max(1, (os.cpu_count() or 1) // processes)
         self._pool = concurrent.futures.ThreadPoolExecutor(processes)
         self._workers = []
         self._idle = []
@@ -107,7 +104,7 @@ class LocalProcesses:
             else:
                 # With the lock: nobody may end all workers meanwhile.
                 worker = WorkerProcess(
-                    self._trainer, keras.backend.backend(), self._threads
+                    self._trainer, keras.backend.backend(), self.at_a_time
                 )
                 self._workers.append(worker)
         try:

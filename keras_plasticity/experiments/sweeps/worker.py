@@ -1,10 +1,11 @@
 """A process that trains one setting after another by a trainer.
 
-    python -m keras_plasticity.experiments.sweeps.worker trainer.py
+    python -m keras_plasticity.experiments.sweeps.worker trainer.py processes
 
-It reads requests from its standard input, a JSON object a line, and answers
-each by a line. When the input ends, because its driver has, it ends what it
-trains as a signal would: with a checkpoint.
+It shares the machine with others: `processes` is the number of all. It reads
+requests from its standard input, a JSON object a line, and answers each by a
+line. When the input ends, because its driver has, it ends what it trains as a
+signal would: with a checkpoint.
 """
 
 import contextlib
@@ -123,7 +124,8 @@ def _run(define_flags, run, flag_values, arguments):
 
 
 def main():
-    path = sys.argv[1]
+    path, processes = sys.argv[1:]
+    backend.share_memory(int(processes))
     replies = os.fdopen(os.dup(1), "w")
     # What a trainer prints is no reply.
     os.dup2(2, 1)

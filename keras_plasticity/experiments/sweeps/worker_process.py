@@ -31,17 +31,19 @@ class WorkerProcess:
         trainer: String, the trainer's file.
         backend: String, the backend of Keras, which is that of the sweep: a
             node of a cluster may be set up for another.
-        threads: Integer, how many threads the backend may use, where the
-            environment does not say. Defaults to `None`: as many as it likes.
+        processes: Integer, how many of them share the machine: its memory,
+            and its cores, where the environment does not say how many threads
+            a backend may use. Defaults to `1`.
     """
 
-    def __init__(self, trainer: str, backend: str, threads: int | None = None):
+    def __init__(self, trainer: str, backend: str, processes: int = 1):
         environment = {**os.environ, "KERAS_BACKEND": backend}
-        if threads is not None:
+        if processes > 1:
+            threads = max(1, (os.cpu_count() or 1) // processes)
             environment.setdefault("OMP_NUM_THREADS", str(threads))
             environment.setdefault("TF_NUM_INTRAOP_THREADS", str(threads))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, trainer],
+            [sys.executable, "-m", _MODULE, trainer, str(processes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # What importing a backend prints is no news.
