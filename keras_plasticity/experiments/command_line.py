@@ -102,8 +102,8 @@ def define_flags(
         "on_nan",
         "stop",
         ["stop", "continue"],
-        "What to do when a learner diverges: stop, or continue with the "
-        "others.",
+        "What to do when a learner diverges: stop its method, or continue with "
+        "the others.",
         flag_values=flag_values,
     )
     flags.DEFINE_string(

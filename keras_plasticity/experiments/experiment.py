@@ -192,8 +192,7 @@ def _train_all(plan, variants):
         if is_over or records[-1]["interrupted"]:
             records[-1]["interrupted"] = True
             break
-        if records[-1]["failure"]:
-            break
+        # A method that fails, as its loss diverges, does not end the others.
     return records
 
 
@@ -243,9 +242,15 @@ def _end(plan, records):
     reasons = plan.unwritten.reasons
     if reasons:
         print(plan.unwritten, file=sys.stderr)
-    if last["failure"]:
-        exit_status.end(last["failure"], exit_status.FAILED)
+    # Settings that were trained side by side failed together.
+    failures = dict.fromkeys(
+        record["failure"] for record in records if record["failure"]
+    )
+    if failures and not last["interrupted"]:
+        exit_status.end("\n".join(failures), exit_status.FAILED)
     if last["interrupted"]:
+        for failure in failures:
+            print(failure, file=sys.stderr)
         number = plan.caught.signal or signal.SIGINT
         message = (
             f"Interrupted by {signal.Signals(number).name} in "
