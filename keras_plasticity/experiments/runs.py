@@ -181,6 +181,10 @@ def rows(summary, runs):
                 "seconds": f"{seconds:.1f}",
             }
         )
+    if all(row["published"] == "-" for row in result):
+        # Terminals are narrow.
+        for row in result:
+            del row["published"]
     return result
 
 

@@ -100,6 +100,11 @@ def test_table():
     }
     assert theirs["first"] == "diverged"
     assert theirs["published"] == "-"
+    # A column that says nothing is left out.
+    alone, again = runs.rows(
+        make_summary(), {"a": labeled["theirs"], "b": labeled["theirs"]}
+    )
+    assert {*theirs} - {*alone} == {"published"} == {*theirs} - {*again}
 
 
 def test_diagnostics_are_in_percent_of_the_units():
