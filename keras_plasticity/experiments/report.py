@@ -100,7 +100,7 @@ def _print_tasks(problem, label, run):
 
 
 def _format(value, form, scale=1.0):
-    return "-" if value is None else format(scale * value, form)
+    return "-" if value is None else runs.format_number(scale * value, form)
 
 
 def format_mean(problem, values):
@@ -108,7 +108,8 @@ def format_mean(problem, values):
     mean = runs.finite_mean(np.asarray(values))
     if mean is None:
         return "diverged"
-    return f"{problem.metric_label} {problem.scale * mean:{problem.format}}"
+    number = runs.format_number(problem.scale * mean, problem.format)
+    return f"{problem.metric_label} {number}"
 
 
 def title(problem, chosen, num_learners):

@@ -8,6 +8,9 @@ import math
 
 import numpy as np
 
+# From here on numbers in tables are shown by powers of ten.
+_LARGE = 1e6
+
 
 def per_bin(summary, run):
     """A run's metric, averaged over bins of tasks as its figure shows it.
@@ -188,15 +191,20 @@ def rows(summary, runs):
     return result
 
 
+def format_number(value, form):
+    """A number as tables show it; those of what diverges by a power of ten."""
+    return format(value, ".3g" if abs(value) >= _LARGE else form)
+
+
 def _cell(values, form):
     """What a table says of the values of several learners in one bin."""
     mean = finite_mean(values)
     if mean is None:
         return "diverged"
-    text = f"{mean:{form}}"
+    text = format_number(mean, form)
     finite = np.isfinite(values)
     if finite.sum() > 1:
-        text += f"±{standard_error(values):{form}}"
+        text += f"±{format_number(standard_error(values), form)}"
     if finite.all():
         # Of three it says little, whoever reads it should know.
         return f"{text} (n={len(finite)})"

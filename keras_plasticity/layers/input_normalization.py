@@ -43,6 +43,11 @@ class InputNormalization(keras.layers.Layer):
     `step_size = (1 - momentum**b) / (1 - momentum**(n + b))`. That may be
     wanted in streams whose inputs change.
 
+    A feature that is the same in `n` examples, one at a time, and then another
+    one becomes as large as `sqrt(n)`, with a `momentum` below 1 at most
+    `sqrt(momentum / (1 - momentum))`: with features that hardly ever change, a
+    network may diverge.
+
     No gradient goes through the moments. In inference, and with
     `trainable=False`, they are used and do not change; before any training the
     layer returns its inputs. Positions, such as the pixels of an image of

@@ -107,6 +107,21 @@ def test_table():
     assert {*theirs} - {*alone} == {"published"} == {*theirs} - {*again}
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.25, "0.2"),
+        (-999_999.0, "-999999.0"),
+        (1e6, "1e+06"),
+        (-5.4454e24, "-5.45e+24"),
+    ],
+)
+def test_numbers_of_what_diverges_are_short(value, text):
+    assert runs.format_number(value, ".1f") == text
+    (row,) = runs.rows(make_summary(3), {"a": make_run(*[(value / 100,)] * 3)})
+    assert row["last"] == f"{text} (n=1)"
+
+
 def test_diagnostics_are_in_percent_of_the_units():
     """Two hidden layers of 6 and 4 units; the linear model has none."""
     run = make_run((1, 2), (3, 4), (5, 6))
