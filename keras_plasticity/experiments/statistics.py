@@ -18,8 +18,10 @@ _SCORES = (
     "an array of shape `(seeds,)` or `(seeds, problems)`, or a dict from "
     "problem to an array of shape `(seeds,)`"
 )
-# Resamples that are computed at a time, which bounds the memory.
+# Resamples that are computed at a time, or fewer where these are more numbers:
+# they take 8 bytes each, and a few copies of them.
 _BATCH = 500
+_MOST_NUMBERS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +350,13 @@ def probability_of_improvement(
         )
 
     result = _estimate(
-        probability, samples, confidence, num_resamples, small_sample, seed
+        probability,
+        samples,
+        confidence,
+        num_resamples,
+        small_sample,
+        seed,
+        max(len(a) * len(b) for a, b in zip(samples[:half], samples[half:])),
     )
     n = min(sum(map(len, samples[:half])), sum(map(len, samples[half:])))
     low, high = np.clip([result.low, result.high], 0.0, 1.0).tolist()
@@ -368,11 +376,18 @@ def interval_of_means(
     Returns:
         Tuple of two arrays of shape `(means,)`; NaN for one seed.
     """
-    return _interval(_mean, [values], confidence, num_resamples, True, 0)
+    size = max(1, _MOST_NUMBERS // (_BATCH * values.shape[1]))
+    # Each part draws the same seeds, as it would with all others beside it.
+    parts = [
+        _interval(_mean, [part], confidence, num_resamples, True, 0)
+        for part in np.split(values, range(size, len(values), size))
+    ]
+    low, high = map(np.concatenate, zip(*parts))
+    return low, high
 
 
 def _estimate(
-    statistic, samples, confidence, num_resamples, small_sample, seed
+    statistic, samples, confidence, num_resamples, small_sample, seed, size=1
 ):
     low, high = _interval(
         statistic,
@@ -381,6 +396,7 @@ def _estimate(
         validation.check_integer("num_resamples", num_resamples, 100, 10**6),
         validation.check_boolean("small_sample", small_sample),
         validation.check_integer("seed", seed, 0),
+        size,
     )
     return Estimate(
         float(statistic(*samples)),
@@ -392,9 +408,12 @@ def _estimate(
 
 
 def _interval(
-    statistic, samples, confidence, num_resamples, small_sample, seed
+    statistic, samples, confidence, num_resamples, small_sample, seed, size=1
 ):
-    """The ends of a bootstrap interval along the last axis of the samples."""
+    """The ends of a bootstrap interval along the last axis of the samples.
+
+    For each resample, `statistic` makes `size` numbers on its way.
+    """
     # It takes a second to import, which no trainer has to wait for.
     import scipy.stats
 
@@ -402,12 +421,13 @@ def _interval(
     sizes = [each.shape[-1] for each in samples]
     if min(sizes) < 2:
         return np.full_like(value, np.nan), np.full_like(value, np.nan)
+    size = max(size, sum(sizes))
     # Samples are drawn from apart: problems, or methods that are not paired.
     low, high = scipy.stats.bootstrap(
         samples,
         statistic,
         n_resamples=num_resamples,
-        batch=_BATCH,
+        batch=max(1, min(_BATCH, _MOST_NUMBERS // size)),
         vectorized=True,
         axis=-1,
         confidence_level=confidence,

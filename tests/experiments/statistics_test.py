@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -120,6 +121,40 @@ def test_intervals_of_many_means():
         assert low[i] == pytest.approx(found.low, abs=0.1)
         assert high[i] == pytest.approx(found.high, abs=0.1)
     assert np.isnan(statistics.interval_of_means(values[:, :1])).all()
+
+
+def test_means_are_computed_in_parts(monkeypatch):
+    values = draw(103, 4)
+    expected = statistics.interval_of_means(values)
+    monkeypatch.setattr(statistics, "_MOST_NUMBERS", 500 * 4 * 10)
+    np.testing.assert_array_equal(
+        statistics.interval_of_means(values), expected
+    )
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda: statistics.interval_of_means(draw(3000, 30)),
+        lambda: statistics.probability_of_improvement(draw(400), draw(300)),
+        lambda: statistics.estimate(draw(50_000), num_resamples=500),
+    ],
+)
+def test_memory_is_bounded(compute):
+    compute()  # SciPy is imported.
+    tracemalloc.start()
+    compute()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3e8
+
+
+def test_many_seeds():
+    mine, theirs = draw(400), draw(300, seed=1) - 0.5
+    found = experiments.probability_of_improvement(mine, theirs)
+    above = (mine[:, None] > theirs).mean()
+    assert found.value == pytest.approx(above) and found.n == 300
+    assert 0.02 < found.value - found.low < 0.06
 
 
 def test_paired_differences():
