@@ -8,9 +8,10 @@ prints the tables: of each run, and of the differences between them, paired by
 seed, with their intervals. The runs must be of the same problem; of longer ones
 than the others `--num_tasks` takes the beginning. Where two runs have the same
 method, the settings in which they differ tell them apart. A table of a sweep,
-or of your own, does in place of a log folder:
+or of your own, does in place of a log folder, such as what a sweep with
+`--report_seeds` reports of the best setting of each method:
 
-    python examples/compare.py logs/sweep/table.csv --baseline=bp
+    python examples/compare.py logs/sweep/report.csv --baseline=bp
 """
 
 import os

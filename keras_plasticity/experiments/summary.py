@@ -94,7 +94,30 @@ def read_summary(log_dir):
                 f"{path} is not of these trainers, or of another version: "
                 f"it has no {', '.join(missing)}{where and f' in `{where}`'}."
             )
+    name = f"{summary['metric']['name']}_per_learner"
+    for run in summary["runs"]:
+        for number, task in enumerate(run["per_task"]):
+            if not _has_results(task, name, run["num_learners"]):
+                raise ValueError(
+                    f"{path} is damaged, or of another version: in `per_task` "
+                    f"of {run['method']}, task {number} has no `{name}` with "
+                    f"a number, or null, for each of {run['num_learners']} "
+                    "learners."
+                )
     return summary
+
+
+def _has_results(task, name, num_learners):
+    values = task.get(name) if isinstance(task, dict) else None
+    return (
+        isinstance(values, list)
+        and len(values) == num_learners
+        and all(value is None or _is_number(value) for value in values)
+    )
+
+
+def _is_number(value):
+    return isinstance(value, _NUMBER) and not isinstance(value, bool)
 
 
 def _runs(summary):

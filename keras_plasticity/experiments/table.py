@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 
 from keras_plasticity.experiments import measures
@@ -13,6 +14,12 @@ FLAG = "flag."
 
 def _number(text):
     return float(text)
+
+
+def _score(text):
+    """That of a learner that has diverged is `None`, as an empty cell is."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _integer(text):
@@ -31,7 +38,7 @@ NEEDED = {
     "num_tasks": _integer,
     "metric": str,
     "lower_is_better": _boolean,
-    **{measure: _number for measure in measures.MEASURES},
+    **{measure: _score for measure in measures.MEASURES},
 }
 _KNOWN = {
     **NEEDED,
@@ -137,7 +144,8 @@ def _cell(value):
 
 
 def _read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
+    # Excel begins with a byte order mark.
+    with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows = list(reader)
     for number, row in enumerate(rows, 2):

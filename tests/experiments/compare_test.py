@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_plasticity import experiments
+from keras_plasticity.experiments.table import read_table
 from keras_plasticity.experiments.table import write_table
 from tests.rendered_markdown import shown_tables
 
@@ -329,6 +330,25 @@ def test_a_table(tmp_path, ending):
     svg = (tmp_path / "out" / "comparison.svg").read_text()
     assert "95 % bootstrap interval" in svg and "(n=3)" in svg
     assert "| l2, l2=0.1 - l2, l2=0.2 |" in text
+
+
+@pytest.mark.parametrize("cell", ["", "inf", "-inf", "nan", "1e999"])
+def test_a_learner_of_a_table_that_diverged(tmp_path, cell):
+    path = tmp_path / "table.csv"
+    rows = table_rows()
+    rows[4] |= {"area_under_curve": cell, "last_tenth": cell}
+    write_table(str(path), rows)
+    text = (join(tmp_path, str(path)) / "comparison.md").read_text()
+    assert "| l2, l2=0.1 | 2 | 0.51 (95 %: 0.51 to 0.51, n=3) |" in text
+    assert "n=2), 1 diverged |" in text
+
+
+def test_a_table_as_excel_writes_it(tmp_path):
+    path = tmp_path / "table.csv"
+    write_table(str(path), table_rows())
+    expected = read_table(str(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_table(str(path)) == expected
 
 
 def test_a_table_and_runs(tmp_path):

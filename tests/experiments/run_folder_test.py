@@ -200,6 +200,7 @@ _RUN = {
     "published": [],
     "per_task": [],
 }
+_TASK = {"loss_per_learner": [None]}
 _SUMMARY = {
     "problem": "a",
     "title": "A",
@@ -228,6 +229,22 @@ _SUMMARY = {
         ({"runs": {}}, "it has no `runs`"),
         ({"runs": [7]}, "it has no method, .* in `runs`"),
         ({"runs": [_RUN | {"per_task": None}]}, "no `per_task` in `runs`"),
+        *(
+            (
+                {"runs": [_RUN, _RUN | {"method": "cbp", "per_task": tasks}]},
+                "of cbp, task 1 has no `loss_per_learner` with a number, or "
+                "null, for each of 1 learners",
+            )
+            for tasks in (
+                [_TASK, {}],
+                [_TASK, None],
+                [_TASK, {"accuracy_per_learner": [0.5]}],
+                [_TASK, {"loss_per_learner": [0.5, 0.5]}],
+                [_TASK, {"loss_per_learner": 0.5}],
+                [_TASK, {"loss_per_learner": ["0.5"]}],
+                [_TASK, {"loss_per_learner": [True]}],
+            )
+        ),
         ({"metric": {"name": "loss"}}, "no `label`.* in `metric`"),
         ({"x_axis": {"label": "a", "per_task": "b"}}, "`per_task` in `x_axis`"),
     ],
