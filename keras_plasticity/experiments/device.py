@@ -70,11 +70,16 @@ def configure_backend(
         images, labels = datasets.load_mnist(flag_values.data_dir)
     ```
     """
-    check_flag_values(flag_values, defined=("device", "matmul_precision"))
+    check_flag_values(
+        flag_values, defined=("device", "matmul_precision", "dry_run")
+    )
     validation.check_type("problem", problem, Problem, "a `Problem`")
     batch_size = validation.check_positive_integer("batch_size", batch_size)
     backend.compile_small_loops_whole(batch_size)
     backend.set_matmul_precision(flag_values.matmul_precision)
+    if flag_values.device == "auto" and flag_values.dry_run:
+        # A process that only checks settings may train others.
+        return "chosen before it trains"
     num_weights = _weights_in_a_step(
         problem.num_weights, flag_values.num_learners or problem.num_learners
     )

@@ -216,6 +216,61 @@ def test_a_process_compiles_for_one_batch_size(tmp_path, monkeypatch):
     assert xla[1] == xla[2] and xla[3] == xla[4]
 
 
+_TRAINER_WITH_WEIGHTS = """
+import os
+from absl import flags
+from keras_plasticity import backend, experiments
+
+def define_flags(flag_values):
+    flags.DEFINE_integer("weights", 0, "", flag_values=flag_values)
+    experiments.define_flags(flag_values)
+
+def run(flag_values):
+    asked = []
+    backend.use_device = asked.append
+    problem = experiments.Problem(
+        name="p", title="P", metric="loss", result="loss", metric_label="loss",
+        examples_per_task=10, num_probe_examples=10, defaults={},
+        published=lambda method: [], num_weights=flag_values.weights,
+    )
+    experiments.configure_backend(flag_values, problem)
+    print(os.getpid(), *asked)
+
+experiments.launch(define_flags, run)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_keeps_its_device(tmp_path):
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(_TRAINER_WITH_WEIGHTS)
+    log = str(tmp_path / jobs.LOG)
+    executor = executors.LocalProcesses(str(trainer), 1)
+    for words in (
+        # Dry runs do not choose.
+        ["--weights=7", "--dry_run"],
+        ["--weights=9000000"],
+        ["--weights=8000000"],
+        ["--weights=7"],
+        ["--weights=8", "--device=cpu"],
+    ):
+        outcome = executor._pool.submit(
+            executor._with_worker,
+            lambda worker, words: worker.run(words, log),
+            words,
+        )
+        assert outcome.result() == (0, "")
+    executor.close()
+    lines = [
+        line.split() for line in pathlib.Path(log).read_text().splitlines()
+    ]
+    (checked, *chosen), *rest = lines
+    assert not chosen
+    assert rest[0] == rest[1] == [checked]
+    assert rest[2] == rest[3] == [rest[2][0], "cpu"]
+    assert rest[2][0] != checked
+
+
 _TRAINER_OF_SHARES = """
 import os
 from keras_plasticity import backend

@@ -27,6 +27,7 @@ from keras_plasticity import datasets
 from keras_plasticity import experiments
 from keras_plasticity.backend import xla_flags
 from keras_plasticity.experiments import command_line
+from keras_plasticity.experiments import device
 from keras_plasticity.experiments import exit_status
 from keras_plasticity.experiments import method_file
 
@@ -36,7 +37,7 @@ class _Loaded(BaseException):
 
 
 class _TooLate(BaseException):
-    """Ends a run that needs other flags of XLA than this process has."""
+    """Ends a run that needs what this process has settled otherwise."""
 
 
 def load_trainer(path: str):
@@ -150,6 +151,7 @@ def main():
     backend.compile_small_loops_whole = _unless_too_late(
         backend.compile_small_loops_whole, used
     )
+    device.choose_device = _unless_settled(device.choose_device)
     reply(error=None)
     while True:
         request = requests.get()
@@ -177,6 +179,25 @@ def _unless_too_late(compile_small_loops_whole, used):
         compile_small_loops_whole(*args, **kwargs)
         if used and used[0] != xla_flags.are_small_loops_whole():
             raise _TooLate
+
+    return wrapper
+
+
+def _unless_settled(choose_device):
+    """A process keeps the device that its first run has chosen.
+
+    What has computed on one may not leave it, or keeps its memory: a small
+    network's choice of the CPU would be that of all large ones after it.
+    """
+    settled = []
+
+    @functools.wraps(choose_device)
+    def wrapper(*args, **kwargs):
+        chosen = choose_device(*args, **kwargs)
+        settled.append(chosen)
+        if chosen != settled[0]:
+            raise _TooLate
+        return chosen
 
     return wrapper
 
