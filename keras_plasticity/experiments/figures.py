@@ -20,7 +20,8 @@ _LEGEND_WIDTH = 34
 # Inches.
 _SIZE = (10, 4.5)
 _PANEL_SIZE = (3.6, 3.6)
-_LINE_STYLES = ("-", "--", ":", "-.")
+# The last ones have two dots after each dash, and dots far apart.
+_LINE_STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
 # Of the legend: lines in a column, and inches.
 _MOST_LINES = 36
 _COLUMN_WIDTH = 3.0
@@ -245,7 +246,7 @@ class _Curve:
         run: Dict.
         label: String, what the legend says of it.
         color: String.
-        style: String.
+        style: Line style of Matplotlib.
         intervals: Boolean, whether the band is a bootstrap interval.
     """
 
@@ -253,7 +254,7 @@ class _Curve:
     run: dict[str, Any]
     label: str
     color: str
-    style: str
+    style: Any
     intervals: bool
 
     def draw(self, axes, x, values):
@@ -270,7 +271,7 @@ class _Curve:
         axes.plot(
             x,
             mean,
-            self.style,
+            linestyle=self.style,
             color=self.color,
             label=self.label,
             marker=marker,
@@ -314,10 +315,14 @@ def _curves(summary, labeled_runs, intervals):
             name,
             run,
             label,
-            f"C{number % 10}",
-            _LINE_STYLES[number // 10 % len(_LINE_STYLES)],
+            *_style(number),
             intervals,
         )
+
+
+def _style(number):
+    """The color and the line style of a curve."""
+    return f"C{number % 10}", _LINE_STYLES[number // 10 % len(_LINE_STYLES)]
 
 
 def _wrapped(label):

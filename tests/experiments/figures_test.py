@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from keras_plasticity.experiments import PARTS
 from keras_plasticity.experiments import figures
 
 
@@ -73,6 +74,14 @@ def check_curve(line, band, x, values):
     for sign in (-1, 1):
         for point in zip(x, values.mean(axis=1) + sign * error):
             assert np.isclose(corners, point).all(axis=1).any()
+
+
+def test_all_methods_look_different(drawn, tmp_path):
+    styles = {figures._style(number) for number in range(len(PARTS))}
+    assert len(styles) == len(PARTS) > 40
+    labeled = {part.name: make_run(1) for part in PARTS}
+    figures.draw(make_summary(), labeled, str(tmp_path / "figure"))
+    assert len(drawn[0].axes[0].lines) == len(PARTS)
 
 
 def test_diagnostics_against_tasks(drawn, tmp_path):
