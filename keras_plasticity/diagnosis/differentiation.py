@@ -238,7 +238,10 @@ class Differentiation:
             self._compilation = compilation
             self._programs = {}
         variables = [*variables.values()]
-        key = name, *map(id, weights)
+        # The values go by their order, which is another one once a layer is
+        # frozen; and it may compute otherwise then, as a normalization does.
+        orders = weights, of_model, variables
+        key = name, *(tuple(map(id, order)) for order in orders)
         if key not in self._programs:
             function, program = _PROGRAMS[name]
             function = functools.partial(function, self._model, variables)
