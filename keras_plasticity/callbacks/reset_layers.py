@@ -82,9 +82,12 @@ class ResetLayers(BoundaryCallback):
         changed = []
         if self.build_model is None:
             seed = derived_seed(self.seed, type(self).__name__, learner, task)
-            for number, layer in enumerate(old):
-                new = new_layers.new_layer(layer, derived_seed(seed, number))
-                changed += new_layers.copy_weights(layer, new)
+            new = [
+                new_layers.new_layer(layer, derived_seed(seed, number))
+                for number, layer in enumerate(old)
+            ]
+            for layer, other in zip(old, new):
+                changed += new_layers.copy_weights(layer, other)
         else:
             fresh = self.build_model(learner, task)
             others = new_layers.counterparts(model, fresh)
