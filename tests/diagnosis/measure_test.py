@@ -191,6 +191,37 @@ def test_a_normalization_that_is_adapted_anew(is_compiled):
         x = 2 * x + 1
 
 
+def test_an_activation_that_makes_more_units():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, name="hidden"),
+            keras_plasticity.layers.CReLU(),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile("sgd", "mse")
+    # The negative halves are dead.
+    model.get_layer("hidden").bias.assign(np.full(5, 100.0))
+    x, y = make_data(9, DIMS)
+    for data in (x, (x, y)):
+        measured = keras_plasticity.measure(model, data)
+        assert measured.num_units == {"hidden": 10, "total": 10}
+        assert measured["dead_units"]["total"] == 5
+    # No unit learns anything.
+    model.layers[-1].kernel.assign(np.zeros((10, 3)))
+    monitor = keras_plasticity.callbacks.PlasticityMonitor(
+        (x, y), thresholds={"gradient_dormant_units": 0.9, "dead_units": 0.4}
+    )
+    with pytest.warns(UserWarning) as warned:
+        # Dead units do not move the head from where it is.
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.fit(x, y, verbose=0, callbacks=[monitor])
+    texts = " ".join(str(each.message) for each in warned)
+    assert "5 of 5 units (100%)" in texts
+    assert "5 of 10 units (50%)" in texts
+
+
 def test_models_of_one_config_share_their_programs():
     programs = Programs()
     x, _ = make_data(9, DIMS)
