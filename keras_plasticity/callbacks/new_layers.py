@@ -107,10 +107,42 @@ def copy_weights(layer, new):
     Raises:
         ValueError: If their shapes differ.
     """
-    check_alike(layer, new)
-    for variable, other in zip(_state(layer), _state(new)):
+    return take_weights(layer, counterparts(layer, new))
+
+
+def take_weights(layer, others):
+    """Gives a layer the weights and statistics that correspond to its own.
+
+    Args:
+        layer: Built Keras layer or model.
+        others: Dict from the `id` of each to another variable, what
+            `counterparts` returns for the layer or for its model.
+
+    Returns:
+        List of the trainable weights of `layer`.
+    """
+    for variable in _state(layer):
+        other = others[id(variable)]
         variable.assign(ops.copy(ops.convert_to_tensor(other)))
     return weights_of(layer)
+
+
+def counterparts(layer, new):
+    """What corresponds to each weight, whichever of them are trained.
+
+    Args:
+        layer: Built Keras layer or model.
+        new: Another one, of the same architecture.
+
+    Returns:
+        Dict from the `id` of each weight of `layer` to that of `new`.
+
+    Raises:
+        ValueError: If their shapes differ.
+    """
+    check_alike(layer, new)
+    pairs = zip(_state(layer), _state(new), strict=True)
+    return {id(variable): other for variable, other in pairs}
 
 
 def check_alike(layer, new):

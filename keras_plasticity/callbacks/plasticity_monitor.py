@@ -424,7 +424,7 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
             self._writer.flush()
 
     def _check(self, measured, when):
-        self._thresholds.check(measured, self._measurement.num_units, when)
+        self._thresholds.check(measured, self._measurement.num_units_of, when)
 
     def _log(self, logs, measured):
         """Adds the totals to the logs of `fit`; NaN if it has diverged."""

@@ -79,22 +79,20 @@ class ResetLayers(BoundaryCallback):
 
     def on_boundary(self, model, learner, task, x, y):
         old = self._layers_of(model, learner)
+        changed = []
         if self.build_model is None:
             seed = derived_seed(self.seed, type(self).__name__, learner, task)
             new = [
                 new_layers.new_layer(layer, derived_seed(seed, number))
                 for number, layer in enumerate(old)
             ]
+            for layer, other in zip(old, new):
+                changed += new_layers.copy_weights(layer, other)
         else:
             fresh = self.build_model(learner, task)
-            everything = new_layers.layers_with_weights(model)
-            others = new_layers.layers_with_weights(fresh)
-            new_layers.check_alike(model, fresh)
-            positions = {id(each): i for i, each in enumerate(everything)}
-            new = [others[positions[id(layer)]] for layer in old]
-        changed = []
-        for layer, other in zip(old, new):
-            changed += new_layers.copy_weights(layer, other)
+            others = new_layers.counterparts(model, fresh)
+            for layer in old:
+                changed += new_layers.take_weights(layer, others)
         return changed
 
     def _layers_of(self, model, learner):

@@ -66,7 +66,6 @@ class ResetModel(BoundaryCallback):
             "build_model(learner, task)", self.build_model(learner, task)
         )
         changed = new_layers.copy_weights(model, new)
-        # Not the metrics.
         for old, other in zip(_others(model), _others(new), strict=True):
             old.assign(ops.copy(ops.convert_to_tensor(other)))
         if self.reset_optimizer == "all":
@@ -89,11 +88,14 @@ class ResetModel(BoundaryCallback):
 def _others(model):
     """The states of a model's generators, and what its layers observe."""
     weights = {id(v) for v in model.weights if not is_statistic(v)}
-    return [
-        variable
+    # Not the metrics.
+    states = {
+        id(variable)
         for variable in (
             *model.trainable_variables,
             *model.non_trainable_variables,
         )
         if id(variable) not in weights
-    ]
+    }
+    # In an order that is the same where other layers are frozen.
+    return [variable for variable in model.variables if id(variable) in states]

@@ -64,13 +64,12 @@ class ShrinkAndPerturbTasks(BoundaryCallback):
 
     def on_boundary(self, model, learner, task, x, y):
         fresh = self.build_model(learner, task)
-        new_layers.check_alike(model, fresh)
         weights = weights_of(model)
-        for weight, new in zip(weights, weights_of(fresh)):
-            weight.assign(
-                self.shrink * weight.value
-                + self.perturb * ops.convert_to_tensor(new)
-            )
+        # Of the new model other layers may be frozen: all are paired.
+        news = new_layers.counterparts(model, fresh)
+        for weight in weights:
+            new = ops.convert_to_tensor(news[id(weight)])
+            weight.assign(self.shrink * weight.value + self.perturb * new)
         return weights
 
     def get_config(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from keras_plasticity import backend
 from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.diagnosis.arguments import check_built
+from keras_plasticity.diagnosis.constants import constants_of
 from keras_plasticity.training import nests
 from keras_plasticity.weights import weights_of
 
@@ -230,7 +231,7 @@ class Differentiation:
         variables = [*weights, *of_model, *model.variables]
         variables += loss.variables if loss else []
         variables = {id(v): v for v in variables}
-        compilation = _compilations.get(model)
+        compilation = compilation_of(model)
         is_same = variables.keys() == self._variables.keys()
         if not is_same or self._compilation is not compilation:
             # Kept, so that no other object takes the place of one of them.
@@ -238,7 +239,10 @@ class Differentiation:
             self._compilation = compilation
             self._programs = {}
         variables = [*variables.values()]
-        key = name, *map(id, weights)
+        # The values go by their order, which is another one once a layer is
+        # frozen; and it may compute otherwise then, as a normalization does.
+        orders = weights, of_model, variables
+        key = name, constants_of(model), *(tuple(map(id, o)) for o in orders)
         if key not in self._programs:
             function, program = _PROGRAMS[name]
             function = functools.partial(function, self._model, variables)
@@ -284,6 +288,11 @@ def differentiation_of(model):
     if model not in _kept:
         _kept[model] = Differentiation(model)
     return _kept[model]
+
+
+def compilation_of(model):
+    """An object that is another one after each `compile` of a model."""
+    return _compilations.get(model)
 
 
 _kept = weakref.WeakKeyDictionary()

@@ -9,6 +9,9 @@ import numpy as np
 
 from keras_plasticity import backend
 from keras_plasticity import keras_compat
+from keras_plasticity.diagnosis.constants import Identity
+from keras_plasticity.diagnosis.constants import constants_of
+from keras_plasticity.diagnosis.differentiation import compilation_of
 from keras_plasticity.diagnostics.linearity import LINEAR_FUNCTIONS
 from keras_plasticity.diagnostics.linearity import linear_regions
 from keras_plasticity.diagnostics.units import UnitActivity
@@ -159,22 +162,37 @@ class Programs:
         return [np.concatenate(arrays) for arrays in zip(*batches)]
 
     def _kept(self, kind, model, batch, *arguments):
-        if model not in self._structures:
-            self._structures[model] = structure_of(model)
-        structure = self._structures[model]
-        if structure is None:  # Other layers may have been put into it.
-            structure = (
-                *map(id, keras_compat.sublayers(model)),
-                *map(id, model.variables),
-            )
+        structure = self._structure(model)
         shapes = [(a.shape, str(a.dtype)) for a in keras.tree.flatten(batch)]
-        key = (kind, structure, tuple(shapes), *arguments[1:])
+        constants = constants_of(model)
+        key = (kind, structure, constants, tuple(shapes), *arguments[1:])
         if key not in self._programs:
             program = kind(model, batch, *arguments[:1])
             if not program.may_be_kept:
                 return program
             self._programs[key] = program
         return self._programs[key]
+
+    def _structure(self, model):
+        """What tells a model's programs from others, a part of their keys.
+
+        It takes a while, so it is found anew only where the model has been
+        compiled, or is made of other parts.
+        """
+        parts = [Identity(v) for v in model.variables]
+        for layer in keras_compat.sublayers(model):
+            parts += type(layer), id(layer)
+        parts.append(compilation_of(model))
+        known, structure = self._structures.get(model, (None, None))
+        if known == parts:
+            return structure
+        # No other model has the programs of one whose config does not tell.
+        for key in [k for k in self._programs if k[1] is structure]:
+            if not isinstance(structure, str):
+                del self._programs[key]
+        structure = structure_of(model) or Identity(object())
+        self._structures[model] = parts, structure
+        return structure
 
 
 class _Program:

@@ -51,9 +51,23 @@ class Measurement:
         self._max_rows = max_rows
         self._programs = Programs()
         self.num_units = {}
+        self._num_gradient_units = {}
 
     def wants(self, *names):
         return any(name in self.names for name in names)
+
+    def num_units_of(self, measure):
+        """The units among which a measure counted last.
+
+        Args:
+            measure: String, its name.
+
+        Returns:
+            Dict from layer to the number of its units.
+        """
+        if measure == "gradient_dormant_units":
+            return self._num_gradient_units
+        return self.num_units
 
     def measure(self, model, x, y=None, layers=None):
         """Measures a model.
@@ -162,12 +176,16 @@ class Measurement:
                 model, x, layers, self._batch_size
             )
             numbers = {}
+            self._num_gradient_units = {}
             for name in hidden:
                 gradient = gradients.get(id(kernels.get(name)))
                 if gradient is not None:
                     count = diagnostics.gradient_dormant_units(gradient)
                     numbers[name] = {"gradient_dormant_units": count}
-                    self.num_units[name] = gradient.shape[-1]
+                    num_units = gradient.shape[-1]
+                    self._num_gradient_units[name] = num_units
+                    # An activation such as `CReLU` may make others of them.
+                    self.num_units.setdefault(name, num_units)
             measured.update(_with_totals(numbers, self.names))
         return measured
 

@@ -40,19 +40,22 @@ class Thresholds:
                     f'thresholds["{name}"]', value
                 )
 
-    def check(self, measured, num_units, when):
+    def check(self, measured, num_units_of, when):
         """Warns of each measure that is beyond its threshold, once.
 
         Args:
             measured: Dict from measure to a dict from layer, and `"total"`, to
                 number.
-            num_units: Dict from layer to the number of its units.
+            num_units_of: Function that returns, for a measure, a dict from
+                layer to the number of its units.
             when: String, the beginning of the warning's sentence.
         """
         for name, limit in list(self._thresholds.items()):
             if name not in measured:
                 continue
-            message = _message(name, dict(measured[name]), num_units, limit)
+            message = _message(
+                name, dict(measured[name]), num_units_of(name), limit
+            )
             if message is not None:
                 del self._thresholds[name]
                 warnings.warn(f"{when}, {message}", stacklevel=3)

@@ -126,6 +126,17 @@ def test_reset_layers_to_those_of_a_new_model():
     np.testing.assert_array_equal(after["head/kernel"], expected["head/kernel"])
 
 
+def test_reset_layers_where_one_is_frozen():
+    model, fresh = model_with_all(), model_with_all(seed=7)
+    model.get_layer("first").trainable = False
+    callbacks.ResetLayers(1, lambda *_: fresh).on_boundary(
+        model, 0, 1, None, None
+    )
+    actual, expected = values(model), values(fresh)
+    for name in ("head/kernel", "head/bias"):
+        np.testing.assert_array_equal(actual[name], expected[name])
+
+
 def test_reset_layers_of_a_model_in_a_model():
     inner = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(5, name="inside")], name="inner"
@@ -269,6 +280,21 @@ def test_reset_model_is_a_new_model(method):
     fit(expected, 1)
     for actual, value in zip(everything(model), everything(expected)):
         np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-6)
+
+
+def test_reset_model_where_a_layer_is_frozen():
+    def build_model():
+        layers = [keras_plasticity.layers.Dense(4, "relu") for _ in range(3)]
+        return keras.Sequential([keras.Input((4,)), *layers])
+
+    model, new = build_model(), build_model()
+    for number, variable in enumerate(new.variables):
+        variable.assign(variable + number)
+    model.layers[0].trainable = False
+    callback = callbacks.ResetModel(lambda *_: new, reset_optimizer="none")
+    callback.on_boundary(model, 0, 1, None, None)
+    for one, other in zip(model.variables, new.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
 
 
 @pytest.mark.parametrize("resets", ["changed", "none"])

@@ -160,6 +160,23 @@ def test_shrink_and_perturb_moves_weights_towards_fresh_ones(method):
                 np.testing.assert_array_equal(slots[key], slots_before[key])
 
 
+def test_shrink_and_perturb_of_a_model_that_is_partly_frozen():
+    def build_square(learner=0, task=0):
+        layers = [keras.layers.Dense(4, use_bias=False) for _ in range(3)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        model.compile("sgd", "mse")
+        return model
+
+    model, fresh = build_square(), build_square()
+    model.layers[0].trainable = False
+    before = model.get_weights()
+    callback = ShrinkAndPerturbTasks(lambda *_: fresh, 0.0, 1.0)
+    callback.on_boundary(model, 0, 1, None, None)
+    expected = [before[0], *fresh.get_weights()[1:]]
+    for actual, value in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(actual, value)
+
+
 @pytest.mark.slow
 def test_shrink_and_perturb_goes_on_from_a_checkpoint(tmp_path):
     path = str(tmp_path / "checkpoint.npz")

@@ -189,6 +189,45 @@ def test_what_has_changed_is_seen():
     )
 
 
+def test_values_stay_with_their_variables_once_a_layer_is_frozen():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, "tanh"),
+            keras.layers.LayerNormalization(),
+            keras.layers.LayerNormalization(),
+        ]
+    )
+    model.compile("sgd", "mse")
+    # Of one shape, so that nothing fails where they are mixed.
+    model.layers[1].gamma.assign(np.full(5, 0.1))
+    model.layers[2].gamma.assign(np.full(5, 3.0))
+    x, _ = make_data(6)
+    derivatives = differentiation.Differentiation(model)
+    gradients = []
+    for trainable in (True, False, True):
+        model.layers[1].trainable = trainable
+        arguments = x, ops.ones((6, 5)), [model.layers[0].kernel]
+        (gradient,) = derivatives.training_gradients(*arguments)
+        gradients.append(to_numpy(gradient))
+    for other in gradients[1:]:
+        np.testing.assert_allclose(other, gradients[0], rtol=1e-5)
+
+
+def test_a_frozen_normalization_is_seen():
+    model = _model()
+    x, y = make_data(6)
+    gradients = []
+    for derivatives in (differentiation.Differentiation(model),) * 2:
+        kernel = model.layers[0].kernel
+        (gradient,) = derivatives.training_gradients(x, y, [kernel])
+        gradients.append(to_numpy(gradient))
+        model.layers[1].trainable = False
+    new = differentiation.Differentiation(model)
+    (expected,) = new.training_gradients(x, y, [kernel])
+    np.testing.assert_allclose(gradients[1], to_numpy(expected), rtol=1e-5)
+
+
 def test_a_loss_of_ones_own_is_seen_after_each_compilation():
     class Model(keras.Sequential):
         factor = 1.0

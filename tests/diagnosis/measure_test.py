@@ -117,6 +117,111 @@ def test_programs_are_compiled_once():
         assert len(calls) == first
 
 
+def _other_activation(model):
+    model.layers[0].activation = keras.activations.sigmoid
+    model.compile("sgd", "mse")
+
+
+def _plastic(model):
+    keras_plasticity.models.make_plastic(model)
+
+
+def _low_rank(model):
+    model.layers[1].enable_lora(2)
+    model.layers[1].lora_kernel_b.assign(np.ones((2, 5)))
+
+
+@pytest.mark.parametrize("change", [_other_activation, _plastic, _low_rank])
+def test_a_model_that_has_changed_is_measured_as_a_new_one(change):
+    model = compiled()
+    x, y = make_data(20, DIMS)
+    keras_plasticity.measure(model, (x, y))
+    change(model)
+    measured = keras_plasticity.measure(model, (x, y))
+    new = compiled()
+    new.set_weights(compiled().get_weights())
+    change(new)
+    for one, other in zip(new.variables, model.variables, strict=True):
+        one.assign(other)
+    assert measured.keys() == keras_plasticity.measure(new, (x, y)).keys()
+    for name, values in keras_plasticity.measure(new, (x, y)).items():
+        assert measured[name] == pytest.approx(values, rel=1e-4), name
+
+
+def test_an_activation_of_a_layer_that_its_config_does_not_describe():
+    class Own(keras.layers.Dense):
+        pass
+
+    model = make_model(DIMS, layer=Own, activation="relu")
+    x, _ = make_data(20, DIMS)
+    keras_plasticity.measure(model, x)
+    model.layers[0].activation = keras.activations.sigmoid
+    model.compile("sgd", "mse")
+    measured = keras_plasticity.measure(model, x)
+    h = to_numpy(model.layers[0](x))
+    rank = diagnostics.effective_rank(h)
+    assert measured["effective_rank"]["layer_0"] == pytest.approx(rank, 1e-4)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_normalization_that_is_adapted_anew(is_compiled):
+    normalization = keras.layers.Normalization()
+    x, y = make_data(20, DIMS)
+    normalization.adapt(x)
+    hidden = keras.layers.Dense(6, "relu", name="hidden")
+    model = keras.Sequential(
+        [keras.Input((4,)), normalization, hidden, keras.layers.Dense(3)]
+    )
+    model.compile("sgd", "mse")
+    x = 10 * x + 100
+    for _ in range(3):
+        measured = keras_plasticity.measure(model, (x, y))
+        h = to_numpy(hidden(normalization(x)))
+        rank = diagnostics.effective_rank(h)
+        assert measured["effective_rank"]["hidden"] == pytest.approx(rank, 1e-3)
+        head = model.layers[-1]
+        gradient = to_numpy(head(h)) - y
+        gradient = h.T @ gradient * 2 / y.size, gradient.sum(0) * 2 / y.size
+        assert measured["gradient_norm"][head.name] == pytest.approx(
+            diagnostics.gradient_norm(gradient), rel=1e-3
+        )
+        normalization.adapt(x)
+        if is_compiled:
+            model.compile("sgd", "mse")
+        x = 2 * x + 1
+
+
+def test_an_activation_that_makes_more_units():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, name="hidden"),
+            keras_plasticity.layers.CReLU(),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.compile("sgd", "mse")
+    # The negative halves are dead.
+    model.get_layer("hidden").bias.assign(np.full(5, 100.0))
+    x, y = make_data(9, DIMS)
+    for data in (x, (x, y)):
+        measured = keras_plasticity.measure(model, data)
+        assert measured.num_units == {"hidden": 10, "total": 10}
+        assert measured["dead_units"]["total"] == 5
+    # No unit learns anything.
+    model.layers[-1].kernel.assign(np.zeros((10, 3)))
+    monitor = keras_plasticity.callbacks.PlasticityMonitor(
+        (x, y), thresholds={"gradient_dormant_units": 0.9, "dead_units": 0.4}
+    )
+    with pytest.warns(UserWarning) as warned:
+        # Dead units do not move the head from where it is.
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.fit(x, y, verbose=0, callbacks=[monitor])
+    texts = " ".join(str(each.message) for each in warned)
+    assert "5 of 5 units (100%)" in texts
+    assert "5 of 10 units (50%)" in texts
+
+
 def test_models_of_one_config_share_their_programs():
     programs = Programs()
     x, _ = make_data(9, DIMS)
