@@ -18,6 +18,7 @@ from keras_plasticity.experiments.sweeps.executors import RayCluster
 from keras_plasticity.experiments.sweeps.executors import connected_ray
 from keras_plasticity.experiments.sweeps.log import SweepLog
 from keras_plasticity.experiments.sweeps.plan import Plan
+from keras_plasticity.experiments.sweeps.proposals import Proposals
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.training.interruption import Interruption
 from keras_plasticity.training.interruption import catch_signals
@@ -285,6 +286,7 @@ class _Driver:
         self._caught = caught
         self._failures = {}
         self._settings = []
+        self._proposals = Proposals(log.path, plan.space)
 
     def check(self, executor):
         """Has the trainer check all settings that are known already.
@@ -322,12 +324,16 @@ class _Driver:
         with self._log.progress(self._plan.most_settings) as progress:
             while True:
                 settings = self._plan.next_settings(
-                    self._settings, self._log.table.rows
+                    self._settings,
+                    self._log.table.rows,
+                    self._proposals.settings,
                 )
                 if not settings:
                     return
                 first = len(self._settings)
                 self._settings += settings
+                if self._plan.is_proposed:
+                    self._proposals.keep(self._settings)
                 found = [
                     self._plan.job(first + index, setting, self._log.path)
                     for index, setting in enumerate(settings)
