@@ -3,10 +3,12 @@
 import concurrent.futures
 import copy
 import csv
+import itertools
 import json
 import pathlib
 import signal
 import sys
+import threading
 
 import pytest
 
@@ -91,11 +93,16 @@ class FakeProcesses:
     done = None
     act = staticmethod(lambda job: None)
 
+    # What the executors of all trainers were told, in order.
+    told = None
+
     def __init__(self, trainer, processes):
         del processes
+        self._name = pathlib.Path(trainer).stem
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
 
     def submit(self, job):
+        self.told.append((self._name, "train"))
         return self._pool.submit(self._do, job)
 
     def _do(self, job):
@@ -110,7 +117,11 @@ class FakeProcesses:
 
     def check(self, arguments):
         type(self).checked = arguments
+        self.told.append((self._name, "check"))
         return self._pool.submit(lambda: self.refused)
+
+    def end_idle(self):
+        self.told.append((self._name, "end idle"))
 
     def stop(self):
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -122,7 +133,7 @@ class FakeProcesses:
 @pytest.fixture
 def executor(monkeypatch):
     pytest.importorskip("matplotlib")
-    fake = type("Executor", (FakeProcesses,), {"done": []})
+    fake = type("Executor", (FakeProcesses,), {"done": [], "told": []})
     monkeypatch.setattr(driver, "LocalProcesses", fake)
     return fake
 
@@ -363,6 +374,59 @@ def test_ray_is_connected_already(cluster, tmp_path):
     assert [row["method"] for row in rows_of(tmp_path / "a")] == ["bp"]
     # It was not made here.
     assert cluster.is_initialized()
+
+
+def test_no_process_waits_for_other_trainers(executor, tmp_path):
+    problems = [_REGRESSION, _MNIST, "label_permuted_mnist"]
+    run_suite(tmp_path / "a", ["bp", "l2"], problems=problems)
+    first = [(name, "check") for name in (_REGRESSION, _MNIST)]
+    checks = [each for pair in zip(first, _ends(first)) for each in pair]
+    assert executor.told[:4] == checks
+    # Two problems share a trainer, and its processes.
+    rest = [each for each, _ in itertools.groupby(executor.told[4:])]
+    ends = [index for index, each in enumerate(rest) if each[1] == "end idle"]
+    assert [rest[index] for index in ends] == _ends(first)
+    assert {name for name, _ in rest[: ends[0]]} == {_REGRESSION}
+    assert {name for name, _ in rest[ends[0] + 1 :]} == {_MNIST}
+    assert ends[1] == len(rest) - 1
+
+
+def _ends(told):
+    return [(name, "end idle") for name, _ in told]
+
+
+def test_a_signal_ends_what_is_checked(executor, tmp_path, monkeypatch, capsys):
+    is_stopped = threading.Event()
+
+    def check(self, arguments):
+        self.told.append((self._name, "check"))
+        signal.raise_signal(signal.SIGINT)
+        return self._pool.submit(is_stopped.wait, 5)
+
+    monkeypatch.setattr(executor, "check", check)
+    monkeypatch.setattr(executor, "stop", lambda self: is_stopped.set())
+    with pytest.raises(SystemExit, match="interrupted") as error:
+        run_suite(tmp_path / "a", problems=[_REGRESSION, _MNIST])
+    assert error.value.code == 130
+    assert executor.told == [(_REGRESSION, "check")] and not executor.done
+    assert f"--resume --log_dir={tmp_path / 'a'}" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_while_it_checks(executor, tmp_path, monkeypatch):
+    whole = executor.check
+    deaths = []
+
+    def die_at_first(self, arguments):
+        if len(deaths) == 3:
+            return whole(self, arguments)
+        deaths.append(arguments)
+        future = concurrent.futures.Future()
+        future.set_exception(WorkerDied("SIGKILL"))
+        return future
+
+    monkeypatch.setattr(executor, "check", die_at_first)
+    run_suite(tmp_path / "a", ["bp"])
+    assert len(deaths) == 3 and len(rows_of(tmp_path / "a")) == 1
 
 
 def test_a_trainer_that_cannot_be_run(executor, tmp_path, monkeypatch):

@@ -265,6 +265,67 @@ def test_runs_that_fail_are_told_and_redone(trainer, do, tmp_path, capsys):
     assert not (tmp_path / "a" / "failures.csv").exists()
 
 
+@pytest.mark.parametrize("num_settings", [20, 30])
+def test_what_optuna_proposed_stays_when_a_failed_run_is_redone(
+    trainer, do, tmp_path, num_settings
+):
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    arguments = {
+        "space": {"rate": experiments.Range(0.1, 0.9), "l2": ["0", "1"]},
+        "sampler": "optuna",
+    }
+    tried = {}
+
+    def fail(job):
+        tried[job.run] = job.setting
+        if job.run in (1, 9):
+            return jobs.Outcome(1, "the disk is full", [])
+
+    do(fail)
+    with pytest.raises(SystemExit, match="2 of 20 runs failed"):
+        run_sweep(trainer, tmp_path / "a", num_settings=20, **arguments)
+    redone = {}
+
+    def do_better(job):
+        redone[job.run] = job.setting
+        # The best of all, around which Optuna would propose others.
+        return whole(job, [[0.0, 0.0]] * 2) if job.run in (1, 9) else None
+
+    do(do_better)
+    rows = run_sweep(
+        trainer,
+        tmp_path / "a",
+        resume=True,
+        num_settings=num_settings,
+        **arguments,
+    )
+    # Those that the sweep has grown by are new.
+    assert set(redone) == {1, 9, *range(20, num_settings)}
+    assert {run: redone[run] for run in (1, 9)} == {1: tried[1], 9: tried[9]}
+    assert {row["run"] for row in rows} == {*range(num_settings)}
+    settings = {(row["flag.rate"], row["flag.l2"]) for row in rows}
+    assert len(settings) == num_settings
+
+
+def test_proposals_of_another_sweep(trainer, do, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    arguments = {
+        "space": {"rate": experiments.Range(0.1, 0.9)},
+        "sampler": "optuna",
+        "num_settings": 2,
+    }
+    do()
+    run_sweep(trainer, tmp_path / "a", **arguments)
+    path = tmp_path / "a" / "proposed.json"
+    for content in ('[{"l2": "0"}]', '[{"rate": 0.1}]', "[3]"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="must be a list of settings"):
+            run_sweep(trainer, tmp_path / "a", resume=True, **arguments)
+    path.unlink()
+    rows = run_sweep(trainer, tmp_path / "a", resume=True, **arguments)
+    assert len(json.loads(path.read_text())) == 2 == len(rows) / 2
+
+
 def test_learners_that_diverge(trainer, do, tmp_path, capsys):
     do(lambda job: whole(job, [[1.0, None], [2.0, None]]))
     rows = run_sweep(trainer, tmp_path / "a", space={"rate": [0.1]})

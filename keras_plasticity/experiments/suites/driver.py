@@ -22,7 +22,6 @@ from keras_plasticity.experiments.suites.cells import Cell
 from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.suites.problems import problems_of
 from keras_plasticity.experiments.sweeps import driver as sweep_driver
-from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.training.interruption import catch_signals
 
 _SUITE = "suite.json"
@@ -204,6 +203,7 @@ class _Suite:
         """Has the trainers check what all methods begin with.
 
         Raises:
+            SystemExit: After a signal.
             ValueError: If one of them refuses a setting.
         """
         for trainer, executor in self._executors.items():
@@ -214,11 +214,14 @@ class _Suite:
                 for each in cell.to_check()
             ]
             try:
-                refused = executor.check(arguments).result()
-            except WorkerDied as error:
-                raise ValueError(
-                    f"{trainer} cannot be run, and nothing was trained: {error}"
-                ) from error
+                refused = sweep_driver.check_flags(
+                    trainer, arguments, executor, self._caught
+                )
+            except sweep_driver.Interrupted:
+                self._end_interrupted()
+            # It may take long until the trainer has its turn, and what it
+            # holds of the memory is that of others meanwhile.
+            executor.end_idle()
             if refused is not None:
                 index, error = refused
                 raise ValueError(
@@ -235,6 +238,9 @@ class _Suite:
                 flush=True,
             )
             self._train_cell(cell)
+            following = self._cells[number + 1 : number + 2]
+            if not any(each.trainer == cell.trainer for each in following):
+                self._executors[cell.trainer].end_idle()
             results = result_files.make_results(self._cells, self._log_dir)
             result_files.write_results(results, self._log_dir)
         return results
@@ -257,16 +263,19 @@ class _Suite:
             )
         except SystemExit as error:
             if self._caught.signal is not None:
-                exit_status.end(
-                    "The suite was interrupted. To resume it: the same "
-                    f"command with --resume --log_dir={self._log_dir}",
-                    error.code,
-                )
+                self._end_interrupted()
             cell.failure = str(error)
             self._failures.append(f"{cell.method}: {error}")
         if not was_done:
             seconds = time.monotonic() - start
             self._seconds.append((cell.problem, seconds))
+
+    def _end_interrupted(self):
+        exit_status.end(
+            "The suite was interrupted. To resume it: the same command with "
+            f"--resume --log_dir={self._log_dir}",
+            exit_status.INTERRUPTED + self._caught.signal,
+        )
 
     def _time_left(self, number):
         """How long the rest is going to take, by what was done so far."""

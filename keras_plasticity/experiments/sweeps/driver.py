@@ -18,6 +18,7 @@ from keras_plasticity.experiments.sweeps.executors import RayCluster
 from keras_plasticity.experiments.sweeps.executors import connected_ray
 from keras_plasticity.experiments.sweeps.log import SweepLog
 from keras_plasticity.experiments.sweeps.plan import Plan
+from keras_plasticity.experiments.sweeps.proposals import Proposals
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.training.interruption import Interruption
 from keras_plasticity.training.interruption import catch_signals
@@ -26,7 +27,7 @@ from keras_plasticity.training.interruption import catch_signals
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-class _Interrupted(Exception):
+class Interrupted(Exception):
     """A signal has asked for the end."""
 
 
@@ -81,7 +82,8 @@ def sweep(
         sampler: `"grid"`: all combinations of the values; `"random"`: draws
             `num_settings` different ones; `"optuna"`: Optuna's
             tree-structured Parzen estimator proposes them, eight at a time,
-            from the results of those before. Defaults to `"grid"`.
+            from the results of those before; what it has proposed stays when
+            runs are redone. Defaults to `"grid"`.
         num_settings: Integer, how many are drawn or proposed.
         sampler_seed: Integer, of the settings that are drawn; those of
             `num_settings` are the first ones of more. Defaults to `0`.
@@ -219,10 +221,41 @@ def run_plan(
                 driver.train(executor)
                 if report_seeds is not None:
                     driver.report(executor, report_seeds)
-        except _Interrupted:
+        except Interrupted:
             pass  # `end` tells of it, and ends the process.
         driver.end(to_resume)
     return log.table.rows
+
+
+def check_flags(trainer, arguments, executor, caught, retries=3):
+    """Has a trainer check flags, until a signal asks for the end.
+
+    Args:
+        trainer: String, the trainer's file.
+        arguments: List of lists of flags.
+        executor: Executor of the trainer.
+        caught: `Interruption`.
+        retries: Integer, how often it is tried again if the worker dies.
+            Defaults to `3`.
+
+    Returns:
+        The first that it refuses, its index and the error; `None` if there is
+        none.
+
+    Raises:
+        Interrupted: After a signal.
+        ValueError: If the trainer cannot be run.
+    """
+    for attempt in range(retries + 1):
+        future = executor.check(arguments)
+        _wait([future], executor, caught)
+        try:
+            return future.result()
+        except WorkerDied as error:
+            if attempt == retries:
+                raise ValueError(
+                    f"{trainer} cannot be run, and nothing was trained: {error}"
+                ) from error
 
 
 @contextlib.contextmanager
@@ -285,6 +318,7 @@ class _Driver:
         self._caught = caught
         self._failures = {}
         self._settings = []
+        self._proposals = Proposals(log.path, plan.space)
 
     def check(self, executor):
         """Has the trainer check all settings that are known already.
@@ -297,18 +331,13 @@ class _Driver:
             jobs.arguments_of(self._plan.flags, setting) for setting in checked
         ]
         print(f"Checking {len(checked)} settings of {self._plan.trainer}")
-        for attempt in range(self._retries + 1):
-            future = executor.check(arguments)
-            self._wait([future], executor)
-            try:
-                refused = future.result()
-                break
-            except WorkerDied as error:
-                if attempt == self._retries:
-                    raise ValueError(
-                        f"{self._plan.trainer} cannot be run, and nothing was "
-                        f"trained: {error}"
-                    ) from error
+        refused = check_flags(
+            self._plan.trainer,
+            arguments,
+            executor,
+            self._caught,
+            self._retries,
+        )
         if refused is not None:
             index, error = refused
             raise ValueError(
@@ -322,12 +351,16 @@ class _Driver:
         with self._log.progress(self._plan.most_settings) as progress:
             while True:
                 settings = self._plan.next_settings(
-                    self._settings, self._log.table.rows
+                    self._settings,
+                    self._log.table.rows,
+                    self._proposals.settings,
                 )
                 if not settings:
                     return
                 first = len(self._settings)
                 self._settings += settings
+                if self._plan.is_proposed:
+                    self._proposals.keep(self._settings)
                 found = [
                     self._plan.job(first + index, setting, self._log.path)
                     for index, setting in enumerate(settings)
@@ -432,18 +465,22 @@ class _Driver:
         return []
 
     def _wait(self, futures, executor):
-        """The futures that are done; raises `_Interrupted` after a signal."""
-        while True:
-            done, _ = concurrent.futures.wait(
-                futures,
-                _SECONDS_BETWEEN_LOOKS,
-                concurrent.futures.FIRST_COMPLETED,
-            )
-            if self._caught.signal is not None:
-                executor.stop()
-                raise _Interrupted
-            if done:
-                return done
+        return _wait(futures, executor, self._caught)
+
+
+def _wait(futures, executor, caught):
+    """The futures that are done; raises `Interrupted` after a signal."""
+    while True:
+        done, _ = concurrent.futures.wait(
+            futures,
+            _SECONDS_BETWEEN_LOOKS,
+            concurrent.futures.FIRST_COMPLETED,
+        )
+        if caught.signal is not None:
+            executor.stop()
+            raise Interrupted
+        if done:
+            return done
 
 
 def _as_flags(setting):

@@ -3,8 +3,9 @@
 An executor has `at_a_time`, the number of jobs that it does at a time;
 `submit`, which returns a `concurrent.futures.Future` of an `Outcome`; `check`,
 which has the trainer check flags; `stop`, after which jobs end as soon as they
-can in order; and `close`. Whatever a future raises, its job was not done and
-can be tried again.
+can in order; `end_idle`, which gives back what processes hold that do nothing;
+and `close`. Whatever a future raises, its job was not done and can be tried
+again.
 """
 
 import concurrent.futures
@@ -146,7 +147,7 @@ class RayCluster:
 
     def submit(self, job: Job | Group) -> concurrent.futures.Future:
         # Nothing is checked while jobs are done. A suite's next sweep is.
-        self._checker.end_idle()
+        self.end_idle()
         reference = self._task.remote(
             self._trainer, keras.backend.backend(), job
         )
@@ -162,6 +163,10 @@ class RayCluster:
         for reference in self._references:
             # In a task that runs it raises a `KeyboardInterrupt`.
             self._ray.cancel(reference)
+
+    def end_idle(self):
+        """See `LocalProcesses`; the cluster's own end with their jobs."""
+        self._checker.end_idle()
 
     def close(self, at_once: bool = False):
         self._checker.close(at_once)

@@ -121,29 +121,43 @@ class Plan:
             return spaces.corners(self.space)
         return self._drawn
 
-    def next_settings(self, before, rows) -> list[dict[str, str]]:
+    @property
+    def is_proposed(self):
+        """Whether settings depend on the results of those before them."""
+        return self._drawn is None
+
+    def next_settings(self, before, rows, proposed=()) -> list[dict[str, str]]:
         """The settings that can be trained next, if there are any.
 
         Args:
             before: List of all settings that were trained.
             rows: List of the rows of their results.
+            proposed: Sequence of the settings that were proposed when the
+                sweep was here before, those in `before` among them. They are
+                taken again, whatever the results are now.
         """
         if self._drawn is not None:
             return [] if before else self._drawn
         count = min(spaces.ROUND, self._num_settings - len(before))
         if count < 1:
             return []
+        known = list(proposed[len(before) :][:count])
+        if len(known) == count:
+            return known
         results = [
             result_of([row for row in rows if row["run"] == run], self.measure)
             for run in range(len(before))
         ]
-        return spaces.propose(
+        found = spaces.propose(
             self.space,
             list(zip(before, results)),
             count,
             self.sampler_seed,
             bool(before and rows) and rows[0]["lower_is_better"],
         )
+        # Of a sweep that has grown, the last round may be known in part.
+        new = [setting for setting in found if setting not in known]
+        return (known + new)[:count]
 
     def job(self, run: int, setting: dict[str, str], log_dir: str) -> Job:
         return Job(
