@@ -465,6 +465,37 @@ def test_a_method_of_ones_own(executor, tmp_path):
     assert f"--method_file={path}" in executor.checked[-1]
 
 
+_OWN_STEP_SIZE = """
+import keras
+from keras_plasticity.experiments import Flag, Part
+PARTS = [
+    Part(
+        "mine",
+        "SGD",
+        flags=(Flag("learning_rate", "step size", 0.01, "(0, inf)"),),
+        optimizer=lambda s: keras.optimizers.SGD(s["learning_rate"]),
+        omits=("momentum",),
+    )
+]
+"""
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_step_sizes_of_a_list(executor, tmp_path, capsys, count):
+    path = tmp_path / "mine.py"
+    rates = [0.002 * (1 + index) for index in range(count)]
+    search = {"mine": {"learning_rate": rates}}
+    path.write_text(f"{_OWN_STEP_SIZE}SEARCH = {search}\n")
+    run_suite(tmp_path / "a", methods=["mine"], method_file=str(path))
+    *tuning, _ = executor.done
+    tried = [float(job.setting["learning_rate"]) for job in tuning]
+    # No more than other methods have, and in the order of the list where that
+    # is all of them.
+    assert len({*tried}) == len(tried) == min(count, 8)
+    assert {*tried} <= {*rates} and (count > 8 or tried == rates)
+    assert f"mine: {len(tried)} settings" in capsys.readouterr().out
+
+
 def test_the_folder_of_data_is_of_trainers_that_read_some(executor, tmp_path):
     run_suite(
         tmp_path / "a",

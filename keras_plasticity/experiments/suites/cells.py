@@ -74,7 +74,9 @@ class Cell:
         if len(space) == 1:
             # What is drawn of one number may leave out half of its range.
             space = search.evenly_spaced(space, count)
-            sampler, count = "grid", None
+            # No method may have more settings than the others.
+            if all(len(values) <= count for values in space.values()):
+                sampler, count = "grid", None
         self._tuning = Plan(
             self.trainer,
             space,
@@ -104,7 +106,7 @@ class Cell:
         """What there is to do, in words."""
         seeds = self.size.tuning_seeds
         return (
-            f"{self.size.num_settings} settings x {seeds} seed"
+            f"{self._tuning.most_settings} settings x {seeds} seed"
             f"{'s' * (seeds > 1)}, the best one x {self.size.report_seeds} "
             "others"
         )
