@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -259,6 +260,31 @@ def test_settings_that_all_diverge(executor, tmp_path):
     assert row["status"] == "all settings diverged"
     text = (tmp_path / "a" / "results.md").read_text()
     assert "all settings diverged" in text
+
+
+def test_runs_that_were_removed_to_save_space(executor, tmp_path):
+    whole = run_suite(tmp_path / "a", methods=["bp", "l2"])
+    for folder in (tmp_path / "a").glob("*/*/*/runs"):
+        shutil.rmtree(folder)
+    assert not list((tmp_path / "a").glob("**/summary.json"))
+    del executor.done[:]
+    methods = ["bp", "l2", "cbp"]
+    results = run_suite(tmp_path / "a", methods=methods, resume=True)
+    assert {flags_of(job)["method"] for job in executor.done} == {"cbp"}
+    entry = results["problems"][_REGRESSION]["methods"]["bp"]
+    expected = whole["problems"][_REGRESSION]["methods"]["bp"]
+    costs = {"seconds_per_step", "bytes_per_learner"}
+    assert entry == {k: v for k, v in expected.items() if k not in costs}
+    rows = {row["method"]: row for row in rows_of(tmp_path / "a")}
+    assert [row["seconds_per_step"] for row in rows.values()].count("") == 2
+    assert float(rows["cbp"]["bytes_per_learner"]) == 400
+    text = (tmp_path / "a" / "results.md").read_text()
+    assert text.count("| - | - |\n") == 2
+    path = str(tmp_path / "a" / "results.json")
+    assert result_files.read_results(path) == results
+    schema = json.loads(result_files.SCHEMA_PATH.read_text())
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(results, schema)
 
 
 @pytest.mark.parametrize("at", [0, 5, 8, 9, 20])

@@ -167,9 +167,16 @@ class Cell:
         return _rows(self.folder(log_dir, "report"))
 
     def report_run(self, log_dir):
-        """What was measured of the report's run, see `summary.json`."""
+        """What was measured of the report's run, see `summary.json`.
+
+        It is `None` where the run's folder is not there: it was removed to
+        save space, or is on a node of a cluster only.
+        """
         folder = os.path.join(self.folder(log_dir, "report"), "runs", "0000")
-        return summary_file.read_summary(folder)["runs"][0]
+        try:
+            return summary_file.read_summary(folder)["runs"][0]
+        except FileNotFoundError:
+            return None
 
     def status(self, log_dir):
         """What there is to say of it, a string."""
