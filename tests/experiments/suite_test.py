@@ -23,6 +23,7 @@ from keras_plasticity.experiments.suites import search
 from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.suites.problems import problems_of
+from keras_plasticity.experiments.suites.problems import trainer_path
 from keras_plasticity.experiments.sweeps import driver
 from keras_plasticity.experiments.sweeps import executors
 from keras_plasticity.experiments.sweeps import jobs
@@ -584,6 +585,19 @@ def test_arguments_that_cannot_be(executor, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run_suite(tmp_path / "a", **arguments)
     assert not (tmp_path / "a").exists() and executor.done == []
+
+
+def test_what_to_resume_is_not_given(executor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--resume needs the folder of the"):
+        experiments.suite("minutes", ["bp"], [_REGRESSION], resume=True)
+    assert not list(tmp_path.iterdir()) and executor.done == []
+
+
+def test_nodes_of_a_cluster_are_given_whole_paths(monkeypatch):
+    monkeypatch.chdir(_ROOT)
+    path = trainer_path(PROBLEMS[_REGRESSION], "examples")
+    assert path == str(_ROOT / "examples" / f"{_REGRESSION}.py")
 
 
 def test_a_size_that_is_not_there(executor, tmp_path):
