@@ -361,6 +361,20 @@ def build_loss(model, x, y):
     infer(loss, y, outputs)
 
 
+def end_evaluation(model):
+    """Does what `evaluate` does last, where it was interrupted.
+
+    On JAX the variables have no values meanwhile, and would get the ones of
+    the evaluation whenever Keras looks for them next.
+
+    Args:
+        model: Compiled `keras.Model`.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+        model._jax_state = None
+
+
 def supports_xla(model):
     """Whether all layers of a model say that XLA can compile them."""
     return all(layer.supports_jit for layer in model._flatten_layers())

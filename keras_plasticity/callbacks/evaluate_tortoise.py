@@ -2,6 +2,7 @@ import contextlib
 
 import keras
 
+from keras_plasticity import keras_compat
 from keras_plasticity.optimizers import HareAndTortoise
 from keras_plasticity.optimizers.inner_optimizers import wrapped
 
@@ -37,11 +38,21 @@ class EvaluateTortoise(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self._context = contextlib.ExitStack()
+        self._is_open = False
+
+    def set_model(self, model: keras.Model):
+        self._end_interrupted()  # Before any callback acts on the model.
+        super().set_model(model)
+
+    def on_train_begin(self, logs: dict | None = None):
+        self._end_interrupted()
 
     def on_test_begin(self, logs: dict | None = None):
+        self._end_interrupted()
         for optimizer in wrapped(self.model.optimizer):
             if isinstance(optimizer, HareAndTortoise):
                 self._context.enter_context(optimizer.tortoise())
+                self._is_open = True
                 return
         raise ValueError(
             "`EvaluateTortoise` needs a model that is compiled with a "
@@ -51,3 +62,10 @@ class EvaluateTortoise(keras.callbacks.Callback):
 
     def on_test_end(self, logs: dict | None = None):
         self._context.close()
+        self._is_open = False
+
+    def _end_interrupted(self):
+        """Brings the hare back where an evaluation has not come to its end."""
+        if self._is_open:
+            keras_compat.end_evaluation(self.model)
+            self.on_test_end()

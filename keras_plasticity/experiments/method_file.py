@@ -19,6 +19,7 @@ from absl import flags
 from keras_plasticity import validation
 from keras_plasticity.experiments.parts import PARTS
 from keras_plasticity.experiments.parts import Part
+from keras_plasticity.experiments.sweeps import space as spaces
 
 # Flags belong to the module that calls `experiments.define_flags`.
 flags.disclaim_key_flags()
@@ -138,18 +139,32 @@ def _path_in(arguments):
     return None
 
 
+def _can_be_tuned(space):
+    if not space:
+        return True  # Its step size is all that there is to tune.
+    try:
+        spaces.check_space(space)
+    except (TypeError, ValueError):
+        return False  # That it is of `SEARCH` is for the caller to tell.
+    return True
+
+
 def _checked_search(module, path, parts):
     search = getattr(module, "SEARCH", {})
     names = {part.name: {flag.name for flag in part.flags} for part in parts}
     rule = (
         "a dict from the name of a part in `PARTS` to a dict from the name of "
-        "one of its flags to a `Range` or a list of values"
+        "one of its flags to a `Range` or a list of values, each once"
     )
     try:
         validation.check_mapping("SEARCH", search, rule=rule)
         for part, space in search.items():
             validation.check_mapping("SEARCH", space, rule=rule)
-            if part not in names or not set(space) <= names[part]:
+            if (
+                part not in names
+                or not set(space) <= names[part]
+                or not _can_be_tuned(space)
+            ):
                 raise validation.error("SEARCH", rule, search)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--{NAME}={path}: {error}") from error

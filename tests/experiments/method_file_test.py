@@ -61,6 +61,13 @@ def test_a_trainer_knows_its_parts(form):
         (_PART + "SEARCH = 3", "`SEARCH` must be a dict"),
         (_PART + "SEARCH = {'cbp': {}}", "`SEARCH` must be a dict"),
         (_PART + "SEARCH = {'mine': {'l2': [1]}}", "`SEARCH` must be a dict"),
+        *(
+            (
+                _PART + f"SEARCH = {{'mine': {{'size': {values}}}}}",
+                "`SEARCH` must be a dict .* Received: SEARCH=",
+            )
+            for values in ("3", "'3'", "[]", "[None]", "[1, 1.0, 1]")
+        ),
     ],
 )
 def test_files_that_cannot_be(tmp_path, text, message):

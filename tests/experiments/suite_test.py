@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from keras_plasticity.experiments.suites import search
 from keras_plasticity.experiments.suites.problems import PROBLEMS
 from keras_plasticity.experiments.suites.problems import SIZES
 from keras_plasticity.experiments.suites.problems import problems_of
+from keras_plasticity.experiments.suites.problems import trainer_path
 from keras_plasticity.experiments.sweeps import driver
 from keras_plasticity.experiments.sweeps import executors
 from keras_plasticity.experiments.sweeps import jobs
@@ -261,6 +263,31 @@ def test_settings_that_all_diverge(executor, tmp_path):
     assert "all settings diverged" in text
 
 
+def test_runs_that_were_removed_to_save_space(executor, tmp_path):
+    whole = run_suite(tmp_path / "a", methods=["bp", "l2"])
+    for folder in (tmp_path / "a").glob("*/*/*/runs"):
+        shutil.rmtree(folder)
+    assert not list((tmp_path / "a").glob("**/summary.json"))
+    del executor.done[:]
+    methods = ["bp", "l2", "cbp"]
+    results = run_suite(tmp_path / "a", methods=methods, resume=True)
+    assert {flags_of(job)["method"] for job in executor.done} == {"cbp"}
+    entry = results["problems"][_REGRESSION]["methods"]["bp"]
+    expected = whole["problems"][_REGRESSION]["methods"]["bp"]
+    costs = {"seconds_per_step", "bytes_per_learner"}
+    assert entry == {k: v for k, v in expected.items() if k not in costs}
+    rows = {row["method"]: row for row in rows_of(tmp_path / "a")}
+    assert [row["seconds_per_step"] for row in rows.values()].count("") == 2
+    assert float(rows["cbp"]["bytes_per_learner"]) == 400
+    text = (tmp_path / "a" / "results.md").read_text()
+    assert text.count("| - | - |\n") == 2
+    path = str(tmp_path / "a" / "results.json")
+    assert result_files.read_results(path) == results
+    schema = json.loads(result_files.SCHEMA_PATH.read_text())
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(results, schema)
+
+
 @pytest.mark.parametrize("at", [0, 5, 8, 9, 20])
 def test_interrupted_it_resumes(executor, tmp_path, capsys, at):
     expected = run_suite(tmp_path / "whole")
@@ -465,6 +492,37 @@ def test_a_method_of_ones_own(executor, tmp_path):
     assert f"--method_file={path}" in executor.checked[-1]
 
 
+_OWN_STEP_SIZE = """
+import keras
+from keras_plasticity.experiments import Flag, Part
+PARTS = [
+    Part(
+        "mine",
+        "SGD",
+        flags=(Flag("learning_rate", "step size", 0.01, "(0, inf)"),),
+        optimizer=lambda s: keras.optimizers.SGD(s["learning_rate"]),
+        omits=("momentum",),
+    )
+]
+"""
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_step_sizes_of_a_list(executor, tmp_path, capsys, count):
+    path = tmp_path / "mine.py"
+    rates = [0.002 * (1 + index) for index in range(count)]
+    search = {"mine": {"learning_rate": rates}}
+    path.write_text(f"{_OWN_STEP_SIZE}SEARCH = {search}\n")
+    run_suite(tmp_path / "a", methods=["mine"], method_file=str(path))
+    *tuning, _ = executor.done
+    tried = [float(job.setting["learning_rate"]) for job in tuning]
+    # No more than other methods have, and in the order of the list where that
+    # is all of them.
+    assert len({*tried}) == len(tried) == min(count, 8)
+    assert {*tried} <= {*rates} and (count > 8 or tried == rates)
+    assert f"mine: {len(tried)} settings" in capsys.readouterr().out
+
+
 def test_the_folder_of_data_is_of_trainers_that_read_some(executor, tmp_path):
     run_suite(
         tmp_path / "a",
@@ -527,6 +585,19 @@ def test_arguments_that_cannot_be(executor, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run_suite(tmp_path / "a", **arguments)
     assert not (tmp_path / "a").exists() and executor.done == []
+
+
+def test_what_to_resume_is_not_given(executor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--resume needs the folder of the"):
+        experiments.suite("minutes", ["bp"], [_REGRESSION], resume=True)
+    assert not list(tmp_path.iterdir()) and executor.done == []
+
+
+def test_nodes_of_a_cluster_are_given_whole_paths(monkeypatch):
+    monkeypatch.chdir(_ROOT)
+    path = trainer_path(PROBLEMS[_REGRESSION], "examples")
+    assert path == str(_ROOT / "examples" / f"{_REGRESSION}.py")
 
 
 def test_a_size_that_is_not_there(executor, tmp_path):

@@ -113,6 +113,40 @@ def test_evaluate_tortoise(outer):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_the_hare_comes_back_after_an_interrupted_evaluation(method):
+    class Interrupt(keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.begin = _weights(self.model)
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.end = _weights(self.model)
+
+    x, y = make_data(40)
+    model = make_plain_model()
+    model.compile(_hare(), "mse")
+    model.fit(x, y, verbose=0)
+    hare = _weights(model)
+    tortoise, look = EvaluateTortoise(), Look()
+    with pytest.raises(KeyboardInterrupt):
+        model.evaluate(x, y, callbacks=[tortoise, Interrupt()], verbose=0)
+    if method == "evaluate":
+        model.evaluate(x, y, callbacks=[tortoise], verbose=0)
+        expected = hare
+    else:
+        settings = {"validation_data": (x, y), "verbose": 0}
+        model.fit(x, y, callbacks=[look, tortoise], **settings)
+        expected = look.end
+        for one, other in zip(look.begin, hare, strict=True):
+            np.testing.assert_array_equal(one, other)
+    for one, other in zip(_weights(model), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_evaluate_tortoise_without_one():
     model = make_plain_model()
     model.compile("sgd", "mse")

@@ -74,7 +74,9 @@ class Cell:
         if len(space) == 1:
             # What is drawn of one number may leave out half of its range.
             space = search.evenly_spaced(space, count)
-            sampler, count = "grid", None
+            # No method may have more settings than the others.
+            if all(len(values) <= count for values in space.values()):
+                sampler, count = "grid", None
         self._tuning = Plan(
             self.trainer,
             space,
@@ -104,7 +106,7 @@ class Cell:
         """What there is to do, in words."""
         seeds = self.size.tuning_seeds
         return (
-            f"{self.size.num_settings} settings x {seeds} seed"
+            f"{self._tuning.most_settings} settings x {seeds} seed"
             f"{'s' * (seeds > 1)}, the best one x {self.size.report_seeds} "
             "others"
         )
@@ -165,9 +167,16 @@ class Cell:
         return _rows(self.folder(log_dir, "report"))
 
     def report_run(self, log_dir):
-        """What was measured of the report's run, see `summary.json`."""
+        """What was measured of the report's run, see `summary.json`.
+
+        It is `None` where the run's folder is not there: it was removed to
+        save space, or is on a node of a cluster only.
+        """
         folder = os.path.join(self.folder(log_dir, "report"), "runs", "0000")
-        return summary_file.read_summary(folder)["runs"][0]
+        try:
+            return summary_file.read_summary(folder)["runs"][0]
+        except FileNotFoundError:
+            return None
 
     def status(self, log_dir):
         """What there is to say of it, a string."""

@@ -149,6 +149,10 @@ def suite(
         comparison.check_comparable(reference, cells)
     figures.check_matplotlib()
     if log_dir is None:
+        if resume:
+            raise ValueError(
+                "--resume needs the folder of the suite. Give it by --log_dir."
+            )
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         log_dir = os.path.join("logs", "suites", f"{size}-{now}")
     log_dir = os.path.abspath(validation.check_path("log_dir", log_dir))

@@ -1,6 +1,7 @@
 """The problems of a suite, and how much of each a size has."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -147,7 +148,7 @@ def trainer_path(problem: SuiteProblem, folder: str | None = None) -> str:
             examples of the checkout that this package is in.
 
     Returns:
-        String.
+        String, an absolute path.
 
     Raises:
         ValueError: If it is not there.
@@ -160,4 +161,5 @@ def trainer_path(problem: SuiteProblem, folder: str | None = None) -> str:
             "repository: run it in a checkout, or give --trainers. Received: "
             f"no file {path}"
         )
-    return str(path)
+    # Nodes of a cluster have working folders of their own.
+    return os.path.abspath(path)

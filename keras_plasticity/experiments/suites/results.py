@@ -165,7 +165,6 @@ def difference(first, second):
 
 
 def _measured(rows, run):
-    learner_steps = run["steps_per_learner"] * run["num_learners"]
     setting = {
         name.removeprefix(table.FLAG): value
         for name, value in rows[0].items()
@@ -177,6 +176,13 @@ def _measured(rows, run):
             measure: {str(row["seed"]): row[measure] for row in rows}
             for measure in measures.MEASURES
         },
+        **({} if run is None else _costs(run)),
+    }
+
+
+def _costs(run):
+    learner_steps = run["steps_per_learner"] * run["num_learners"]
+    return {
         "seconds_per_step": run["train_seconds"] / max(1, learner_steps),
         "bytes_per_learner": run["state_bytes_per_learner"],
     }

@@ -111,22 +111,25 @@ def space_of(
     return space
 
 
-def evenly_spaced(space: Mapping[str, Range], count: int) -> dict[str, list]:
+def evenly_spaced(
+    space: Mapping[str, Range | Sequence], count: int
+) -> dict[str, Sequence]:
     """Numbers from one end of a range to the other, on its scale.
 
     Args:
-        space: Dict from the name of a flag to a `Range` of floats.
+        space: Dict from the name of a flag to a `Range` of floats, or to a
+            list of values, which stays as it is.
         count: Integer, how many, at least 2.
 
     Returns:
-        Dict from the name to a list of floats.
+        Dict from the name to a list of values.
     """
     return {
-        name: [
-            float(f"{value:.4g}")
-            for value in (np.geomspace if each.log else np.linspace)(
-                each.low, each.high, count
-            )
-        ]
+        name: _spaced(each, count) if isinstance(each, Range) else each
         for name, each in space.items()
     }
+
+
+def _spaced(each, count):
+    space = np.geomspace if each.log else np.linspace
+    return [float(f"{v:.4g}") for v in space(each.low, each.high, count)]
