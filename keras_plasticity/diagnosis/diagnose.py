@@ -7,7 +7,7 @@ import numpy as np
 from keras_plasticity import validation
 from keras_plasticity.diagnosis import learning
 from keras_plasticity.diagnosis import measures as table
-from keras_plasticity.diagnosis.arguments import check_built
+from keras_plasticity.diagnosis.arguments import check_weights
 from keras_plasticity.diagnosis.examples import take_examples
 from keras_plasticity.diagnosis.measurement import Measurement
 from keras_plasticity.diagnosis.report import Diagnosis
@@ -115,7 +115,7 @@ def diagnose(
     - [Lyle et al., 2023](https://arxiv.org/abs/2303.01486), plasticity as how
         well a network learns new targets
     """
-    check_built(validation.check_model("model", model))
+    check_weights(validation.check_model("model", model))
     x, y = take_examples("data", data)
     if y is None:
         raise validation.error(
@@ -130,16 +130,20 @@ def diagnose(
     if build_model is not None:
         validation.check_function("build_model", build_model)
     names = table.check_measures(measures, True, "data")
-    names = [
-        name
-        for name in names
-        if name in table.MEASURES and not table.MEASURES[name].is_change
-    ]
+    names = table.check_one_time(names, measures)
     copies = learning.Copies(model, loss, optimizer, build_model, seed)
     measured = _measure(copies, x, y, names, num_new)
     learned = learning.learn(
         copies, x, y, _NUM_OLD, num_new, num_steps, batch_size, seed, verbose
     )
+    diverged = np.sum(~np.isfinite(learned.new_after))
+    if diverged:
+        raise ValueError(
+            "The newly initialized models must learn the data, to be compared "
+            f"with. Of {num_new} of them {diverged} diverged: give an "
+            "`optimizer` with a smaller learning rate, or data on another "
+            f"scale. Received: optimizer={optimizer}"
+        )
     return Diagnosis(model.name, learned, measured, batch_size)
 
 

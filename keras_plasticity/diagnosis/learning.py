@@ -244,6 +244,8 @@ def learn(
             callbacks=[] if bar is None else [bar],
             on_nan="continue",
         )["loss"]
+    if trainer.interrupted:  # What it has learned so far proves nothing.
+        raise KeyboardInterrupt
     after = losses(trainer.model(i) for i in range(len(models)))
     return Learning(
         num_steps,

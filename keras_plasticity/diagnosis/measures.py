@@ -211,6 +211,35 @@ def tag(name, layer):
     return f"{MEASURES[name].tag}/{layer}"
 
 
+def check_one_time(names, measures):
+    """Those measures that tell of a model at one time.
+
+    Args:
+        names: List of strings, what `check_measures` has returned.
+        measures: What the user gave for them; `None` for all there are.
+
+    Returns:
+        List of strings.
+
+    Raises:
+        ValueError: If the user wants others.
+    """
+    names = [
+        name
+        for name in names
+        if name in MEASURES and not MEASURES[name].is_change
+    ]
+    missing = set(measures or ()) - set(names)
+    if missing:
+        raise ValueError(
+            "`measures` must be what can be told of a model at one time; "
+            "`PlasticityMonitor` also compares two. Received: "
+            f"measures={list(measures)}, of which {sorted(missing)} compare, "
+            "or are histograms"
+        )
+    return names
+
+
 def check_measures(measures, has_targets, argument):
     """Returns the names of measures in the order of the table.
 

@@ -31,10 +31,12 @@ def draw(diagnosis):
         clear.setdefault(each.kind.name, each.measure)
     names = [*clear.values(), *_SHOWN]
     names = [n for n in dict.fromkeys(names) if n in diagnosis.measured]
+    # Whoever has chosen none of these wants to see what was chosen.
+    names = names or [*diagnosis.measured][: len(_SHOWN)]
     figure = Figure(figsize=(10.0, 4.4), layout="constrained")
     left, right = figure.add_gridspec(1, 2, width_ratios=(3, 2))
     _draw_learning(figure.add_subplot(left), diagnosis)
-    grid = right.subgridspec(len(names), 1)
+    grid = right.subgridspec(max(1, len(names)), 1)
     ill = {each.measure for each in diagnosis.symptoms}
     for i, name in enumerate(names):
         axes = figure.add_subplot(grid[i])

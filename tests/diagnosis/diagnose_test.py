@@ -440,6 +440,7 @@ def test_the_figure(tmp_path):
         ({"build_model": 5}, "build_model"),
         ({"verbose": 2}, "verbose"),
         ({"measures": ["rank"]}, "measures"),
+        ({"measures": ["weight_growth"]}, "at one time.*weight_growth"),
         ({"optimizer": "none"}, "optimizer of Keras, or its name.*none"),
         ({"loss": "none"}, "`loss` must be a loss of Keras.*none"),
         ({"loss": {"a": "mse", "b": 5}}, "`loss` must be.*loss=5"),
@@ -469,6 +470,54 @@ def test_a_model_that_has_diverged():
     model.layers[1].bias.assign([1.0, 2.0, np.nan, 0.0, 0.0])
     with pytest.raises(ValueError, match="NaN or infinite.*diverged"):
         keras_plasticity.diagnose(model, data(), num_new=3)
+
+
+def test_new_models_that_diverge():
+    with pytest.raises(ValueError, match="Of 3 of them 3 diverged: give an"):
+        keras_plasticity.diagnose(
+            compiled(),
+            data(),
+            num_steps=30,
+            num_new=3,
+            optimizer=keras.optimizers.SGD(1e4),
+            verbose=False,
+        )
+
+
+def test_a_model_that_trains_nothing():
+    model = compiled()
+    model.trainable = False
+    with pytest.raises(ValueError, match="must have trainable weights"):
+        keras_plasticity.diagnose(model, data(), num_new=3)
+
+
+def test_an_interruption_ends_it(monkeypatch):
+    class Interrupted(learning.OnlineTrainer):
+        def fit(self, *args, **kwargs):
+            results = super().fit(*args, **kwargs)
+            self.interrupted = True
+            return results
+
+    monkeypatch.setattr(learning, "OnlineTrainer", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keras_plasticity.diagnose(
+            compiled(), data(), num_steps=4, num_new=3, verbose=False
+        )
+
+
+@pytest.mark.parametrize("measures", [["stable_rank"], []])
+def test_a_figure_of_chosen_measures(measures):
+    pytest.importorskip("matplotlib")
+    diagnosis = keras_plasticity.diagnose(
+        compiled(),
+        data(),
+        num_steps=4,
+        num_new=3,
+        measures=measures,
+        verbose=False,
+    )
+    titles = [axes.get_title() for axes in diagnosis.figure().axes]
+    assert len(titles) == 1 + len(measures)
 
 
 def test_students_distribution():
