@@ -73,8 +73,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         each kernel and its transpose.
     - `optimization_readiness`: the gradients of 128 batches of four examples;
         see `keras_plasticity.diagnosis`.
-    - `tangent_kernel_rank`, `tangent_kernel_condition`: the gradients of 32
-        examples, one by one, and the memory for them.
+    - `tangent_kernel_rank`: the gradients of 32 examples, one by one, and the
+        memory for them.
     - `hessian_rank`, `sharpness`: second derivatives of the loss. Each of up
         to 40 steps of the Lanczos algorithm takes twice the time of the
         gradient on the whole probe, and as much memory as the weights.
@@ -435,7 +435,8 @@ class PlasticityMonitor(keras.callbacks.Callback, TaskCallback):
         if taken:
             raise ValueError(
                 "The names of metrics must not be those of measures of "
-                "`PlasticityMonitor`. Give the metric another name. Received: "
+                "`PlasticityMonitor`. Give the metric another name; of "
+                "monitors, a `fit` takes one, with all measures. Received: "
                 f"{taken} in the logs already"
             )
         self._logged = set(totals)

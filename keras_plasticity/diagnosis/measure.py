@@ -8,6 +8,7 @@ from keras_plasticity import keras_compat
 from keras_plasticity import validation
 from keras_plasticity.diagnosis import measures as table
 from keras_plasticity.diagnosis.arguments import check_built
+from keras_plasticity.diagnosis.differentiation import NoLossError
 from keras_plasticity.diagnosis.examples import take_examples
 from keras_plasticity.diagnosis.measured import Measured
 from keras_plasticity.diagnosis.measurement import Measurement
@@ -96,19 +97,23 @@ def measure(
                 "gradients: call `model.compile(loss=...)`. Received: model "
                 f"'{model.name}', which is not compiled, measures={measures}"
             )
-        names = [
-            name
-            for name in names
-            if table.MEASURES[name].source not in ("gradients", "loss")
-        ]
-    measurement = _measurement_of(
-        model,
-        tuple(names),
+        names = _without_loss(names)
+    arguments = (
         None if layers is None else tuple(table.check_layers(layers)),
         validation.check_positive_integer("batch_size", batch_size),
         validation.check_positive_integer("max_rows", max_rows),
     )
-    measured = measurement.measure(model, x, y)
+    measurement = _measurement_of(model, tuple(names), *arguments)
+    try:
+        measured = measurement.measure(model, x, y)
+    except NoLossError:
+        # Only a call tells whether the layers add one, where `compile` got
+        # none.
+        if measures is not None:
+            raise
+        names = _without_loss(names)
+        measurement = _measurement_of(model, tuple(names), *arguments)
+        measured = measurement.measure(model, x, y)
     if measured is None:
         raise ValueError(
             "The weights, activations and gradients of `model` must be finite. "
@@ -118,6 +123,15 @@ def measure(
     names = {**layer_names(model), id(model): model.name}
     in_order = [names[id(layer)] for layer in keras_compat.in_order(model)]
     return Measured(measured, measurement.num_units, in_order)
+
+
+def _without_loss(names):
+    """Those of some measures that need no loss."""
+    return [
+        name
+        for name in names
+        if table.MEASURES[name].source not in ("gradients", "loss")
+    ]
 
 
 _kept = weakref.WeakKeyDictionary()

@@ -92,6 +92,13 @@ def test_a_metric_of_the_name_of_a_measure():
         fit(model, PlasticityMonitor(make_data(9, DIMS)))
 
 
+def test_two_monitors_in_one_fit():
+    probe = make_data(9, DIMS)
+    monitors = [PlasticityMonitor(probe) for _ in range(2)]
+    with pytest.raises(ValueError, match="of monitors, a `fit` takes one"):
+        fit(compiled(), *monitors)
+
+
 def test_the_logs_of_a_run_that_diverges_are_nan():
     class Break(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

@@ -74,6 +74,16 @@ def test_without_a_loss_there_are_no_gradients():
         )
 
 
+def test_a_model_that_is_compiled_without_a_loss():
+    x, y = make_data(20, DIMS)
+    model = compiled(loss=None)
+    model.compile("sgd")
+    measured = keras_plasticity.measure(model, (x, y))
+    assert measured == keras_plasticity.measure(model, x)
+    with pytest.raises(ValueError, match="compiled with a loss"):
+        keras_plasticity.measure(model, (x, y), measures=["gradient_norm"])
+
+
 def test_a_list_of_inputs_and_recent_examples():
     model = compiled()
     x, _ = make_data(20, DIMS)
@@ -220,6 +230,16 @@ def test_an_activation_that_makes_more_units():
     texts = " ".join(str(each.message) for each in warned)
     assert "5 of 5 units (100%)" in texts
     assert "5 of 10 units (50%)" in texts
+
+
+def test_more_examples_than_a_batch_of_a_fixed_size():
+    inputs = keras.Input(batch_shape=(8, 4))
+    h = keras.layers.Dense(5, "relu", name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(h))
+    x, _ = make_data(16, DIMS)
+    measured = keras_plasticity.measure(model, x, batch_size=8)
+    rank = diagnostics.effective_rank(to_numpy(model.get_layer("hidden")(x)))
+    assert measured["effective_rank"]["hidden"] == pytest.approx(rank, 1e-4)
 
 
 def test_models_of_one_config_share_their_programs():
