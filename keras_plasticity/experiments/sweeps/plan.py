@@ -15,9 +15,12 @@ from keras_plasticity.experiments import method_file
 from keras_plasticity.experiments import selection
 from keras_plasticity.experiments import table
 from keras_plasticity.experiments.methods import all_flags
+from keras_plasticity.experiments.methods import find_parts
+from keras_plasticity.experiments.methods import needed_flags
 from keras_plasticity.experiments.sweeps import space as spaces
 from keras_plasticity.experiments.sweeps.jobs import Group
 from keras_plasticity.experiments.sweeps.jobs import Job
+from keras_plasticity.experiments.sweeps.jobs import ReportJob
 from keras_plasticity.experiments.sweeps.jobs import arguments_of
 
 # Flags with which each setting is a run of its own.
@@ -225,7 +228,7 @@ class Plan:
             os.path.join(os.path.dirname(first.log_dir), name),
         )
 
-    def report_jobs(self, rows, num_seeds: int, log_dir: str) -> list[Job]:
+    def report_jobs(self, rows, num_seeds, log_dir) -> list[ReportJob]:
         """Jobs that train the best setting of each method on other seeds.
 
         Args:
@@ -234,8 +237,8 @@ class Plan:
             log_dir: String, the folder of the sweep.
 
         Returns:
-            List of `Job`s, one for each method, but for those all of whose
-            settings diverged.
+            List of `ReportJob`s, one for each method, but for those all of
+            whose settings diverged.
         """
         used = sorted({row["seed"] for row in rows})
         first = used[-1] + 1
@@ -258,14 +261,20 @@ class Plan:
                 name: own.get(name, row[f"{table.FLAG}{name}"])
                 for name in self.space
             }
+            # A trainer refuses flags that none of its methods takes.
+            taken = flags_for_method({**self.flags, **own, **setting}, method)
+            # On other seeds it is another run, which needs another folder.
+            name = (
+                f"report-{row['run']:04d}-{method}-seeds-{first}-to-{seeds[-1]}"
+            )
             found.append(
-                Job(
+                ReportJob(
                     run,
                     setting,
-                    arguments_of({**self.flags, **own}, setting),
-                    os.path.join(
-                        log_dir, "runs", f"report-{row['run']:04d}-{method}"
-                    ),
+                    arguments_of(taken, {}),
+                    os.path.join(log_dir, "runs", name),
+                    method,
+                    seeds,
                 )
             )
         return found
@@ -304,6 +313,31 @@ class Plan:
                 self.space, self._num_settings, self.sampler_seed
             )
         return None
+
+
+def flags_for_method(flags, method):
+    """Some flags without those that belong to other methods only.
+
+    Args:
+        flags: Dict from the name of a flag to its value.
+        method: String. Of a method that only the trainer knows, nothing is
+            left out.
+
+    Returns:
+        Dict.
+    """
+    parts = method_file.all_parts(flags.get(method_file.NAME))
+    try:
+        needed = needed_flags(find_parts(method, parts))
+    except ValueError:
+        return dict(flags)
+    others = [flag for flag in all_flags(parts) if flag.name not in needed]
+    left_out = {flag.name for flag in others}
+    # A flag of two values has its negation too.
+    left_out |= {f"no{flag.name}" for flag in others if flag.type is bool}
+    return {
+        name: value for name, value in flags.items() if name not in left_out
+    }
 
 
 def settings_of(rows, measure):

@@ -62,12 +62,17 @@ class ResultTable:
         others = [row for row in self.rows if row["run"] not in new]
         self._write(sorted(others + rows, key=_order))
 
-    def keep(self, found, num_seeds):
-        """Drops the rows of all but some jobs, of so many seeds each."""
+    def keep(self, found):
+        """Drops the rows of all but some `ReportJob`s.
+
+        Their numbers tell little: with one method more, they are others'.
+        """
         kept = []
         for job in found:
             rows = self.of(job.run)
-            if len(rows) == num_seeds and not _differences(rows, job):
+            expected = [(job.method, seed) for seed in job.seeds]
+            there = [(row["method"], row["seed"]) for row in rows]
+            if there == expected and not _differences(rows, job):
                 kept += rows
         if len(kept) < len(self.rows):
             self._write(kept)
