@@ -663,6 +663,58 @@ def test_of_all_that_diverged_none_is_reported(trainer, do, tmp_path):
     assert not (tmp_path / "a" / "report.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("space", "flags"),
+    [
+        ({"seed": [0, 1]}, {"num_learners": 1}),
+        ({"seed": [4, 0, 2]}, {"num_learners": 2}),
+        # Each number of learners is a setting of its own.
+        ({"seed": [0, 3], "num_learners": [1, 3]}, {}),
+    ],
+)
+def test_seeds_that_are_far_enough_apart(trainer, do, tmp_path, space, flags):
+    do(methods_outcome)
+    rows = run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"rate": [0.1, 0.2], **space},
+        flags={"method": "bp", **flags},
+    )
+    seeds = [(plan.setting_of(row), row["seed"]) for row in rows]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_seeds_that_optuna_may_not_propose(trainer, do, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    do()
+    with pytest.raises(ValueError, match="seed=0 and seed=1 with num_learn"):
+        run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"seed": [0, 1], "rate": experiments.Range(0, 1)},
+            flags={"num_learners": 2},
+            sampler="optuna",
+            num_settings=4,
+        )
+    assert not (tmp_path / "a").exists()
+
+
+def test_seeds_that_two_runs_share(trainer, do, tmp_path):
+    """Of a trainer that trains two learners unless it is told otherwise."""
+    do(methods_outcome)
+    with pytest.raises(
+        ValueError, match="apart.*the seed 1 of bp in run 0 and in run 1"
+    ):
+        run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"seed": [0, 1]},
+            flags={"method": "bp"},
+        )
+    rows = read_table(str(tmp_path / "a" / "table.csv"))
+    assert len(rows) == 2  # Those of whichever ended first.
+
+
 def test_a_setting_that_is_refused(trainer, do, tmp_path):
     do().refused = (3, "--l2 belongs to methods with l2.")
     with pytest.raises(
@@ -732,6 +784,14 @@ def test_a_table_of_another_schema(trainer, do, tmp_path):
         (
             {"space": {"rate": experiments.Range(0, 1)}},
             "The sampler `grid` takes all combinations",
+        ),
+        (
+            {"space": {"seed": [3, 0, 4]}, "flags": {"num_learners": 2}},
+            "at least `num_learners` apart.*seed=3 and seed=4 with num_learn",
+        ),
+        (
+            {"space": {"seed": [0, 1], "num_learners": [1, 3]}},
+            "seed=0 and seed=1 with num_learners=3",
         ),
         ({"measure": "best"}, "`measure` must be"),
         ({"processes": 0}, "`processes` must be a positive integer"),

@@ -118,8 +118,8 @@ def sweep(
         SystemExit: With a message, which was printed: 1 if a run failed; 128
             and the signal's number after Ctrl-C, SIGTERM or SIGHUP.
         ValueError: If an argument is not as described, if the trainer refuses
-            the flags of a setting, or if `log_dir` cannot be what it should
-            be.
+            the flags of a setting, if learners of two runs of a setting share
+            a seed, or if `log_dir` cannot be what it should be.
 
     Example:
 

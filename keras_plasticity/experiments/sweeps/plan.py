@@ -1,6 +1,7 @@
 """What a sweep is to train."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -95,6 +96,7 @@ class Plan:
             spaces.check_optuna()
         self._method_file = self.flags.get(method_file.NAME)
         self._drawn = self._draw()
+        _check_seeds(self.to_check(), self.flags)
 
     @property
     def most_settings(self):
@@ -355,12 +357,7 @@ def settings_of(rows, measure):
     """
     groups = {}
     for row in rows:
-        flags = [
-            (name, value)
-            for name, value in row.items()
-            if name.startswith(table.FLAG) and name != f"{table.FLAG}seed"
-        ]
-        groups.setdefault((row["method"], *flags), []).append(row)
+        groups.setdefault(setting_of(row), []).append(row)
     sign = 1 if rows and rows[0]["lower_is_better"] else -1
 
     def order(group):
@@ -370,12 +367,60 @@ def settings_of(rows, measure):
     return sorted(groups.values(), key=order)
 
 
+def setting_of(row):
+    """Tuple of the method and the flags of a row, but for its seed."""
+    flags = [
+        (name, value)
+        for name, value in row.items()
+        if name.startswith(table.FLAG) and name != f"{table.FLAG}seed"
+    ]
+    return row["method"], *flags
+
+
 def result_of(rows, measure):
     """The mean of a measure over rows; `None` if one of them diverged."""
     values = [row[measure] for row in rows]
     if not values or any(value is None for value in values):
         return None
     return float(np.mean(values))
+
+
+def shared_seeds(what):
+    """The error for a sweep that would count learners twice.
+
+    Args:
+        what: String, where a seed is twice.
+    """
+    return ValueError(
+        "Seeds that a sweep varies must be at least `num_learners` apart: "
+        "learner i of a run has the run's seed + i, and one that is in two "
+        "runs would count twice. Take such seeds, such as seed=0,10 for up "
+        f"to ten learners, or fewer learners. Received: {what}"
+    )
+
+
+def _check_seeds(settings, flags):
+    """Checks that runs of the same setting have learners of their own.
+
+    Where the trainer alone knows how many learners there are, it is one here.
+    """
+    groups = {}
+    for setting in settings:
+        both = {"seed": "0", "num_learners": "1", **flags, **setting}
+        others = [pair for pair in setting.items() if pair[0] != "seed"]
+        try:
+            found = int(both["seed"]), int(both["num_learners"])
+        except (TypeError, ValueError):
+            continue  # The trainer tells what is wrong with them.
+        groups.setdefault(tuple(others), []).append(found)
+    for found in groups.values():
+        found.sort()
+        for (seed, learners), (following, _) in itertools.pairwise(found):
+            if following - seed < learners:
+                raise shared_seeds(
+                    f"seed={seed} and seed={following} with "
+                    f"num_learners={learners}"
+                )
 
 
 def _check_flags(flags):
