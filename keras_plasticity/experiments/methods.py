@@ -312,6 +312,21 @@ def all_flags(parts: Sequence[Part] = PARTS) -> dict[Flag, tuple[str, ...]]:
     }
 
 
+def needed_flags(parts: Sequence[Part]) -> dict[str, Flag]:
+    """The flags that a method of some parts takes.
+
+    Args:
+        parts: Sequence of the method's `Part`s.
+
+    Returns:
+        Dict from the name of a flag to the `Flag`.
+    """
+    omitted = [name for part in parts for name in part.omits]
+    needed = {f.name: f for f in COMMON_FLAGS if f.name not in omitted}
+    # A part's default comes before the common one.
+    return needed | {flag.name: flag for part in parts for flag in part.flags}
+
+
 def default_in_words(
     flag: Flag,
     parts: Sequence[Part] = PARTS,
@@ -443,13 +458,9 @@ def _seed_of(initializer):
 
 
 def _make_method(parts, flag_values, problem_defaults):
-    omitted = [name for part in parts for name in part.omits]
-    needed = {f.name: f for f in COMMON_FLAGS if f.name not in omitted}
-    # A part's default comes before the common one.
-    needed |= {flag.name: flag for part in parts for flag in part.flags}
     settings = {}
     changed = set()
-    for name, flag in needed.items():
+    for name, flag in needed_flags(parts).items():
         default = _default(flag, parts, problem_defaults)
         given = flag_values[name].value
         settings[name] = default if given is None else given

@@ -13,6 +13,7 @@ import keras
 import pytest
 
 from keras_plasticity import backend
+from keras_plasticity import experiments
 from keras_plasticity.experiments.sweeps import executors
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.table import read_table
@@ -145,6 +146,34 @@ def make_job(folder, run=0, **flags):
         jobs.arguments_of({**_FLAGS, **flags}, setting),
         str(folder / f"{run:04d}"),
     )
+
+
+@pytest.mark.slow
+def test_a_report_of_a_trainer(tmp_path):
+    """Each method with its own flags; then on more seeds than before."""
+    pytest.importorskip("matplotlib")
+    for seeds in (2, 3):
+        experiments.sweep(
+            _TRAINER,
+            {"replacement_rate": ["1e-3"]},
+            log_dir=str(tmp_path),
+            flags={
+                **_FLAGS,
+                "method": ["bp", "cbp,l2"],
+                "l2": "1e-3",
+                "num_learners": 2,
+            },
+            report_seeds=seeds,
+            resume=True,
+        )
+        assert [
+            (row["method"], row["seed"])
+            for row in read_table(str(tmp_path / "report.csv"))
+        ] == [
+            (method, seed)
+            for method in ("bp", "cbp,l2")
+            for seed in range(2, 2 + seeds)
+        ]
 
 
 @pytest.mark.slow

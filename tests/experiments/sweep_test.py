@@ -27,7 +27,7 @@ SPACE = {"rate": [0.1, 0.2, 0.3], "l2": ["0", "1e-3"]}
 
 def make_summary(job, values=None):
     """What a trainer would write: two seeds, two tasks."""
-    rate = float(job.setting["rate"])
+    rate = float(job.setting.get("rate", 0))
     values = values or [[rate, rate + 1], [rate + 2, rate + 3]]
     return {
         "problem": "stream",
@@ -485,10 +485,295 @@ def test_the_best_are_reported_on_other_seeds(trainer, do, tmp_path, capsys):
     assert len(read_table(str(tmp_path / "a" / "report.csv"))) == 8
 
 
+def methods_outcome(job, value_of=lambda method, setting: 1.0):
+    """What a job of several methods gives: for each, the same value always."""
+    pairs = [each.lstrip("-").partition("=") for each in job.arguments]
+    flags = {name: value for name, _, value in pairs}
+    count = int(flags.get("num_learners", 2))
+    summary = make_summary(job)
+    summary["flags"]["seed"] = int(flags.get("seed", 0))
+    [run] = summary["runs"]
+    summary["runs"] = []
+    for name, _, method in pairs:
+        if name == "method":
+            values = [value_of(method, job.setting)] * count
+            task = {"loss_per_learner": values}
+            changes = {"method": method, "num_learners": count}
+            summary["runs"].append({**run, **changes, "per_task": [task] * 2})
+    return jobs.Outcome(0, "", jobs.rows_of(summary, job))
+
+
+def is_report(job):
+    return os.path.basename(job.log_dir).startswith("report")
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("bp", ["momentum=0.5"]),
+        ("l2", ["l2=0.1", "momentum=0.5"]),
+        ("cbp,l2", ["l2=0.1", "momentum=0.5", "replacement_rate=1e-3"]),
+        # It has no momentum of that kind.
+        ("adam", []),
+        ("shrink_and_perturb_tasks", ["momentum=0.5", "notowards_first"]),
+    ],
+)
+def test_a_method_is_reported_with_the_flags_it_takes(
+    trainer, do, tmp_path, method, own
+):
+    done = []
+
+    def work(job):
+        done.append(job)
+        return methods_outcome(job)
+
+    do(work)
+    run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"replacement_rate": ["1e-3"], "rate": [0.1]},
+        flags={
+            "method": [method, "l1"],
+            **{"l2": 0.1, "momentum": 0.5, "notowards_first": True},
+        },
+        report_seeds=2,
+    )
+    [report] = [
+        job
+        for job in done
+        if is_report(job) and f"--method={method}" in job.arguments
+    ]
+    always = {"on_nan=continue", f"method={method}", "rate=0.1"}
+    always |= {"seed=2", "num_learners=2"}
+    arguments = {each.removeprefix("--") for each in report.arguments}
+    assert arguments == always | set(own)
+    # The table has the columns of the sweep all the same.
+    rows = read_table(str(tmp_path / "a" / "report.csv"))
+    assert {row["flag.replacement_rate"] for row in rows} == {"1e-3"}
+
+
+def test_a_method_of_a_file_is_reported(trainer, do, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from keras_plasticity.experiments import Flag\n"
+        "from keras_plasticity.experiments import Part\n"
+        "flag = Flag('strength', 'how much', 1.0)\n"
+        "PARTS = [Part('mine', 'A part.', 'here', flags=(flag,))]\n"
+    )
+    done = []
+
+    def work(job):
+        done.append(job)
+        return methods_outcome(job)
+
+    do(work)
+    run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"strength": ["1", "2"]},
+        flags={"method": ["bp", "mine"], "method_file": str(path)},
+        report_seeds=2,
+    )
+    bp, mine = done[-2:]
+    assert f"--method_file={path}" in bp.arguments
+    assert "--strength=1" not in bp.arguments
+    assert "--strength=1" in mine.arguments
+
+
+def test_a_method_of_the_trainer_alone_is_reported_with_all_flags(
+    trainer, do, tmp_path
+):
+    done = []
+
+    def work(job):
+        done.append(job)
+        return methods_outcome(job)
+
+    do(work)
+    run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"rate": [0.1], "l2": [0.1]},
+        flags={"method": "theirs"},
+        report_seeds=2,
+    )
+    assert "--l2=0.1" in done[-1].arguments
+
+
+def test_a_report_that_fails_is_counted_beside_the_runs(
+    trainer, do, tmp_path, capsys
+):
+    def work(job):
+        if is_report(job):
+            return jobs.Outcome(1, "the disk is full", [])
+        if job.run == 0:
+            return jobs.Outcome(1, "too large", [])
+        return methods_outcome(job)
+
+    do(work)
+    with pytest.raises(
+        SystemExit, match="3 of 5 runs failed.*The first one: too large"
+    ):
+        run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"rate": [0.1, 0.2, 0.3]},
+            flags={"method": ["bp", "cbp"]},
+            report_seeds=2,
+        )
+    told = capsys.readouterr().out
+    assert "Run 0 failed: too large" in told
+    assert "Report of cbp failed: the disk is full" in told
+    failures = (tmp_path / "a" / "failures.csv").read_text().splitlines()
+    assert failures[1] == "0,0.1,too large"
+    assert sorted(failures[2:]) == [
+        "report of bp,0.2,the disk is full",
+        "report of cbp,0.2,the disk is full",
+    ]
+
+
+def test_a_report_on_other_seeds_has_a_folder_of_its_own(trainer, do, tmp_path):
+    folders = []
+
+    def work(job):
+        if is_report(job):
+            folders.append(os.path.basename(job.log_dir))
+        return methods_outcome(job)
+
+    do(work)
+    for seeds in (2, 3):
+        run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"rate": [0.1, 0.2]},
+            flags={"method": "bp"},
+            report_seeds=seeds,
+            resume=True,
+        )
+    assert folders == [
+        "report-0000-bp-seeds-2-to-3",
+        "report-0000-bp-seeds-2-to-4",
+    ]
+
+
+def test_a_report_that_grows_by_a_method(trainer, do, tmp_path):
+    """The numbers of the others change, and their rows are theirs still."""
+    rates = []
+
+    def value_of(method, setting):
+        rates.append(setting["rate"])
+        is_first = setting["rate"] == rates[0]
+        if method == "adam":
+            return None if is_first else 1.0
+        return 1.0 if is_first else 2.0
+
+    do(lambda job: methods_outcome(job, value_of))
+    arguments = {
+        "space": {"rate": experiments.Range(0.1, 0.9)},
+        "sampler": "random",
+        "flags": {"method": ["adam", "bp", "cbp"]},
+        "report_seeds": 2,
+        "resume": True,
+    }
+
+    def reported():
+        rows = read_table(str(tmp_path / "a" / "report.csv"))
+        return [(row["run"], row["method"], row["seed"]) for row in rows]
+
+    run_sweep(trainer, tmp_path / "a", num_settings=1, **arguments)
+    assert reported() == [
+        *((0, "bp", seed) for seed in (2, 3)),
+        *((1, "cbp", seed) for seed in (2, 3)),
+    ]
+    run_sweep(trainer, tmp_path / "a", num_settings=2, **arguments)
+    assert reported() == [
+        *((0, "adam", seed) for seed in (2, 3)),
+        *((1, "bp", seed) for seed in (2, 3)),
+        *((2, "cbp", seed) for seed in (2, 3)),
+    ]
+
+
+def test_a_report_has_no_seed_of_a_sweep_that_grew(trainer, do, tmp_path):
+    numbers = []
+
+    def value_of(method, setting):
+        del method
+        numbers.append(setting["num_learners"])
+        return 1.0 if setting["num_learners"] == numbers[0] else 2.0
+
+    do(lambda job: methods_outcome(job, value_of))
+    for count in (1, 8):
+        rows = run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"num_learners": experiments.Range(1, 9)},
+            sampler="random",
+            num_settings=count,
+            flags={"method": "bp"},
+            report_seeds=2,
+            resume=True,
+        )
+    reported = read_table(str(tmp_path / "a" / "report.csv"))
+    last = max(row["seed"] for row in rows)
+    assert [row["seed"] for row in reported] == [last + 1, last + 2]
+
+
 def test_of_all_that_diverged_none_is_reported(trainer, do, tmp_path):
     do(lambda job: whole(job, [[1.0, None]]))
     run_sweep(trainer, tmp_path / "a", report_seeds=3)
     assert not (tmp_path / "a" / "report.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("space", "flags"),
+    [
+        ({"seed": [0, 1]}, {"num_learners": 1}),
+        ({"seed": [4, 0, 2]}, {"num_learners": 2}),
+        # Each number of learners is a setting of its own.
+        ({"seed": [0, 3], "num_learners": [1, 3]}, {}),
+    ],
+)
+def test_seeds_that_are_far_enough_apart(trainer, do, tmp_path, space, flags):
+    do(methods_outcome)
+    rows = run_sweep(
+        trainer,
+        tmp_path / "a",
+        space={"rate": [0.1, 0.2], **space},
+        flags={"method": "bp", **flags},
+    )
+    seeds = [(plan.setting_of(row), row["seed"]) for row in rows]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_seeds_that_optuna_may_not_propose(trainer, do, tmp_path):
+    pytest.importorskip("optuna", reason="Optuna is not installed")
+    do()
+    with pytest.raises(ValueError, match="seed=0 and seed=1 with num_learn"):
+        run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"seed": [0, 1], "rate": experiments.Range(0, 1)},
+            flags={"num_learners": 2},
+            sampler="optuna",
+            num_settings=4,
+        )
+    assert not (tmp_path / "a").exists()
+
+
+def test_seeds_that_two_runs_share(trainer, do, tmp_path):
+    """Of a trainer that trains two learners unless it is told otherwise."""
+    do(methods_outcome)
+    with pytest.raises(
+        ValueError, match="apart.*the seed 1 of bp in run 0 and in run 1"
+    ):
+        run_sweep(
+            trainer,
+            tmp_path / "a",
+            space={"seed": [0, 1]},
+            flags={"method": "bp"},
+        )
+    rows = read_table(str(tmp_path / "a" / "table.csv"))
+    assert len(rows) == 2  # Those of whichever ended first.
 
 
 def test_a_setting_that_is_refused(trainer, do, tmp_path):
@@ -560,6 +845,14 @@ def test_a_table_of_another_schema(trainer, do, tmp_path):
         (
             {"space": {"rate": experiments.Range(0, 1)}},
             "The sampler `grid` takes all combinations",
+        ),
+        (
+            {"space": {"seed": [3, 0, 4]}, "flags": {"num_learners": 2}},
+            "at least `num_learners` apart.*seed=3 and seed=4 with num_learn",
+        ),
+        (
+            {"space": {"seed": [0, 1], "num_learners": [1, 3]}},
+            "seed=0 and seed=1 with num_learners=3",
         ),
         ({"measure": "best"}, "`measure` must be"),
         ({"processes": 0}, "`processes` must be a positive integer"),

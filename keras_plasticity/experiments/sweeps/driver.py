@@ -120,8 +120,8 @@ def sweep(
         SystemExit: With a message, which was printed: 1 if a run failed; 128
             and the signal's number after Ctrl-C, SIGTERM or SIGHUP.
         ValueError: If an argument is not as described, if the trainer refuses
-            the flags of a setting, or if `log_dir` cannot be what it should
-            be.
+            the flags of a setting, if learners of two runs of a setting share
+            a seed, or if `log_dir` cannot be what it should be.
 
     Example:
 
@@ -316,9 +316,10 @@ class _Driver:
         self._log = log
         self._retries = retries
         self._caught = caught
-        self._failures = {}
+        self._failures = []
         self._settings = []
         self._proposals = Proposals(log.path, plan.space)
+        self._num_reports = 0
 
     def check(self, executor):
         """Has the trainer check all settings that are known already.
@@ -378,9 +379,10 @@ class _Driver:
         if not rows:
             return
         found = self._plan.report_jobs(rows, num_seeds, self._log.path)
+        self._num_reports = len(found)
         table = self._log.report
         # A sweep that has grown may have found others.
-        table.keep(found, num_seeds)
+        table.keep(found)
         waiting = [job for job in found if not table.has(job)]
         with self._log.progress(len(found)) as progress:
             progress.found(len(found) - len(waiting))
@@ -402,10 +404,11 @@ class _Driver:
                 exit_status.INTERRUPTED + self._caught.signal,
             )
         if self._failures:
-            first = next(iter(self._failures.values()))
+            total = len(self._settings) + self._num_reports
             exit_status.end(
-                f"{len(self._failures)} of {len(self._settings)} runs failed, "
-                f"see {self._log.failures_path}. The first one: {first}",
+                f"{len(self._failures)} of {total} runs failed, see "
+                f"{self._log.failures_path}. The first one: "
+                f"{self._failures[0]}",
                 exit_status.FAILED,
             )
 
@@ -443,7 +446,7 @@ class _Driver:
                     number = outcome.status - exit_status.INTERRUPTED
                     reason = f"something sent it {signal.Signals(number).name}"
                 if attempts[job.run] <= self._retries:
-                    print(f"Run {job.run}: {reason}. It is tried again.")
+                    print(f"{_title(job)}: {reason}. It is tried again.")
                     running[executor.submit(job)] = job
                 else:
                     reason = f"{reason}, {attempts.pop(job.run)} times"
@@ -458,9 +461,9 @@ class _Driver:
                 f"by side: {message}\nThey are trained one after another."
             )
             return job.jobs
-        self._failures[job.run] = message
+        self._failures.append(message)
         self._log.add_failure(job, message)
-        print(f"Run {job.run} failed: {message}")
+        print(f"{_title(job)} failed: {message}")
         progress.done("failed")
         return []
 
@@ -481,6 +484,11 @@ def _wait(futures, executor, caught):
             raise Interrupted
         if done:
             return done
+
+
+def _title(job):
+    """The name of a job at the beginning of a sentence."""
+    return job.name[0].upper() + job.name[1:]
 
 
 def _as_flags(setting):

@@ -31,6 +31,7 @@ class Job:
         arguments: List of strings, all flags but the folder's.
         log_dir: String, the folder.
         jobs: List of the jobs that are done by it: itself.
+        name: String, what it is called in messages.
     """
 
     run: int
@@ -41,6 +42,29 @@ class Job:
     @property
     def jobs(self):
         return [self]
+
+    @property
+    def name(self):
+        return f"run {self.run}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportJob(Job):
+    """The run of a trainer that reports a method on seeds of its own.
+
+    Its number is that of its rows in the report, which is none of the sweep's.
+
+    Attributes:
+        method: String, the method.
+        seeds: List of integers, one for each learner.
+    """
+
+    method: str
+    seeds: list[int]
+
+    @property
+    def name(self):
+        return f"report of {self.method}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +87,10 @@ class Group:
     def run(self):
         """The number of its first run."""
         return self.jobs[0].run
+
+    @property
+    def name(self):
+        return self.jobs[0].name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,11 @@ class SweepLog:
     def add_failure(self, job, message):
         """Keeps why a run has failed."""
         self._failures.append(
-            {"run": job.run, **job.setting, "message": message}
+            {
+                "run": job.name.removeprefix("run "),
+                **job.setting,
+                "message": message,
+            }
         )
         table.write_table(self.failures_path, self._failures)
 

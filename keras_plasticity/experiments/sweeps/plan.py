@@ -1,6 +1,7 @@
 """What a sweep is to train."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -15,9 +16,12 @@ from keras_plasticity.experiments import method_file
 from keras_plasticity.experiments import selection
 from keras_plasticity.experiments import table
 from keras_plasticity.experiments.methods import all_flags
+from keras_plasticity.experiments.methods import find_parts
+from keras_plasticity.experiments.methods import needed_flags
 from keras_plasticity.experiments.sweeps import space as spaces
 from keras_plasticity.experiments.sweeps.jobs import Group
 from keras_plasticity.experiments.sweeps.jobs import Job
+from keras_plasticity.experiments.sweeps.jobs import ReportJob
 from keras_plasticity.experiments.sweeps.jobs import arguments_of
 
 # Flags with which each setting is a run of its own.
@@ -92,6 +96,7 @@ class Plan:
             spaces.check_optuna()
         self._method_file = self.flags.get(method_file.NAME)
         self._drawn = self._draw()
+        _check_seeds(self.to_check(), self.flags)
 
     @property
     def most_settings(self):
@@ -239,7 +244,7 @@ class Plan:
             os.path.join(os.path.dirname(first.log_dir), name),
         )
 
-    def report_jobs(self, rows, num_seeds: int, log_dir: str) -> list[Job]:
+    def report_jobs(self, rows, num_seeds, log_dir) -> list[ReportJob]:
         """Jobs that train the best setting of each method on other seeds.
 
         Args:
@@ -248,8 +253,8 @@ class Plan:
             log_dir: String, the folder of the sweep.
 
         Returns:
-            List of `Job`s, one for each method, but for those all of whose
-            settings diverged.
+            List of `ReportJob`s, one for each method, but for those all of
+            whose settings diverged.
         """
         used = sorted({row["seed"] for row in rows})
         first = used[-1] + 1
@@ -272,14 +277,20 @@ class Plan:
                 name: own.get(name, row[f"{table.FLAG}{name}"])
                 for name in self.space
             }
+            # A trainer refuses flags that none of its methods takes.
+            taken = flags_for_method({**self.flags, **own, **setting}, method)
+            # On other seeds it is another run, which needs another folder.
+            name = (
+                f"report-{row['run']:04d}-{method}-seeds-{first}-to-{seeds[-1]}"
+            )
             found.append(
-                Job(
+                ReportJob(
                     run,
                     setting,
-                    arguments_of({**self.flags, **own}, setting),
-                    os.path.join(
-                        log_dir, "runs", f"report-{row['run']:04d}-{method}"
-                    ),
+                    arguments_of(taken, {}),
+                    os.path.join(log_dir, "runs", name),
+                    method,
+                    seeds,
                 )
             )
         return found
@@ -320,6 +331,31 @@ class Plan:
         return None
 
 
+def flags_for_method(flags, method):
+    """Some flags without those that belong to other methods only.
+
+    Args:
+        flags: Dict from the name of a flag to its value.
+        method: String. Of a method that only the trainer knows, nothing is
+            left out.
+
+    Returns:
+        Dict.
+    """
+    parts = method_file.all_parts(flags.get(method_file.NAME))
+    try:
+        needed = needed_flags(find_parts(method, parts))
+    except ValueError:
+        return dict(flags)
+    others = [flag for flag in all_flags(parts) if flag.name not in needed]
+    left_out = {flag.name for flag in others}
+    # A flag of two values has its negation too.
+    left_out |= {f"no{flag.name}" for flag in others if flag.type is bool}
+    return {
+        name: value for name, value in flags.items() if name not in left_out
+    }
+
+
 def settings_of(rows, measure):
     """The rows of each method and setting, those of the best one first.
 
@@ -335,12 +371,7 @@ def settings_of(rows, measure):
     """
     groups = {}
     for row in rows:
-        flags = [
-            (name, value)
-            for name, value in row.items()
-            if name.startswith(table.FLAG) and name != f"{table.FLAG}seed"
-        ]
-        groups.setdefault((row["method"], *flags), []).append(row)
+        groups.setdefault(setting_of(row), []).append(row)
     sign = 1 if rows and rows[0]["lower_is_better"] else -1
 
     def order(group):
@@ -350,12 +381,60 @@ def settings_of(rows, measure):
     return sorted(groups.values(), key=order)
 
 
+def setting_of(row):
+    """Tuple of the method and the flags of a row, but for its seed."""
+    flags = [
+        (name, value)
+        for name, value in row.items()
+        if name.startswith(table.FLAG) and name != f"{table.FLAG}seed"
+    ]
+    return row["method"], *flags
+
+
 def result_of(rows, measure):
     """The mean of a measure over rows; `None` if one of them diverged."""
     values = [row[measure] for row in rows]
     if not values or any(value is None for value in values):
         return None
     return float(np.mean(values))
+
+
+def shared_seeds(what):
+    """The error for a sweep that would count learners twice.
+
+    Args:
+        what: String, where a seed is twice.
+    """
+    return ValueError(
+        "Seeds that a sweep varies must be at least `num_learners` apart: "
+        "learner i of a run has the run's seed + i, and one that is in two "
+        "runs would count twice. Take such seeds, such as seed=0,10 for up "
+        f"to ten learners, or fewer learners. Received: {what}"
+    )
+
+
+def _check_seeds(settings, flags):
+    """Checks that runs of the same setting have learners of their own.
+
+    Where the trainer alone knows how many learners there are, it is one here.
+    """
+    groups = {}
+    for setting in settings:
+        both = {"seed": "0", "num_learners": "1", **flags, **setting}
+        others = [pair for pair in setting.items() if pair[0] != "seed"]
+        try:
+            found = int(both["seed"]), int(both["num_learners"])
+        except (TypeError, ValueError):
+            continue  # The trainer tells what is wrong with them.
+        groups.setdefault(tuple(others), []).append(found)
+    for found in groups.values():
+        found.sort()
+        for (seed, learners), (following, _) in itertools.pairwise(found):
+            if following - seed < learners:
+                raise shared_seeds(
+                    f"seed={seed} and seed={following} with "
+                    f"num_learners={learners}"
+                )
 
 
 def _check_flags(flags):

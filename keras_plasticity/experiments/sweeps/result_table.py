@@ -4,6 +4,7 @@ import os
 
 from keras_plasticity.experiments import table
 from keras_plasticity.experiments.sweeps import jobs
+from keras_plasticity.experiments.sweeps import plan
 
 
 class ResultTable:
@@ -57,17 +58,28 @@ class ResultTable:
         return bool(rows)
 
     def add(self, rows):
-        """Adds all rows of one or more runs, and writes the file."""
+        """Adds all rows of one or more runs, and writes the file.
+
+        Raises:
+            ValueError: If a learner is in two runs of a setting.
+        """
         new = {row["run"] for row in rows}
         others = [row for row in self.rows if row["run"] not in new]
-        self._write(sorted(others + rows, key=_order))
+        both = sorted(others + rows, key=_order)
+        _check_seeds(both)
+        self._write(both)
 
-    def keep(self, found, num_seeds):
-        """Drops the rows of all but some jobs, of so many seeds each."""
+    def keep(self, found):
+        """Drops the rows of all but some `ReportJob`s.
+
+        Their numbers tell little: with one method more, they are others'.
+        """
         kept = []
         for job in found:
             rows = self.of(job.run)
-            if len(rows) == num_seeds and not _differences(rows, job):
+            expected = [(job.method, seed) for seed in job.seeds]
+            there = [(row["method"], row["seed"]) for row in rows]
+            if there == expected and not _differences(rows, job):
                 kept += rows
         if len(kept) < len(self.rows):
             self._write(kept)
@@ -84,6 +96,19 @@ def _differences(rows, job):
         for name, value in job.setting.items()
         if row[f"{table.FLAG}{name}"] != value
     ]
+
+
+def _check_seeds(rows):
+    # A plan cannot, where the number of learners is the trainer's own.
+    runs = {}
+    for row in rows:
+        key = (*plan.setting_of(row), row["seed"])
+        first = runs.setdefault(key, row["run"])
+        if first != row["run"]:
+            raise plan.shared_seeds(
+                f"the seed {row['seed']} of {row['method']} in run {first} "
+                f"and in run {row['run']}"
+            )
 
 
 def _order(row):
