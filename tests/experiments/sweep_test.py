@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import sys
 
 import pytest
 from tensorboard.backend.event_processing import plugin_event_accumulator
@@ -19,6 +20,7 @@ from keras_plasticity.experiments import run_folder
 from keras_plasticity.experiments.sweeps import driver
 from keras_plasticity.experiments.sweeps import jobs
 from keras_plasticity.experiments.sweeps import plan
+from keras_plasticity.experiments.sweeps import worker
 from keras_plasticity.experiments.sweeps.worker_process import WorkerDied
 from keras_plasticity.experiments.table import read_table
 
@@ -774,6 +776,54 @@ def test_seeds_that_two_runs_share(trainer, do, tmp_path):
         )
     rows = read_table(str(tmp_path / "a" / "table.csv"))
     assert len(rows) == 2  # Those of whichever ended first.
+
+
+def test_what_to_resume_has_to_be_told(trainer, do, tmp_path, monkeypatch):
+    executor = do()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--resume needs the folder.*--log_d"):
+        experiments.sweep(trainer, SPACE, resume=True)
+    assert not hasattr(executor, "checked")
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("status", [128, 200, 255, 1000, 3, -1])
+def test_an_exit_status_that_is_no_signal(trainer, do, tmp_path, status):
+    attempts = []
+
+    def work(job):
+        attempts.append(job.run)
+        if job.run == 1:
+            # As of `sys.exit(status)`, which has no other message.
+            return jobs.Outcome(status, str(status), [])
+
+    do(work)
+    with pytest.raises(
+        SystemExit, match=f"1 of 6 runs failed.*: exit status {status}"
+    ):
+        run_sweep(trainer, tmp_path / "a")
+    assert attempts == list(range(6))
+    failures = (tmp_path / "a" / "failures.csv").read_text().splitlines()
+    assert failures[1:] == [f"1,0.1,1e-3,exit status {status}"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        (None, 0, ""),
+        (200, 200, "200"),
+        ("the disk is full", 1, "the disk is full"),
+        ((1, 2), 1, "(1, 2)"),
+    ],
+)
+def test_how_a_trainer_exits(tmp_path, code, status, message):
+    def run(flag_values):
+        sys.exit(code)
+
+    result = worker.run_trainer(
+        lambda flag_values: None, run, str(tmp_path / "trainer.py"), []
+    )
+    assert result == (status, message)
 
 
 def test_a_setting_that_is_refused(trainer, do, tmp_path):

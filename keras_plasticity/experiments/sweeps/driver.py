@@ -107,7 +107,7 @@ def sweep(
             `log_dir/report.csv`. Defaults to `None`: no report.
         resume: Boolean, whether to resume the sweep in `log_dir`, if there is
             one. More settings may be asked for, but nothing else may differ.
-            Defaults to `False`.
+            It needs `log_dir`. Defaults to `False`.
 
     Returns:
         List of dicts, the rows of the table.
@@ -161,6 +161,10 @@ def sweep(
         )
     resume = validation.check_boolean("resume", resume)
     if log_dir is None:
+        if resume:
+            raise ValueError(
+                "--resume needs the folder of the sweep. Give it by --log_dir."
+            )
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         log_dir = os.path.join("logs", "sweeps", f"{plan.name}-{now}")
     log_dir = os.path.abspath(validation.check_path("log_dir", log_dir))
@@ -438,13 +442,13 @@ class _Driver:
                             ]
                             progress.done(self._log.result(rows))
                         continue
-                    if outcome.status < exit_status.INTERRUPTED:
+                    sent = _signal_of(outcome.status)
+                    if sent is None:
                         del attempts[job.run]
-                        again = self._fail(job, outcome.message, progress)
+                        again = self._fail(job, _reason(outcome), progress)
                         running |= {executor.submit(j): j for j in again}
                         continue
-                    number = outcome.status - exit_status.INTERRUPTED
-                    reason = f"something sent it {signal.Signals(number).name}"
+                    reason = f"something sent it {sent.name}"
                 if attempts[job.run] <= self._retries:
                     print(f"{_title(job)}: {reason}. It is tried again.")
                     running[executor.submit(job)] = job
@@ -484,6 +488,20 @@ def _wait(futures, executor, caught):
             raise Interrupted
         if done:
             return done
+
+
+def _signal_of(status):
+    """The signal that an exit status tells of; `None` if it is no signal's."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(status - exit_status.INTERRUPTED)
+    return None
+
+
+def _reason(outcome):
+    """Why a run has failed: a number says nothing on its own."""
+    if outcome.message in ("", str(outcome.status)):
+        return f"exit status {outcome.status}"
+    return outcome.message
 
 
 def _title(job):

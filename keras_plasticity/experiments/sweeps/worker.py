@@ -115,9 +115,10 @@ def _run(define_flags, run, flag_values, arguments):
     except flags.Error as error:
         return exit_status.WRONG_FLAGS, str(error)
     except SystemExit as error:
-        if isinstance(error.code, str):
-            return exit_status.FAILED, error.code
-        return error.code or 0, str(error)
+        if error.code is None or isinstance(error.code, int):
+            return int(error.code or 0), str(error)
+        # As Python has it: what is no number is a message.
+        return exit_status.FAILED, str(error.code)
     except Exception as error:
         traceback.print_exc()
         return exit_status.FAILED, f"{type(error).__name__}: {error}"
