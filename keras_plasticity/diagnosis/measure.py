@@ -74,19 +74,7 @@ def measure(
     check_built(validation.check_model("model", model))
     x, y = take_examples("data", data)
     names = table.check_measures(measures, y is not None, "data")
-    names = [
-        name
-        for name in names
-        if name in table.MEASURES and not table.MEASURES[name].is_change
-    ]
-    missing = set(measures or ()) - set(names)
-    if missing:
-        raise ValueError(
-            "`measures` must be what can be told of a model at one time; "
-            "`PlasticityMonitor` also compares two. Received: "
-            f"measures={list(measures)}, of which {sorted(missing)} compare, "
-            "or are histograms"
-        )
+    names = table.check_one_time(names, measures)
     needs_loss = any(
         table.MEASURES[name].source in ("gradients", "loss") for name in names
     )
