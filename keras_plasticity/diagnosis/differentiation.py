@@ -258,6 +258,9 @@ class Differentiation:
         except NoLossError:
             raise
         except Exception as error:  # Whatever a backend raises.
+            # TensorFlow raises it as an error of another class.
+            if NoLossError.__name__ in f"{type(error).__mro__} {error}":
+                raise NoLossError(str(error)) from error
             raise _misfit(model, *arguments[:2], error) from error
 
     def _check_model(self, needs_loss=True):
