@@ -187,9 +187,9 @@ def _totals(measurement, model, x, y):
     measured = measurement.measure(model, x, y)
     if measured is None:
         return None
-    num_units = sum(measurement.num_units.values())
     return {
-        name: values["total"]
-        / (num_units if table.MEASURES[name].is_count else 1)
+        name: values["total"] / sum(measurement.num_units_of(name).values())
+        if table.MEASURES[name].is_count
+        else values["total"]
         for name, values in measured.items()
     }

@@ -245,6 +245,8 @@ def test_the_number_of_steps(monkeypatch, size, num_steps):
     asked = []
 
     class Trainer:
+        interrupted = False
+
         def __init__(self, build_model, num_learners):
             self.models = [build_model(i) for i in range(num_learners)]
             self.model = self.models.__getitem__
