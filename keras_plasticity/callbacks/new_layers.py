@@ -68,7 +68,13 @@ def new_layer(layer, seed):
     try:
         config = _reseeded(layer.get_config(), seed, [0])
         new = type(layer).from_config(config)
-        new.build_from_config(layer.get_build_config())
+        build_config = layer.get_build_config()
+        new.build_from_config(build_config)
+        if new.weights and not new.built:
+            # Keras runs a model without a `build` of its own. Its layers have
+            # their weights then, but it does not count as built yet.
+            shapes = build_config.get("shapes_dict", build_config)
+            new.build(next(iter(shapes.values())))
     except Exception as error:  # Whatever a user's class may raise.
         raise ValueError(
             f"The layer '{layer.name}' cannot be made again from its config "

@@ -125,6 +125,12 @@ class Copies:
         else:
             keras.utils.set_random_seed(seed % 2**31)
             copy = validation.check_model("build_model()", self._build_model())
+            if not copy.built:
+                raise ValueError(
+                    "`build_model` must return a built model: call it on a "
+                    "batch of inputs in the function, before it returns. "
+                    f"Received: model '{copy.name}', which is not built"
+                )
             self._check_is_new(copy)
             self._take(copy)
         new_layers.check_alike(self._model, copy)

@@ -346,6 +346,56 @@ def test_a_model_without_a_config():
         )
 
 
+class Plain(keras.Model):
+    """A model that Keras builds by running it.
+
+    Args:
+        **config: What Keras keeps of any model.
+    """
+
+    def __init__(self, **config):
+        super().__init__(**config)
+        self.hidden = keras.layers.Dense(5, "relu")
+        self.last = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.last(self.hidden(inputs))
+
+
+class PlainOfTwo(Plain):
+    """Another one, whose call has two arguments."""
+
+    def call(self, inputs, more=None):
+        return super().call(inputs if more is None else inputs + more)
+
+
+def test_a_model_that_is_built_by_running_it():
+    model = Plain()
+    model.compile("sgd", "mse")
+    model.fit(*data(), verbose=0)
+    diagnosis = keras_plasticity.diagnose(
+        model, data(), num_steps=2, num_new=3, verbose=False
+    )
+    assert diagnosis.learning.new_after.shape == (3,)
+    assert len(set(diagnosis.learning.new_before)) == 3
+
+
+def test_a_model_that_was_built_with_two_inputs():
+    model = PlainOfTwo()
+    model(np.zeros((2, 4)), more=np.zeros((2, 4)))
+    new = learning.Copies(model, "mse", "sgd", None, seed=0).new(0)
+    assert new.built
+    assert new(np.zeros((2, 4))).shape == (2, 1)
+
+
+def test_build_model_must_return_a_built_model():
+    model = Plain()
+    model(np.zeros((2, 4)))
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="must return a built model"):
+        keras_plasticity.diagnose(model, data(), build_model=Plain, num_new=3)
+
+
 @keras.saving.register_keras_serializable("diagnose_test")
 class Block(keras.layers.Layer):
     """A block whose config says nothing of the layers in it."""
