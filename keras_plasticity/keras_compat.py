@@ -240,6 +240,21 @@ def is_meant_to_be_trained(layer, variable):
     return any(variable is each for each in layer._trainable_variables)
 
 
+@contextlib.contextmanager
+def keep_random_state():
+    """Context after which Keras' global seed and generator are as before.
+
+    `keras.utils.set_random_seed` puts others in their place.
+    """
+    names = "global_random_seed", "global_seed_generator"
+    before = [global_state.get_global_attribute(name) for name in names]
+    try:
+        yield
+    finally:
+        for name, value in zip(names, before):
+            global_state.set_global_attribute(name, value)
+
+
 def note_caller(layer, callers):
     """Notes the outermost layer whose call has led to `layer`'s call.
 

@@ -32,6 +32,9 @@ replaces units needs a few operations which `keras.ops` does not have:
   into one kernel each on a CPU, in the whole process, where the compiler was
   not used yet and does so well for steps of this batch size. The last call
   before the compiler is used counts.
+- `keep_random_state()`: a context after which the backend's global generators
+  of random numbers are what they were before. JAX has none, and TensorFlow does
+  not tell the state of its own.
 - `compute_now()`: a context in which operations are computed eagerly, even
   while a step is being traced.
 - `count_true(masks)`: int32 tensor, how many entries of each of a list of
@@ -111,6 +114,7 @@ count_true = _active.count_true
 gradients = _active.gradients
 hessian_vector_product = _active.hessian_vector_product
 identity = _active.identity
+keep_random_state = _active.keep_random_state
 known_value = _active.known_value
 no_gradient = _active.no_gradient
 only_if = _active.only_if

@@ -25,6 +25,10 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
+def keep_random_state():
+    return contextlib.nullcontext()
+
+
 def compute_now():
     return jax.ensure_compile_time_eval()
 

@@ -41,6 +41,10 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
+def keep_random_state():
+    return contextlib.nullcontext()
+
+
 def compute_now():
     return tf.init_scope()
 

@@ -51,6 +51,13 @@ def no_gradient():
     return torch.no_grad()
 
 
+def keep_random_state():
+    # Where CUDA was not used yet, there is no state, and asking would start it.
+    is_used = torch.cuda.is_initialized()
+    devices = range(torch.cuda.device_count() if is_used else 0)
+    return torch.random.fork_rng(list(devices))
+
+
 def compute_now():
     return contextlib.nullcontext()
 

@@ -79,8 +79,9 @@ def diagnose(
         build_model: Function without arguments that returns a new model of
             the same architecture, for models that their config does not
             describe. It makes all layers anew; layers that are frozen in
-            `model`, or were made plastic, become so in the new one. Defaults
-            to `None`: the config does.
+            `model`, or were made plastic, become so in the new one. Global
+            random seeds are set while it runs, and are as before afterwards,
+            but for `tf.random`'s. Defaults to `None`: the config does.
         measures: List of names of measures to compare; see
             `keras_plasticity.callbacks.PlasticityMonitor`. Defaults to those
             that are cheap.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import random
 import weakref
 
 import keras
@@ -123,15 +124,16 @@ class Copies:
         if self._build_model is None:
             copy = new_layers.new_layer(self._model, seed)
         else:
-            keras.utils.set_random_seed(seed % 2**31)
-            copy = validation.check_model("build_model()", self._build_model())
+            with _seeded(seed):
+                copy = self._build_model()
+            validation.check_model("build_model()", copy)
+            self._check_is_new(copy)
             if not copy.built:
                 raise ValueError(
                     "`build_model` must return a built model: call it on a "
                     "batch of inputs in the function, before it returns. "
                     f"Received: model '{copy.name}', which is not built"
                 )
-            self._check_is_new(copy)
             self._take(copy)
         new_layers.check_alike(self._model, copy)
         # Neither says all that was changed in the built model.
@@ -168,6 +170,24 @@ class Copies:
             loss_weights=self._loss_weights,
         )
         return copy
+
+
+@contextlib.contextmanager
+def _seeded(seed):
+    """Context in which whatever draws random numbers draws those of a seed.
+
+    Afterwards the program goes on with its own, as if nothing had been drawn.
+    Only what `tf.random` draws and `tf.data` shuffles without a seed depends
+    on this one from then on: TensorFlow does not tell where it was.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with keras_compat.keep_random_state(), backend.keep_random_state():
+        try:
+            keras.utils.set_random_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _check_loss(loss):

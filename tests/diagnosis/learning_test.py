@@ -1,5 +1,8 @@
 """Copies of a model: what is in them, and what they leave alone."""
 
+import contextlib
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -369,6 +372,39 @@ def test_build_model_must_return_a_new_model_each_time(share, message):
     copies.old()
     with pytest.raises(ValueError, match=f"{message}.*returned before"):
         copies.new(0)
+
+
+def global_draws():
+    """What comes next of each global source of random numbers."""
+    draws = [random.random(), np.random.rand()]
+    draws.append(float(keras.random.normal(())))
+    draws.append(float(keras.random.normal(())))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        draws.append(float(torch.rand(())))
+    return draws
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_build_model_leaves_global_random_numbers_alone(fails):
+    def build_model():
+        global_draws()
+        if fails:
+            raise OSError
+        return small()
+
+    copies = copies_of(small(), build_model)
+    keras.utils.set_random_seed(5)
+    # A generator of Keras that has been used already.
+    global_draws()
+    expected = global_draws()
+    keras.utils.set_random_seed(5)
+    global_draws()
+    for number in range(2):
+        with pytest.raises(OSError) if fails else contextlib.nullcontext():
+            copies.new(number)
+    assert global_draws() == expected
 
 
 def test_models_may_share_what_nobody_trains():
