@@ -14,6 +14,9 @@ from keras_plasticity.diagnosis.constants import constants_of
 from keras_plasticity.training import nests
 from keras_plasticity.weights import weights_of
 
+# By what a scale of the loss is divided at which gradients overflow.
+_SCALE_DIVISOR = 16.0
+
 
 class NoLossError(ValueError):
     """There is no loss to differentiate."""
@@ -251,9 +254,14 @@ class Differentiation:
             )
         values = [keras.ops.convert_to_tensor(v) for v in variables]
         size = len(weights)
+        run = functools.partial(
+            self._programs[key], values[:size], values[size:]
+        )
         try:
-            return self._programs[key](
-                values[:size], values[size:], _loss_scale(model), *arguments
+            return _at_a_scale_that_fits(
+                lambda scale: run(scale, *arguments),
+                _loss_scale(model),
+                name in _SCALED,
             )
         except NoLossError:
             raise
@@ -317,6 +325,34 @@ def _loss_scale(model):
     if optimizer is None:
         return one
     return keras.ops.cast(optimizer.scale_loss(one), "float32")
+
+
+def _at_a_scale_that_fits(compute, scale, is_scaled):
+    """What is computed of a scaled loss, at a smaller scale if it overflows.
+
+    An optimizer leaves out a step whose gradients in half precision overflow,
+    and takes a smaller scale then. So what it has now may be too large.
+
+    Args:
+        compute: Function of a scale that returns a list of tensors.
+        scale: Scalar tensor, of the optimizer.
+        is_scaled: Boolean, whether what is computed depends on it.
+
+    Returns:
+        What `compute` returns: finite unless it is not at a scale of 1 either.
+    """
+    results = compute(scale)
+    factor = float(scale) if is_scaled else 1.0
+    while factor > 1.0 and not _are_finite(results):
+        factor = max(factor / _SCALE_DIVISOR, 1.0)
+        results = compute(keras.ops.full_like(scale, factor))
+    return results
+
+
+def _are_finite(tensors):
+    return all(
+        bool(keras.ops.all(keras.ops.isfinite(each))) for each in tensors
+    )
 
 
 def _loss(reference, variables, others, x, y, weights, training=False):
@@ -456,6 +492,15 @@ _PROGRAMS = {
         _gradients_program,
     ),
 }
+
+
+# Those whose loss is scaled before it is differentiated.
+_SCALED = [
+    "gradient_norm",
+    "gradients",
+    "output_gradients",
+    "training_gradients",
+]
 
 
 def _as_gradients(gradients, weights):

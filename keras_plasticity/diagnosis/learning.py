@@ -87,8 +87,7 @@ class Copies:
             _check_loss(each)
         self._loss = loss
         self._loss_weights = getattr(model, "loss_weights", None)
-        optimizer = _keras_optimizer(optimizer)
-        self._optimizer = keras.optimizers.serialize(optimizer)
+        self._optimizer = _keras_optimizer(optimizer)
         self._build_model = build_model
         # What a new model must not have, by ids.
         self._taken = weakref.WeakValueDictionary()
@@ -164,8 +163,10 @@ class Copies:
         self._taken.update((id(part), part) for part in parts)
 
     def _compiled(self, copy):
+        # A config each time: some optimizers empty the one they are made of.
+        config = keras.optimizers.serialize(self._optimizer)
         copy.compile(
-            keras.optimizers.deserialize(self._optimizer),
+            keras.optimizers.deserialize(config),
             self._loss,
             loss_weights=self._loss_weights,
         )

@@ -524,6 +524,20 @@ def test_a_model_that_has_diverged():
         keras_plasticity.diagnose(model, data(), num_new=3)
 
 
+def test_a_model_in_half_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled(optimizer=keras.optimizers.SGD(1e-6))
+        x, y = data()
+        diagnosis = keras_plasticity.diagnose(
+            model, (x, 50.0 * y), num_steps=20, num_new=3, verbose=False
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert np.isfinite(diagnosis.measured["gradient_norm"][1]).all()
+
+
 def test_new_models_that_diverge():
     with pytest.raises(ValueError, match="Of 3 of them 3 diverged: give an"):
         keras_plasticity.diagnose(

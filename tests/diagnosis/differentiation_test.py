@@ -467,6 +467,40 @@ def test_the_norm_of_the_gradient():
     assert differentiation.Differentiation(model).gradient_norm(x, y) == 0.0
 
 
+def test_gradients_that_overflow_at_the_scale_of_the_optimizer():
+    x, y = make_data(8)
+    y = 1e3 * y
+
+    def gradients(policy):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        try:
+            model = make_model(layer=keras.layers.Dense, seed=1)
+            model.compile("sgd", "mse")
+            found = differentiation.Differentiation(model)
+            norm = found.gradient_norm(x, y)
+            return norm, flat(found.loss_and_gradients(x, y)[1])
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    norm, actual = gradients("mixed_float16")
+    expected_norm, expected = gradients("float32")
+    assert np.abs(expected).max() * 2.0**15 > 2.0**16
+    np.testing.assert_allclose(norm, expected_norm, rtol=0.01)
+    np.testing.assert_allclose(actual, expected, atol=0.01 * expected_norm)
+
+
+def test_what_is_not_finite_at_any_scale_is_told():
+    tried = []
+
+    def compute(scale):
+        tried.append(float(scale))
+        return [ops.array([1.0, np.inf])]
+
+    differentiation._at_a_scale_that_fits(compute, ops.array(40.0), True)
+    assert tried == [40.0, 2.5, 1.0]
+
+
 def test_gradients_of_the_output_of_each_example():
     model = make_model(layer=keras.layers.Dense, dims=(4, 5, 1))
     x, _ = make_data(6)
