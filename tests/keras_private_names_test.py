@@ -24,6 +24,13 @@ def _functional():
     return keras.Model(inputs, keras.layers.Dense(3)(inputs))
 
 
+def _trained():
+    model = _functional()
+    model.compile("sgd", "mse")
+    model.fit(keras.ops.zeros((2, 4)), keras.ops.zeros((2, 3)), verbose=0)
+    return model
+
+
 def _built(optimizer):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     optimizer.build(model.trainable_variables)
@@ -56,6 +63,7 @@ _ATTRIBUTES = {
     ),
     "_gate_dense": _attention,
     "_inbound_nodes": lambda: keras.layers.Dense(3),
+    "_jax_state": _trained,
     "_keras_history": _tensor,
     "_key_dense": _attention,
     "_loss_ids": lambda: keras.layers.Dense(3),
@@ -77,7 +85,7 @@ _ATTRIBUTES = {
     "_var_key": keras.optimizers.SGD,
 }
 # Names that only one backend's objects have.
-_OF_TORCH = ("_track_variables",)
+_OF_ONE = {"_jax_state": "jax", "_track_variables": "torch"}
 # What is imported from where only Keras itself imports.
 _PLACES = (
     "keras.src.backend.common.global_state",
@@ -141,8 +149,9 @@ def test_the_table_has_all_private_places():
 
 @pytest.mark.parametrize("name", sorted(_ATTRIBUTES))
 def test_a_private_attribute(name):
-    if name in _OF_TORCH and keras.backend.backend() != "torch":
-        pytest.skip("Only on PyTorch.")
+    backend = keras.backend.backend()
+    if _OF_ONE.get(name, backend) != backend:
+        pytest.skip(f"Only on {_OF_ONE[name]}.")
     owner = _ATTRIBUTES[name]()
     users = _users(lambda node: name in _private_attributes(node))
     assert hasattr(owner, name), (
