@@ -1361,6 +1361,9 @@ class _NoProcesses:
     def stop(self):
         pass
 
+    def end_idle(self):
+        pass
+
     def close(self, at_once=False):
         pass
 

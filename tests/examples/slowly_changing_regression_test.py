@@ -31,7 +31,7 @@ def test_runs_all_methods_and_writes_what_it_found(trainer, tmp_path, capsys):
     summary = run(trainer, tmp_path, *_TINY, "--replacement_rate=0.02")
     assert summary["problem"] == "slowly_changing_regression"
     assert summary["backend"] == keras.backend.backend()
-    assert [r["method"] for r in summary["runs"]] == ["bp", "linear"]
+    assert [r["method"] for r in summary["runs"]] == ["bp", "cbp", "linear"]
     for record in summary["runs"]:
         assert record["num_learners"] == 2
         assert record["steps_per_learner"] == 400
