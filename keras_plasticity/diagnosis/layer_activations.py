@@ -187,8 +187,8 @@ class Programs:
         if known == parts:
             return structure
         # No other model has the programs of one whose config does not tell.
-        for key in [k for k in self._programs if k[1] is structure]:
-            if not isinstance(structure, str):
+        if isinstance(structure, Identity):
+            for key in [k for k in self._programs if k[1] is structure]:
                 del self._programs[key]
         structure = structure_of(model) or Identity(object())
         self._structures[model] = parts, structure

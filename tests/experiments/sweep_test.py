@@ -98,6 +98,18 @@ def do(monkeypatch):
     return set_function
 
 
+def note(do, outcome):
+    """Has jobs done by `outcome(job)`; returns the list of those done."""
+    done = []
+
+    def work(job):
+        done.append(job)
+        return outcome(job)
+
+    do(work)
+    return done
+
+
 def read_hparams(folder):
     """The settings and results that TensorBoard's "HParams" shows of a run."""
     events = plugin_event_accumulator.EventAccumulator(str(folder)).Reload()
@@ -452,13 +464,10 @@ def make_methods_summary(job):
 
 
 def test_the_best_are_reported_on_other_seeds(trainer, do, tmp_path, capsys):
-    done = []
-
-    def work(job):
-        done.append(job)
+    def outcome(job):
         return jobs.Outcome(0, "", jobs.rows_of(make_methods_summary(job), job))
 
-    do(work)
+    done = note(do, outcome)
     arguments = {
         "space": {"rate": [0.1, 0.2, 0.3], "seed": [4, 6]},
         "flags": {"method": ["bp", "cbp"]},
@@ -523,13 +532,7 @@ def is_report(job):
 def test_a_method_is_reported_with_the_flags_it_takes(
     trainer, do, tmp_path, method, own
 ):
-    done = []
-
-    def work(job):
-        done.append(job)
-        return methods_outcome(job)
-
-    do(work)
+    done = note(do, methods_outcome)
     run_sweep(
         trainer,
         tmp_path / "a",
@@ -562,13 +565,7 @@ def test_a_method_of_a_file_is_reported(trainer, do, tmp_path):
         "flag = Flag('strength', 'how much', 1.0)\n"
         "PARTS = [Part('mine', 'A part.', 'here', flags=(flag,))]\n"
     )
-    done = []
-
-    def work(job):
-        done.append(job)
-        return methods_outcome(job)
-
-    do(work)
+    done = note(do, methods_outcome)
     run_sweep(
         trainer,
         tmp_path / "a",
@@ -585,13 +582,7 @@ def test_a_method_of_a_file_is_reported(trainer, do, tmp_path):
 def test_a_method_of_the_trainer_alone_is_reported_with_all_flags(
     trainer, do, tmp_path
 ):
-    done = []
-
-    def work(job):
-        done.append(job)
-        return methods_outcome(job)
-
-    do(work)
+    done = note(do, methods_outcome)
     run_sweep(
         trainer,
         tmp_path / "a",

@@ -420,7 +420,7 @@ class _Driver:
         attempts = collections.Counter()
         running = {executor.submit(job): job for job in waiting}
         while running:
-            done = self._wait(list(running), executor)
+            done = _wait(list(running), executor, self._caught)
             for future in done:
                 job = running.pop(future)
                 attempts[job.run] += 1
@@ -470,9 +470,6 @@ class _Driver:
         print(f"{_title(job)} failed: {message}")
         progress.done("failed")
         return []
-
-    def _wait(self, futures, executor):
-        return _wait(futures, executor, self._caught)
 
 
 def _wait(futures, executor, caught):
